@@ -1,0 +1,1 @@
+"""The merchant: catalog, policy, ledger, private training, and the recognizer at work."""

@@ -1,0 +1,170 @@
+"""A merchant's side of a round: bytes in, bytes out. Read `handle`, then `_join`, then `_upload`.
+
+    participant = Participant(operator_key, policy, taxonomy, ledger, trainer)
+    reply = participant.handle(request)
+
+The participant knows neither Flower nor the network. Whatever arrives is untrusted; whatever it answers is a
+typed message without text. Refusals are decided before any photo is read, and their codes depend on the plan,
+the policy and the ledger, never on a photo. The order of an upload is: charge the ledger and sync it, then
+touch the photos.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hanse_client.ledger import Charge, Ledger, Repeated
+from hanse_client.policy import Policy
+from hanse_client.training import Trainer
+from hanse_common import messages, wire
+from hanse_common.errors import BudgetExceeded, HanseError, LedgerError, PlanRefused, SignatureInvalid, WireError
+from hanse_common.messages import Declined, DeclineCode, Invitation, Joined, Start, Upload, Work
+from hanse_common.plan import Plan
+from hanse_common.secagg import ring
+from hanse_common.vision.taxonomy import Taxonomy
+
+log = logging.getLogger(__name__)
+
+
+class _Refusal(Exception):
+    """The merchant does not go on; `code` is what the server hears."""
+
+    def __init__(self, code: DeclineCode, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+
+
+@dataclass(frozen=True)
+class _Joined:
+    """A round this merchant has joined and not yet uploaded for."""
+
+    work: tuple[bytes, int, int]
+    plan: Plan
+    model: NDArray[np.float32]
+
+
+class Participant:
+    """One merchant in one league. `tell` brings the owner what the server never hears."""
+
+    def __init__(
+        self,
+        operator_key: bytes,
+        policy: Policy,
+        taxonomy: Taxonomy,
+        ledger: Ledger,
+        trainer: Trainer,
+        tell: Callable[[str], None] = log.warning,
+    ) -> None:
+        self._operator_key = operator_key
+        self._policy = policy
+        self._taxonomy = taxonomy
+        self._ledger = ledger
+        self._trainer = trainer
+        self._tell = tell
+        self._joined: _Joined | None = None
+
+    def handle(self, request: bytes) -> bytes:
+        """Return the reply to `request`, untrusted bytes. Never raises for what the server may send."""
+        nobody = Work(plan_digest=bytes(32), round=0, attempt=0)
+        work = nobody
+        try:
+            message = wire.decode_any((Invitation, Start), request, messages.MAX_MESSAGE_BYTES)
+            work = message
+            if isinstance(message, Invitation):
+                return wire.encode(self._join(message))
+            return wire.encode(self._upload(message))
+        except WireError as error:
+            code, reason = DeclineCode.MALFORMED, str(error)
+        except _Refusal as refusal:
+            code, reason = refusal.code, str(refusal)
+        self._tell(f"Declined round {work.round + 1} ({code}): {reason}")
+        plan_digest, round_, attempt = work.work
+        return wire.encode(Declined(plan_digest=plan_digest, round=round_, attempt=attempt, code=code))
+
+    def _join(self, invitation: Invitation) -> Joined:
+        plan = self._accepted_plan(invitation)
+        self._joined = None
+        if invitation.round >= plan.training.rounds:
+            raise _Refusal(
+                DeclineCode.UNEXPECTED,
+                f"the plan has {plan.training.rounds} rounds, and this would be round {invitation.round + 1}.",
+            )
+        try:
+            model = messages.model_from_bytes(invitation.model, plan.dimension)
+        except WireError as error:
+            raise _Refusal(DeclineCode.MODEL, str(error)) from None
+        self._require_room(plan, invitation)
+        self._joined = _Joined(invitation.work, plan, model)
+        plan_digest, round_, attempt = invitation.work
+        return Joined(
+            plan_digest=plan_digest,
+            round=round_,
+            attempt=attempt,
+            model_digest=messages.model_digest(invitation.model),
+        )
+
+    def _upload(self, start: Start) -> Upload:
+        joined, self._joined = self._joined, None
+        if joined is None or joined.work != start.work:
+            raise _Refusal(DeclineCode.UNEXPECTED, "the server asked to train for a round not joined.")
+        if start.cohort_size < self._policy.minimum_cohort:
+            raise _Refusal(
+                DeclineCode.POLICY,
+                f"found a cohort of {start.cohort_size}, the policy needs {self._policy.minimum_cohort}.",
+            )
+        self._charge(joined)
+        # From here on photos are read, and nothing that happens may show outside.
+        update = self._trainer.update(joined.plan, start.round, joined.model)
+        residues = joined.plan.ring.encode(update)
+        plan_digest, round_, attempt = start.work
+        return Upload(plan_digest=plan_digest, round=round_, attempt=attempt, vector=ring.to_bytes(residues))
+
+    def _accepted_plan(self, invitation: Invitation) -> Plan:
+        """Return the plan, once the operator signed it, the policy allows it and the trainer knows it."""
+        try:
+            plan = invitation.signed_plan.open(self._operator_key)
+            if plan.digest != invitation.plan_digest:
+                raise _Refusal(DeclineCode.MALFORMED, "the invitation names another plan than it carries.")
+            self._policy.check(plan, self._taxonomy)
+        except SignatureInvalid as error:
+            raise _Refusal(DeclineCode.SIGNATURE, str(error)) from None
+        except PlanRefused as error:
+            raise _Refusal(DeclineCode.POLICY, str(error)) from None
+        if not self._trainer.accepts(plan):
+            raise _Refusal(DeclineCode.UNAVAILABLE, "the photos are not embedded for the plan's recipe.")
+        return plan
+
+    def _require_room(self, plan: Plan, work: Work) -> None:
+        last = self._ledger.last_work(plan.digest)
+        if last is not None and (work.round, work.attempt) <= last:
+            raise _Refusal(DeclineCode.REPEATED, f"round {last[0] + 1}, attempt {last[1]} is charged already.")
+        try:
+            self._ledger.check(self._charge_of(plan, work.round, work.attempt))
+        except BudgetExceeded as error:
+            raise _Refusal(DeclineCode.BUDGET, str(error)) from None
+        except LedgerError as error:
+            raise _Refusal(DeclineCode.UNAVAILABLE, str(error)) from None
+
+    def _charge(self, joined: _Joined) -> None:
+        _, round_, attempt = joined.work
+        try:
+            self._ledger.charge(self._charge_of(joined.plan, round_, attempt))
+        except Repeated as error:
+            raise _Refusal(DeclineCode.REPEATED, str(error)) from None
+        except BudgetExceeded as error:
+            raise _Refusal(DeclineCode.BUDGET, str(error)) from None
+        except HanseError as error:
+            raise _Refusal(DeclineCode.UNAVAILABLE, str(error)) from None
+
+    @staticmethod
+    def _charge_of(plan: Plan, round_: int, attempt: int) -> Charge:
+        return Charge(
+            plan_digest=plan.digest,
+            round=round_,
+            attempt=attempt,
+            mechanism=plan.mechanism(plan.training.local_steps),
+            delta=plan.delta,
+        )

@@ -1,0 +1,114 @@
+"""Every error Hanse raises on purpose. Catch `HanseError` to catch them all.
+
+    HanseError
+    ├── ConfigError            a YAML file or a command's arguments are wrong
+    ├── WireError              a message from outside is malformed, oversized or not canonical
+    ├── SignatureInvalid       a signature does not verify, or the signer is not the pinned one
+    ├── PlanRefused            the merchant's policy, or arithmetic, does not allow the plan
+    ├── BudgetExceeded         the privacy budget does not cover what was asked
+    ├── LedgerError            the ledger is damaged, locked or of another version
+    ├── CatalogError           the catalog as a whole cannot be used
+    ├── PhotoError             one photo cannot be used
+    │   ├── PhotoMissing       no such file
+    │   ├── PhotoUnreadable    not an image of an accepted format, or damaged
+    │   └── PhotoTooLarge      over the limit of bytes or pixels
+    ├── RecognizerError        a saved recognizer, backbone or recipe is damaged or does not match
+    ├── RoundFailed            a round ended without a sum
+    └── DatasetUnavailable     public data could not be obtained
+
+Each class has an exit code of its own, which the commands return; the guides list them. Texts may name the
+merchant's own files and figures: they are for the merchant's eyes. What leaves a machine is a code
+(`hanse_common.messages.DeclineCode`), never a text.
+"""
+
+from typing import ClassVar
+
+
+class HanseError(Exception):
+    """Base of all errors that Hanse raises on purpose."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class ConfigError(HanseError):
+    """A YAML file or a command's arguments are wrong; the text lists every fault found."""
+
+    exit_code = 10
+
+
+class WireError(HanseError):
+    """A message from outside is malformed, oversized, or not in canonical form."""
+
+    exit_code = 11
+
+
+class SignatureInvalid(HanseError):
+    """A signature does not verify, or the signer is not the pinned one."""
+
+    exit_code = 12
+
+
+class PlanRefused(HanseError):
+    """The merchant's policy, or arithmetic, does not allow the plan."""
+
+    exit_code = 3
+
+
+class BudgetExceeded(HanseError):
+    """The privacy budget does not cover what was asked."""
+
+    exit_code = 4
+
+
+class LedgerError(HanseError):
+    """The ledger is damaged, locked, or of another version."""
+
+    exit_code = 13
+
+
+class CatalogError(HanseError):
+    """The catalog as a whole cannot be used."""
+
+    exit_code = 14
+
+
+class PhotoError(HanseError):
+    """One photo cannot be used."""
+
+    exit_code = 20
+
+
+class PhotoMissing(PhotoError):
+    """There is no such file."""
+
+    exit_code = 21
+
+
+class PhotoUnreadable(PhotoError):
+    """The file is not an image of an accepted format, or it is damaged."""
+
+    exit_code = 22
+
+
+class PhotoTooLarge(PhotoError):
+    """The photo is over the limit of bytes or pixels."""
+
+    exit_code = 23
+
+
+class RecognizerError(HanseError):
+    """A saved recognizer, backbone or recipe is damaged or does not match."""
+
+    exit_code = 15
+
+
+class RoundFailed(HanseError):
+    """A round ended without a sum."""
+
+    exit_code = 16
+
+
+class DatasetUnavailable(HanseError):
+    """Public data could not be obtained."""
+
+    exit_code = 17

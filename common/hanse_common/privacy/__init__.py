@@ -1,0 +1,1 @@
+"""The one differentially private mechanism and its accounting."""

@@ -1,0 +1,78 @@
+"""How much noise a promise needs.
+
+    >>> z = noise_multiplier(
+    ...     epsilon=2.7, delta=1e-5, sampling_rate=0.1365, steps=400, clipping_norm=0.3, dimension=35_800
+    ... )
+    >>> round(z, 1)
+    4.3
+
+The answer is tried on `Mechanism.epsilon` itself: what is calibrated is what will be charged.
+"""
+
+import math
+
+from hanse_common.errors import PlanRefused
+from hanse_common.privacy.discrete import SIGMA_MAX, SIGMA_MIN
+from hanse_common.privacy.encoding import Grid
+from hanse_common.privacy.mechanism import Mechanism
+
+_TOLERANCE = 1e-3
+
+
+def noise_multiplier(
+    *,
+    epsilon: float,
+    delta: float,
+    sampling_rate: float,
+    steps: int,
+    clipping_norm: float,
+    dimension: int,
+) -> float:
+    """Return a noise multiplier that meets (epsilon, delta), at most 0.1 % above the smallest that does.
+
+    Arguments are those of `Mechanism`, and the (ε, δ) that all its steps together must meet.
+
+    Raises:
+        PlanRefused: no noise in the sampler's range meets the promise.
+        ValueError: an argument is out of range.
+    """
+    if not epsilon > 0:
+        raise ValueError(f"Expected epsilon > 0, found {epsilon}.")
+    sensitivity = Grid(clipping_norm, dimension).sensitivity
+    weakest, strongest = _inward(SIGMA_MIN / sensitivity, SIGMA_MAX / sensitivity)
+
+    def reached(z: float) -> float:
+        return Mechanism(clipping_norm, dimension, z, sampling_rate, steps).epsilon(delta)
+
+    if not reached(strongest) <= epsilon:
+        raise PlanRefused(
+            f"epsilon {epsilon:g} at delta {delta:g} is out of reach: {steps} steps at sampling rate "
+            f"{sampling_rate:g} and the largest noise multiplier {strongest:.4g} that dimension {dimension} allows "
+            f"cost epsilon {reached(strongest):.4g}. Plan fewer steps, a lower sampling rate or a larger epsilon."
+        )
+    # Widening from about the right place keeps far ends, slow and useless, out of the search.
+    high = min(max(_guess(epsilon, sampling_rate, steps), weakest), strongest)
+    while reached(high) > epsilon:
+        high = min(2 * high, strongest)
+    low = max(high / 2, weakest)
+    while reached(low) <= epsilon:
+        if low == weakest:
+            return weakest
+        low, high = max(low / 2, weakest), low
+    while high > low * (1 + _TOLERANCE):
+        middle = math.sqrt(low * high)
+        if reached(middle) <= epsilon:
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+def _guess(epsilon: float, sampling_rate: float, steps: int) -> float:
+    """Where to begin; only speed depends on it."""
+    return max(4 * sampling_rate * math.sqrt(steps) / epsilon, 0.5)
+
+
+def _inward(low: float, high: float) -> tuple[float, float]:
+    """Rounding must not carry a multiplier's σ past the sampler's limits."""
+    return low * (1 + 1e-12), high * (1 - 1e-12)

@@ -1,0 +1,103 @@
+"""The one mechanism: what is added to a sum of clipped gradients, and what that guarantees, in one object.
+
+    >>> import numpy as np
+    >>> from hanse_common.randomness import OsRandomness
+    >>> mechanism = Mechanism(
+    ...     clipping_norm=0.3, dimension=1000, noise_multiplier=4.0, sampling_rate=0.1, steps=100
+    ... )
+    >>> released = mechanism.release(np.zeros(1000, dtype=np.int64), OsRandomness())
+    >>> round(mechanism.epsilon(delta=1e-5), 2)
+    1.04
+
+Its five fields are public; they stand in the signed plan. Grid, sensitivity, noise and ε all follow from them, so
+that nobody can account for one mechanism and run another. What the caller still owes is named in `encoding`
+(every example's exact norm) and here: `sampling_rate` is the probability with which each example is sampled,
+independently and secretly, in each of at most `steps` releases.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hanse_common.privacy import accounting
+from hanse_common.privacy.discrete import DiscreteGaussian
+from hanse_common.privacy.encoding import Grid
+from hanse_common.randomness import Randomness
+
+
+@dataclass(frozen=True)
+class Mechanism:
+    """Poisson sampling, clipping, one stochastic rounding, discrete Gaussian noise, `steps` times.
+
+    Attributes:
+        clipping_norm: C, the largest Euclidean norm of one example's gradient.
+        dimension: d, the number of coordinates.
+        noise_multiplier: z, the noise's σ over the sensitivity c̃ of the rounded sum.
+        sampling_rate: q, in (0, 1].
+        steps: T, at least 1.
+
+    Raises:
+        ValueError: a field is out of range, or z and d ask for noise outside `discrete`'s range of σ.
+    """
+
+    clipping_norm: float
+    dimension: int
+    noise_multiplier: float
+    sampling_rate: float
+    steps: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.noise_multiplier < math.inf:
+            raise ValueError(f"Expected a finite noise_multiplier > 0, found {self.noise_multiplier}.")
+        if not 0 < self.sampling_rate <= 1:
+            raise ValueError(f"Expected 0 < sampling_rate ≤ 1, found {self.sampling_rate}.")
+        if self.steps < 1:
+            raise ValueError(f"Expected steps ≥ 1, found {self.steps}.")
+        _ = self.noise
+
+    @cached_property
+    def grid(self) -> Grid:
+        """The grid that clipping norm and dimension fix."""
+        return Grid(self.clipping_norm, self.dimension)
+
+    @cached_property
+    def noise(self) -> accounting.Noise:
+        """One step's noise and sensitivity, in grid steps: what is drawn is what is accounted for."""
+        sensitivity = self.grid.sensitivity
+        return accounting.Noise(self.noise_multiplier * sensitivity, sensitivity, self.dimension)
+
+    @property
+    def noise_deviation(self) -> float:
+        """The standard deviation of one released coordinate's noise, in the gradient's own units."""
+        return self.noise.sigma * self.grid.step
+
+    @cached_property
+    def _sampler(self) -> DiscreteGaussian:
+        return DiscreteGaussian(self.noise.sigma)
+
+    def epsilon(self, delta: float) -> float:
+        """Return an ε such that all `steps` releases together are (ε, delta)-DP; may be infinite.
+
+        One example, present or absent, is what it hides. Raises ValueError for a delta outside [1e-10, 1).
+        """
+        return accounting.epsilon(self.noise, sampling_rate=self.sampling_rate, steps=self.steps, delta=delta)
+
+    def release(self, fine_sum: NDArray[np.int64], randomness: Randomness) -> NDArray[np.float64]:
+        """Round the exact sum of one step's examples, add the noise, and return what may be seen.
+
+        Args:
+            fine_sum: shape (dimension,), dtype int64, in units of `grid.fine_unit`; zeros for an empty sample.
+            randomness: drawn afresh for rounding and noise.
+
+        Returns:
+            Shape (dimension,), dtype float64, in the gradient's own units: multiples of `grid.step`.
+
+        Raises:
+            ValueError: fine_sum is not the sum that `Grid.round` expects.
+        """
+        steps = self.grid.round(fine_sum, randomness)
+        steps += self._sampler.sample(self.dimension, randomness)
+        return self.grid.dequantise(steps)

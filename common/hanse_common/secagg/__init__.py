@@ -1,0 +1,1 @@
+"""Secure aggregation: the integer ring in which updates are summed."""

@@ -1,0 +1,79 @@
+"""Ed25519 keys and domain-separated signatures (RFC 8032).
+
+A signature is over `domain ‖ 0 ‖ bytes`, so that one made for a plan can never pass for one made for anything
+else. Keys are files: the private one PKCS #8 PEM with mode 0600, the public one 64 hexadecimal digits, short
+enough to read out over the telephone.
+"""
+
+import os
+from pathlib import Path
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
+
+from hanse_common.errors import ConfigError, SignatureInvalid
+
+MAX_KEY_FILE_BYTES = 4096
+
+
+def sign(key: Ed25519PrivateKey, domain: str, data: bytes) -> bytes:
+    """Return the signature, 64 bytes, of `data` under `domain`."""
+    return key.sign(_separated(domain, data))
+
+
+def verify(public_key: bytes, domain: str, data: bytes, signature: bytes) -> None:
+    """Raise `SignatureInvalid` unless `signature` is `public_key`'s over `data` under `domain`."""
+    try:
+        Ed25519PublicKey.from_public_bytes(public_key).verify(signature, _separated(domain, data))
+    except (InvalidSignature, ValueError):
+        raise SignatureInvalid(f"The signature of the {domain} does not verify.") from None
+
+
+def public_bytes(key: Ed25519PrivateKey) -> bytes:
+    """Return the public key that belongs to `key`, 32 bytes."""
+    return key.public_key().public_bytes_raw()
+
+
+def create_key(path: Path) -> Ed25519PrivateKey:
+    """Make a key, write it to `path` (mode 0600) and its public half to `path` with `.pub` added.
+
+    Raises `ConfigError` when `path` exists: a key that signed something is never overwritten.
+    """
+    key = Ed25519PrivateKey.generate()
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        raise ConfigError(f"{path}: there is a key already; move it away to make another.") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot write a key here ({error.strerror}).") from None
+    with os.fdopen(handle, "wb") as file:
+        file.write(pem)
+        file.flush()
+        os.fsync(file.fileno())
+    path.with_name(path.name + ".pub").write_text(public_bytes(key).hex() + "\n", encoding="ascii")
+    return key
+
+
+def load_key(path: Path) -> Ed25519PrivateKey:
+    """Return the private key in the file `path`. Raises `ConfigError` when there is none."""
+    try:
+        with path.open("rb") as file:
+            key = load_pem_private_key(file.read(MAX_KEY_FILE_BYTES), None)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read the key ({error.strerror}).") from None
+    except (ValueError, TypeError):
+        raise ConfigError(f"{path}: found no PEM private key without passphrase, expected one.") from None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise ConfigError(f"{path}: found a key of another kind, expected Ed25519.")
+    return key
+
+
+def _separated(domain: str, data: bytes) -> bytes:
+    return f"hanse {domain}".encode() + b"\0" + data

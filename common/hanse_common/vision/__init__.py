@@ -1,0 +1,1 @@
+"""The recognizer: public frozen backbone, trained head, and how a photo becomes numbers."""

