@@ -74,11 +74,13 @@ def _beside_the_file(value: object, read: ValidatorFunctionWrapHandler, info: Va
 ConfigPath = Annotated[Path, WrapValidator(_beside_the_file), Field(validate_default=True)]
 """A path; a relative one counts from the folder of the file it is written in, `~` is the user's home."""
 
-M = TypeVar("M", bound=Section)
+M = TypeVar("M", bound=BaseModel)
 
 
-def load(model: type[M], path: Path) -> M:
-    """Return the `model` written in the YAML file at `path`.
+def load(model: type[M], path: Path, **context: object) -> M:
+    """Return the `model`, a `Section` or strict `RootModel`, written in the YAML file at `path`.
+
+    Validators find `context` in their `ValidationInfo`, and under `folder` the folder of the file.
 
     Raises `ConfigError` that lists every fault found, each with file, line and key, what was found and what
     was expected. Values of secret fields (`pydantic.SecretStr`) and of unknown keys are never shown.
@@ -88,7 +90,9 @@ def load(model: type[M], path: Path) -> M:
     try:
         # JSON's rules are what strict means here: pydantic's strict mode for Python objects would refuse a
         # list for a tuple and a string for a path.
-        section = model.model_validate_json(json.dumps(document.tree), context={"folder": path.parent})
+        section = model.model_validate_json(
+            json.dumps(document.tree), context={**context, "folder": path.parent}
+        )
     except ValidationError as error:
         schema = _Schema(model)
         faults += [_fault(details, document, schema) for details in error.errors(include_url=False)]

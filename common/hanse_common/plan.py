@@ -33,8 +33,8 @@ Positive = Annotated[float, Field(gt=0, le=1e9)]
 Digest = Annotated[bytes, Field(min_length=32, max_length=32)]
 
 
-class LocalTraining(Value):
-    """Mode `local`: a round is `local_steps` steps of DP-SGD at each merchant, each with the full noise.
+class LocalSchedule(Value):
+    """Mode `local` but for its noise: a round is `local_steps` steps of DP-SGD at each merchant.
 
     `sampling_rate` is the Poisson rate of every step. `expected_batch` divides each noisy sum, in photos: a
     number of the plan, never of the merchant, whose own count would leave with the update. The learning rate of
@@ -47,7 +47,6 @@ class LocalTraining(Value):
     sampling_rate: Annotated[float, Field(gt=0, le=1)]
     expected_batch: Positive
     clipping_norm: Positive
-    noise_multiplier: Annotated[float, Field(gt=0, le=1e4)]
     learning_rate: Positive
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     decay: bool = False
@@ -55,6 +54,15 @@ class LocalTraining(Value):
     def learning_rate_of(self, round_: int) -> float:
         """Return the learning rate of the round `round_`, counted from 0."""
         return self.learning_rate * (1 - round_ / self.rounds if self.decay else 1.0)
+
+
+class LocalTraining(LocalSchedule):
+    """Mode `local`: each step has the full noise, so its guarantee needs no other merchant.
+
+    `noise_multiplier` is the noise's standard deviation over the sensitivity of the sum on the grid.
+    """
+
+    noise_multiplier: Annotated[float, Field(gt=0, le=1e4)]
 
 
 class Cohort(Value):

@@ -17,6 +17,7 @@ from hanse_common.privacy.encoding import Grid
 from hanse_common.privacy.mechanism import Mechanism
 
 _TOLERANCE = 1e-3
+_WIDENING = 1.25
 
 
 def noise_multiplier(
@@ -47,18 +48,18 @@ def noise_multiplier(
     if not reached(strongest) <= epsilon:
         raise PlanRefused(
             f"epsilon {epsilon:g} at delta {delta:g} is out of reach: {steps} steps at sampling rate "
-            f"{sampling_rate:g} and the largest noise multiplier {strongest:.4g} that dimension {dimension} allows "
-            f"cost epsilon {reached(strongest):.4g}. Plan fewer steps, a lower sampling rate or a larger epsilon."
+            f"{sampling_rate:g} with the largest noise multiplier that dimension {dimension} allows, "
+            f"{strongest:.4g}, cost epsilon {reached(strongest):.4g}. "
+            "Plan fewer steps, a lower sampling rate, or a larger epsilon or delta."
         )
-    # Widening from about the right place keeps far ends, slow and useless, out of the search.
-    high = min(max(_guess(epsilon, sampling_rate, steps), weakest), strongest)
+    # Widening from about the right place keeps the far ends, slow to account for, out of the search.
+    low = high = min(max(_guess(epsilon, sampling_rate, steps), weakest), strongest)
     while reached(high) > epsilon:
-        high = min(2 * high, strongest)
-    low = max(high / 2, weakest)
+        low, high = high, min(high * _WIDENING, strongest)
     while reached(low) <= epsilon:
         if low == weakest:
             return weakest
-        low, high = max(low / 2, weakest), low
+        low, high = max(low / _WIDENING, weakest), low
     while high > low * (1 + _TOLERANCE):
         middle = math.sqrt(low * high)
         if reached(middle) <= epsilon:

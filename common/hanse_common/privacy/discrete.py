@@ -9,9 +9,10 @@ made of integers alone, so every machine has the same one to the last bit:
 
     F_j = ⌈2¹²⁸·P(X ≤ j − K)⌉ for j < K, mirrored above, and X = −K + #{j : F_j ≤ U}, with K = ⌈13.5σ⌉.
 
-The sampled law is exactly symmetric, and within total variation (K + 2)·2⁻¹²⁸ of N_Z(0, σ²): each of its 2K + 1
-probabilities is off by less than 2⁻¹²⁸ from rounding F, less than 2⁻¹²⁸ of mass lies beyond ±K, and the
-fixed-point weights behind F (256 fraction bits) are off by less than 2⁻¹⁸⁸ in all. `accounting` charges it to δ.
+The sampled law is exactly symmetric, and within total variation (K + 2)·2⁻¹²⁸ of N_Z(0, σ²), which is 2⁻¹¹⁴
+at σ = 1000: rounding F moves each probability by less than 2⁻¹²⁸ (that of zero by less than 2⁻¹²⁷), less than
+2⁻¹²⁸ of mass lies beyond ±K, and the fixed-point weights behind F (256 fraction bits) are off by less than 2⁻¹⁸⁸
+in all. `accounting` charges the distance to δ.
 
 References:
 [1] Canonne, Kamath, Steinke 2020, "The Discrete Gaussian for Differential Privacy", Definition 1.
@@ -67,10 +68,10 @@ class DiscreteGaussian:
         return samples
 
     def _look_up(self, high: NDArray[np.uint64], randomness: Randomness) -> NDArray[np.int32]:
-        """Return #{j : F_j ≤ U} for numbers U whose high words are given; low words are drawn if they matter."""
-        index = self._guide[high >> self._shift]
+        """Return #{j : F_j ≤ U} for U of these high words; a low word is drawn where it matters."""
+        index: NDArray[np.int32] = self._guide[high >> self._shift]
         index += self._high[index] < high
-        # An entry at or below U is still ahead where a guide cell holds several, and where the words are equal.
+        # Entries at or below U are still ahead where a guide cell holds several, or words are equal.
         ahead = np.flatnonzero(self._high[index] <= high)
         index[ahead] = np.searchsorted(self._high, high[ahead], side="left")
         for tie in ahead[self._high[index[ahead]] == high[ahead]]:
@@ -98,7 +99,7 @@ def _reach(sigma: float) -> int:
 
 
 def _cumulative_table(sigma: float) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """Return the high words of F_0 … F_{2K−1} and a last one above all, and the low words of F_0 … F_{2K−1}."""
+    """Return the high words of F_0 … F_{2K−1} with a last one above all, and their low words."""
     weights = _weights(sigma, _reach(sigma))
     total = 2 * sum(weights) - weights[0]
     # Rounding up keeps F_0 above 0, so that its mirror image still fits 128 bits.

@@ -1,4 +1,4 @@
-"""The grid: from exact sums of clipped gradients to integers, with one unbiased rounding, and what that costs.
+"""The grid: exact sums of clipped gradients become integers by one unbiased rounding, at a known cost.
 
     >>> import numpy as np
     >>> from hanse_common.randomness import OsRandomness
@@ -8,29 +8,31 @@
 
 Clipping norm and dimension are public, and everything here follows from them. Two units, both powers of two:
 a *step* γ, the grid on which noise is added and sums are released, with 10√d ≤ C/γ < 20√d; and a *fine* unit
-γ·2⁻²⁰, in which one example's gradient is written. The caller's duty, on which all privacy rests: every example
-contributes a vector of integers in fine units whose exact Euclidean norm is at most C, and at most
+γ·2⁻²⁰, in which one example's gradient is written. The caller's duty, on which all privacy rests: every
+example contributes a vector of integers in fine units whose exact Euclidean norm is at most C, and at most
 `Grid.max_examples` of them are added. Scaling a float32 gradient to `Grid.clip_target` by a norm taken in
-float64, then cutting toward zero, does it: the roundings on the way are below 2⁻²², the target leaves 2⁻²⁰, and
-cutting toward zero never lengthens. Sums then stay below 2⁵³ in magnitude: float64 and int64 hold them exactly,
-in any order of addition.
+float64, then cutting toward zero, does it: the roundings on the way are below 2⁻²², the target leaves 2⁻²⁰,
+and cutting toward zero never lengthens. Sums then stay below 2⁵³ in magnitude: float64 and int64 hold them
+exactly, in any order of addition.
 
-**Sensitivity after rounding.** The sum S is released as R_u(S) = ⌊(S + u)/2²⁰⌋, u uniform on {0, …, 2²⁰ − 1} and
-independent for each coordinate. Take neighbouring sums S and S + g, ‖g‖ ≤ C, and *the same* u for both, which is
-allowed because u does not depend on the data: publishing u too would only tell more. In each coordinate
-w = (S + u) mod 2²⁰ is uniform whatever S is, and R_u(S + g) − R_u(S) = ⌊(w + g)/2²⁰⌋. So the difference Δ has
-exactly the law of a stochastic rounding of g alone: with y = g/γ, Δ_i = ⌊y_i⌋ + Bernoulli(y_i − ⌊y_i⌋),
-independently. Then E‖Δ‖² ≤ ‖y‖² + d/4, as a Bernoulli's variance is at most 1/4, and Δ_i² takes two values that
-lie |2⌊y_i⌋ + 1| ≤ 2|y_i| + 1 apart, so that by Hoeffding's lemma, for every β,
+**Sensitivity after rounding.** The sum S is released as R_u(S) = ⌊(S + u)/2²⁰⌋, u uniform on {0, …, 2²⁰ − 1}
+and independent for each coordinate. Take neighbouring sums S and S + g, ‖g‖ ≤ C, and *the same* u for both,
+which is allowed because u does not depend on the data: publishing u too would only tell more. In each
+coordinate w = (S + u) mod 2²⁰ is uniform whatever S is, and R_u(S + g) − R_u(S) = ⌊(w + g)/2²⁰⌋. So the
+difference Δ has exactly the law of a stochastic rounding of g alone: with y = g/γ, Δ_i = ⌊y_i⌋ +
+Bernoulli(y_i − ⌊y_i⌋), independently. Then E‖Δ‖² ≤ ‖y‖² + d/4, as a Bernoulli's variance is at most 1/4, and
+Δ_i² takes two values that lie |2⌊y_i⌋ + 1| ≤ 2|y_i| + 1 apart, so that by Hoeffding's lemma, for every β,
 
     P( γ²‖Δ‖² > C² + γ²d/4 + √(2 ln(1/β))·γ·(C + γ√d/2) ) ≤ β,  and always  γ‖Δ‖ ≤ C + γ√d.
 
-`Grid.sensitivity` is the smaller bound at β = 2⁻⁶⁰. No rounding is rejected and drawn again: the exceptional event
-is one of u and of the other examples, has probability at most β in each step, and costs at most β of δ each step.
+`Grid.sensitivity` is the smaller bound at β = 2⁻⁶⁰. No rounding is rejected and drawn again: the exceptional
+event is one of u and of the other examples, has probability at most β in each step, and costs at most β of δ
+each step.
 
 References:
-[1] Kairouz, Liu, Steinke 2021, "The Distributed Discrete Gaussian Mechanism for Federated Learning with Secure
-    Aggregation", Theorem 1 and Section 4.1 (the bound, there for one vector and enforced by rejection).
+[1] Kairouz, Liu, Steinke 2021, "The Distributed Discrete Gaussian Mechanism for Federated Learning with
+    Secure Aggregation", Theorem 1 and Section 4.1 (the bound, there for one vector and enforced by
+    rejection).
 [2] Casacuberta, Shoemate, Vadhan, Wagaman 2022, "Widespread Underestimation of Sensitivity in Differentially
     Private Libraries and How to Fix It" (why sums are exact).
 """
@@ -45,12 +47,12 @@ from numpy.typing import NDArray
 from hanse_common.randomness import Randomness
 
 ROUNDING_FAILURE = 2.0**-60
-"""β: the probability, in one step, that rounding moves neighbouring sums further apart than the sensitivity."""
+"""β: the probability, in one step, that rounding leaves neighbours further apart than the sensitivity."""
 
 FINE_BITS = 20
 """One grid step is 2^FINE_BITS fine units."""
 
-_STEPS_PER_NORM = 10  # C/γ ≥ 10√d: rounding then adds 0.13 % to the sensitivity, and less than 1 % with its tail
+_STEPS_PER_NORM = 10  # C/γ ≥ 10√d: rounding then adds under 1 % to the sensitivity from d = 1000 on
 _EXACT = 2**53  # integers up to here are exact in float64
 _EXAMPLES_MIN = 2**16
 
@@ -73,8 +75,8 @@ class Grid:
             raise ValueError(f"Expected dimension ≥ 1, found {self.dimension}.")
         if self.max_examples < _EXAMPLES_MIN:
             raise ValueError(
-                f"Expected room for exact sums of {_EXAMPLES_MIN} examples, found {self.max_examples} at dimension "
-                f"{self.dimension}. Train fewer parameters."
+                f"Expected room for exact sums of {_EXAMPLES_MIN} examples, found {self.max_examples} "
+                f"at dimension {self.dimension}. Train fewer parameters."
             )
 
     @cached_property
@@ -94,7 +96,7 @@ class Grid:
 
     @property
     def clip_target(self) -> float:
-        """The norm to clip to in floating point, C·(1 − 2⁻²⁰), so that the integers' exact norm is at most C."""
+        """The norm to clip to in floating point, C·(1 − 2⁻²⁰): the integers' exact norm is then at most C."""
         return self.clipping_norm * (1 - 2.0**-20)
 
     @property
@@ -104,7 +106,7 @@ class Grid:
 
     @cached_property
     def sensitivity(self) -> float:
-        """c̃/γ: how far apart in grid steps rounded neighbouring sums are, except with probability β a step."""
+        """c̃/γ: how many grid steps apart rounded neighbouring sums are, except with probability β."""
         return rounded_norm(self.clipping_norm, self.step, self.dimension, ROUNDING_FAILURE) / self.step
 
     def round(self, fine_sum: NDArray[np.int64], randomness: Randomness) -> NDArray[np.int64]:
@@ -132,15 +134,15 @@ class Grid:
         return (fine_sum + uniform.astype(np.int64)) >> FINE_BITS
 
     def dequantise(self, steps: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return `steps` (any shape, int64, magnitudes up to 2⁵³) in the gradient's own units, float64, exactly."""
+        """Return `steps` (int64, up to 2⁵³) in the gradient's own units, float64, same shape, exactly."""
         return np.ldexp(steps.astype(np.float64), self.step_exponent)
 
 
 def rounded_norm(norm: float, step: float, dimension: int, failure: float) -> float:
     """A bound on the norm of a vector after stochastic rounding, in the vector's own units.
 
-    It holds except with probability `failure`, for any vector of `dimension` numbers and Euclidean norm at most
-    `norm`, rounded to multiples of `step`. Source: [1], Theorem 1; proof in the module's text.
+    It holds except with probability `failure`, for any vector of `dimension` numbers and Euclidean norm at
+    most `norm`, rounded to multiples of `step`. Source: [1], Theorem 1; proof in the module's text.
     """
     half_diagonal = step * math.sqrt(dimension) / 2
     tail = math.sqrt(2 * math.log(1 / failure)) * step * (norm + half_diagonal)

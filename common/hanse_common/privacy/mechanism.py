@@ -7,12 +7,12 @@
     ... )
     >>> released = mechanism.release(np.zeros(1000, dtype=np.int64), OsRandomness())
     >>> round(mechanism.epsilon(delta=1e-5), 2)
-    1.04
+    0.98
 
-Its five fields are public; they stand in the signed plan. Grid, sensitivity, noise and ε all follow from them, so
-that nobody can account for one mechanism and run another. What the caller still owes is named in `encoding`
-(every example's exact norm) and here: `sampling_rate` is the probability with which each example is sampled,
-independently and secretly, in each of at most `steps` releases.
+Its five fields are public; they stand in the signed plan. Grid, sensitivity, noise and ε all follow from
+them, so that nobody can account for one mechanism and run another. What the caller still owes is named in
+`encoding` (every example's exact norm) and here: `sampling_rate` is the probability with which each example
+is sampled, independently and secretly, in each of at most `steps` releases.
 """
 
 import math
@@ -89,7 +89,7 @@ class Mechanism:
         """Round the exact sum of one step's examples, add the noise, and return what may be seen.
 
         Args:
-            fine_sum: shape (dimension,), dtype int64, in units of `grid.fine_unit`; zeros for an empty sample.
+            fine_sum: shape (dimension,), dtype int64, in `grid.fine_unit`; zeros for an empty sample.
             randomness: drawn afresh for rounding and noise.
 
         Returns:

@@ -9,9 +9,9 @@
     recipe.dimension(classes=10)                    # 15010 trained numbers
     recipe.digest()                                 # names the recipe in plans, caches and recognizers
 
-A recipe is public. It is written in YAML by whoever runs an experiment or a league (numbers and names are taken
-as they are, never converted: `size: "28"` is refused), and travels inside the plan in canonical bytes. This
-module does not import torch, so that the server can check and sign recipes without it.
+A recipe is public. It is written in YAML by whoever runs an experiment or a league (values are taken as they
+are, never converted: `size: "28"` is refused), and travels inside the plan in canonical bytes. This module
+does not import torch, so that the server can check and sign recipes without it.
 """
 
 from typing import Annotated, ClassVar, Literal, Self, TypeAlias
@@ -67,7 +67,7 @@ class Preprocessing(Value):
     def _check(self) -> Self:
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (1, self.channels):
-                raise ValueError(f"{name} has {len(values)} numbers; expected 1, or {self.channels} (channels)")
+                raise ValueError(f"{name} has {len(values)} numbers; expected 1 or {self.channels}")
         if min(self.std) < 1e-3:
             raise ValueError(f"std is {min(self.std)}; expected at least 0.001")
         return self
@@ -104,7 +104,7 @@ class Projection(Value):
 class _Backbone(Value):
     """What all backbones share: after the features proper, an optional projection, then normalisation.
 
-    `normalisation` "l2" gives every photo's features the norm 1, which bounds what one photo can do to a head.
+    `normalisation` "l2" gives every photo's features the norm 1: it bounds what one photo can do to a head.
     """
 
     projection: Projection | None = None
@@ -155,8 +155,8 @@ Backbone: TypeAlias = Annotated[
 class _Model(Value):
     """What all trained models share.
 
-    `l1` and `l2` are coefficients of the penalties l1·‖w‖₁ and l2/2·‖w‖₂², whose gradients the optimizer adds:
-    they depend on the weights alone, so they cost no privacy.
+    `l1` and `l2` are coefficients of the penalties l1·‖w‖₁ and l2/2·‖w‖₂², whose gradients the optimizer
+    adds: they depend on the weights alone, so they cost no privacy.
     """
 
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
@@ -201,7 +201,7 @@ class Recipe(Message):
             if self.model.name != "linear":
                 raise ValueError(f"model {self.model.name!r} is trained whole; set backbone to null")
             if self.augmentation is not None:
-                raise ValueError("augmentation does nothing with a backbone, whose features are cached; remove one")
+                raise ValueError("augmentation and a backbone exclude each other: features are cached")
             self._check_backbone(self.backbone)
         if self.augmentation is not None:
             self._check_augmentation(self.augmentation)
@@ -210,7 +210,7 @@ class Recipe(Message):
     def _check_backbone(self, backbone: Scattering | EfficientNetLite0 | TorchvisionBackbone) -> None:
         size, channels = self.preprocessing.size, self.preprocessing.channels
         if isinstance(backbone, Scattering):
-            step = 2**backbone.scales
+            step = 1 << backbone.scales
             if size % step or size < 2 * step:
                 raise ValueError(
                     f"size is {size}; scattering with {backbone.scales} scales needs a multiple of {step}, "
@@ -223,7 +223,8 @@ class Recipe(Message):
                 )
         elif channels != 3 or size < 32:
             raise ValueError(
-                f"backbone {backbone.name!r} needs 3 channels and size at least 32; found {channels} and {size}"
+                f"backbone {backbone.name!r} needs 3 channels and a size of 32 or more; "
+                f"found {channels} and {size}"
             )
         raw, projection = self._raw_dimension(backbone), backbone.projection
         if projection is None and raw > MAX_FEATURES:
@@ -244,7 +245,7 @@ class Recipe(Message):
 
     def _raw_dimension(self, backbone: Scattering | EfficientNetLite0 | TorchvisionBackbone) -> int:
         if isinstance(backbone, Scattering):
-            side = self.preprocessing.size // 2**backbone.scales
+            side = self.preprocessing.size // (1 << backbone.scales)
             return self.preprocessing.channels * backbone.coefficients * side**2
         return 1280 if isinstance(backbone, EfficientNetLite0) else backbone.dimension
 
@@ -261,8 +262,8 @@ class Recipe(Message):
     @property
     def feature_dimension(self) -> int:
         """Features of one photo as the model sees them; 0 without a backbone."""
-        projected = self.backbone is not None and self.backbone.projection
-        return projected.dimensions if projected else self.raw_dimension
+        projection = None if self.backbone is None else self.backbone.projection
+        return self.raw_dimension if projection is None else projection.dimensions
 
     @property
     def example_shape(self) -> tuple[int, ...]:

@@ -12,7 +12,9 @@ References
 - Filter parameters, padding and subsampling are kymatio 0.3.0's, so that coefficients can be compared.
 """
 
+import functools
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,17 +25,23 @@ from torch.nn import functional as F
 _PERIODS = 2
 """Filters are made periodic by adding this many copies on each side; more are below float32's resolution."""
 
+_CPU_BLOCK = 8
+"""Images transformed together on a CPU, so that intermediate values stay in its cache."""
+
 
 class ScatterNet(nn.Module):
     """Scattering coefficients of orders 0, 1 and 2 of square images.
 
-    For each channel 1 + JL + J(J−1)/2·L² coefficients, J being `scales` and L `angles`, in this order: average;
-    |x ∗ ψ_λ| averaged, for each scale, then angle; ||x ∗ ψ_λ| ∗ ψ_μ| averaged, for λ as before, then each μ of a
-    larger scale. Averages are over 2^J pixels and subsampled as much.
+    For each channel 1 + JL + J(J−1)/2·L² coefficients, J being `scales` and L `angles`, in this order: x
+    averaged; |x ∗ ψ_λ| averaged, for each scale, then angle; ||x ∗ ψ_λ| ∗ ψ_μ| averaged, for λ as before,
+    then each μ of a larger scale. Averages are over 2^J pixels and subsampled as much.
     """
 
     def __init__(self, size: int, scales: int, angles: int) -> None:
-        """Make the filters for images of `size` × `size` pixels, a multiple of 2^`scales`, at least twice it."""
+        """Make the filters for images of `size` × `size` pixels.
+
+        Raises `ValueError` when `size` is not a multiple of 2^`scales` that is at least twice it.
+        """
         super().__init__()
         step = 2**scales
         if size % step or size < 2 * step:
@@ -46,7 +54,7 @@ class ScatterNet(nn.Module):
             # A wavelet of scale j is applied to the image and to moduli of every smaller scale.
             for level in range(max(j, 1)):
                 self._keep(f"psi_{j}_{level}", _crop(_crop(bank, level, -1), level, -2))
-        for level in range(scales + 1):
+        for level in range(scales):
             self._keep(f"phi_{level}", _averaging(padded, scales, level))
 
     def _keep(self, name: str, values: NDArray[np.float64]) -> None:
@@ -54,48 +62,60 @@ class ScatterNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the coefficients, (n, c·K, size/2^J, size/2^J), of float32 `images` (n, c, size, size)."""
-        n, channels = images.shape[:2]
-        x = F.pad(images, [self._padding] * 4, mode="reflect").reshape(n * channels, *(images.shape[-1] + 2 * self._padding,) * 2)
-        spectrum = torch.fft.fft2(x)
-        zeroth = self._average(x, 0)[:, None]
-        first: list[Tensor] = []
+        block = _CPU_BLOCK if images.device.type == "cpu" else max(1, images.shape[0] * images.shape[1])
+        blocks = [self._coefficients(part) for part in torch.split(images.flatten(0, 1), block)]
+        side = images.shape[-1] // 2**self._scales
+        return torch.cat(blocks).reshape(len(images), -1, side, side)
+
+    def _coefficients(self, images: Tensor) -> Tensor:
+        """The coefficients, (n, K, size/2^J, size/2^J), of `images`, (n, size, size)."""
+        x = F.pad(images, [self._padding] * 4, mode="reflect")
+        spectrum = torch.fft.fft2(x)[:, None]
+        averages = [self._average(x, 0)[:, None]]
         second: list[Tensor] = []
         for j1 in range(self._scales):
-            u1 = self._modulus(spectrum[:, None], j1, 0)
-            first.append(self._average(u1, j1))
+            u1 = self._modulus(spectrum, j1, 0)
+            averages.append(self._average(u1, j1))
             larger = range(j1 + 1, self._scales)
             if larger:
                 spectrum1 = torch.fft.fft2(u1)[:, :, None]
-                averages = [self._average(self._modulus(spectrum1, j2, j1), j2) for j2 in larger]
-                second.append(torch.cat(averages, dim=2).flatten(1, 2))
-        coefficients = torch.cat([zeroth, *first, *second], dim=1)
-        return coefficients.reshape(n, -1, *coefficients.shape[-2:])
+                u2 = [self._average(self._modulus(spectrum1, j2, j1), j2) for j2 in larger]
+                second.append(torch.cat(u2, dim=2).flatten(1, 2))
+        return torch.cat(averages + second, dim=1)
 
     def _modulus(self, spectrum: Tensor, scale: int, level: int) -> Tensor:
-        """|x ∗ ψ| for all angles of `scale`, subsampled to level `scale`, of x given at `level` by its spectrum."""
+        """|x ∗ ψ| for all angles of `scale`, subsampled by 2^scale, of x given by its spectrum at `level`."""
         product = spectrum * self.get_buffer(f"psi_{scale}_{level}")
-        k = 2 ** (scale - level)
+        k = 1 << (scale - level)
         if k > 1:
-            # Subsampling in space is averaging the k² aliases in frequency.
-            *batch, side, _ = product.shape
-            product = product.view(*batch, k, side // k, k, side // k).mean(dim=(-4, -2))
-        return torch.fft.ifft2(product).abs()
+            # Subsampling in space is averaging the k² aliases in frequency. Added, because a mean
+            # over two inner dimensions takes ten times as long.
+            side = product.shape[-1] // k
+            aliases = [
+                product[..., row * side : (row + 1) * side, column * side : (column + 1) * side]
+                for row in range(k)
+                for column in range(k)
+            ]
+            product = functools.reduce(Tensor.add_, aliases[1:], aliases[0].clone()) / k**2
+        modulus: Tensor = torch.fft.ifft2(product).abs()
+        return modulus
 
     def _average(self, x: Tensor, level: int) -> Tensor:
         phi = self.get_buffer(f"phi_{level}")
-        return phi @ x @ phi.T
+        averages: Tensor = phi @ x @ phi.T
+        return averages
 
 
 def _grid(side: int) -> NDArray[np.float64]:
     return np.arange(-_PERIODS * side, (_PERIODS + 1) * side, dtype=np.float64)
 
 
-def _periodic(values: NDArray[np.complex128], side: int) -> NDArray[np.complex128]:
+def _periodic(values: NDArray[Any], side: int) -> NDArray[Any]:
     """Add up the periods of a function on `_grid` in each of its dimensions."""
     copies = 2 * _PERIODS + 1
-    if values.ndim == 1:
-        return values.reshape(copies, side).sum(axis=0)
-    return values.reshape(copies, side, copies, side).sum(axis=(0, 2))
+    shape = (copies, side) * values.ndim
+    summed: NDArray[Any] = values.reshape(shape).sum(axis=tuple(range(0, len(shape), 2)))
+    return summed
 
 
 def _morlet(side: int, scale: int, angle: int, angles: int) -> NDArray[np.float64]:
@@ -105,7 +125,7 @@ def _morlet(side: int, scale: int, angle: int, angles: int) -> NDArray[np.float6
     """
     sigma = 0.8 * 2.0**scale
     slant = 4.0 / angles
-    theta = (angles - angles // 2 - 1 - angle) * math.pi / angles
+    theta = ((angles - 2) // 2 - angle) * math.pi / angles
     frequency = 0.75 * math.pi / 2.0**scale
     rows, columns = np.meshgrid(_grid(side), _grid(side), indexing="ij")
     along = rows * math.cos(theta) + columns * math.sin(theta)

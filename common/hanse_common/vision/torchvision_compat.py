@@ -2,9 +2,9 @@
 
 torchvision registers Python counterparts of its compiled operators when it is imported. Where those operators
 did not load (a CPU build of torch beside a torchvision built for CUDA), that registration fails because
-`torchvision::nms` and `torchvision::qnms` have no schema, and so does the import. Declaring the two schemas first
-is enough: Hanse uses models and transforms, which call neither operator. `torchvision.io` stays unusable;
-photos are decoded with Pillow.
+`torchvision::nms` and `torchvision::qnms` have no schema, and so does the import. Declaring the two schemas
+first is enough: Hanse uses models and transforms, which call neither operator. `torchvision.io` stays
+unusable; photos are decoded with Pillow.
 """
 
 import importlib.util
@@ -25,7 +25,7 @@ def _compiled_operators_load() -> bool:
         return False
     for library in Path(spec.origin).parent.glob("_C.*"):
         try:
-            torch.ops.load_library(library)
+            torch.ops.load_library(library)  # type: ignore[no-untyped-call]
         except OSError:
             continue
         return True
@@ -35,9 +35,9 @@ def _compiled_operators_load() -> bool:
 def _declare_missing_operators() -> torch.library.Library | None:
     if _compiled_operators_load():
         return None
-    library = torch.library.Library("torchvision", "DEF")
+    library = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
     for schema in _SCHEMAS:
-        library.define(schema)
+        library.define(schema)  # type: ignore[no-untyped-call]
     return library
 
 

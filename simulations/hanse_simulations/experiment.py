@@ -1,0 +1,60 @@
+"""An experiment, as a researcher writes it in YAML: data, plan, optimizer, seed.
+
+    experiment = load(Experiment, Path("simulations/experiments/smoke.yaml"))
+
+The `plan` section is the operator's own, word for word: what works here can be signed and run.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from hanse_common.config import ConfigPath, Section
+from hanse_common.plan import Name
+from hanse_server.config import Optimization, PlanSettings
+
+
+class Iid(Section):
+    """Every merchant's photos are a uniform sample of all."""
+
+    kind: Literal["iid"] = "iid"
+
+
+class Dirichlet(Section):
+    """Each merchant has class shares of its own, drawn from a Dirichlet(alpha): small alpha, much skew."""
+
+    kind: Literal["dirichlet"] = "dirichlet"
+    alpha: Annotated[float, Field(gt=0, le=1000)] = 1.0
+
+
+class Data(Section):
+    """Who holds which photos. `folder` is where the public dataset lies or is fetched to."""
+
+    dataset: Literal["fashion-mnist"] = "fashion-mnist"
+    folder: ConfigPath
+    merchants: Annotated[int, Field(ge=2, le=300)] = 5
+    photos_per_merchant: Annotated[int, Field(ge=1, le=60_000)] = 5000
+    partition: Annotated[Iid | Dirichlet, Field(discriminator="kind")] = Iid()
+    test_photos: Annotated[int, Field(ge=10, le=10_000)] = 10_000
+
+
+class Experiment(Section):
+    """The whole file. `extensions` are Python files run first: they register optimizers of your own."""
+
+    name: Name
+    seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
+    data: Data
+    plan: PlanSettings
+    optimization: Optimization = Optimization()
+    dropout_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    evaluate_every: Annotated[int, Field(ge=1)] = 1
+    extensions: tuple[ConfigPath, ...] = ()
+
+    @model_validator(mode="after")
+    def _cohort_fits(self) -> "Experiment":
+        if self.plan.cohort.min_merchants > self.data.merchants:
+            raise ValueError(
+                f"plan.cohort.min_merchants is {self.plan.cohort.min_merchants}, but data.merchants is "
+                f"{self.data.merchants}"
+            )
+        return self

@@ -1,0 +1,117 @@
+"""Merchants made from a public dataset: its photos dealt out, embedded, ready to train on."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from hanse_client.embeddings import EmbeddingCache, Progress, embed
+from hanse_client.training import Examples
+from hanse_common.errors import ConfigError
+from hanse_common.vision.recipe import Recipe
+from hanse_common.vision.taxonomy import Taxonomy
+from hanse_simulations import datasets, partition
+from hanse_simulations.experiment import Data, Dirichlet
+from hanse_simulations.seeded import seed_for
+
+NAMES = ("alder", "birch", "cedar", "damson", "elder", "fir", "gorse", "hazel", "ivy", "juniper")
+
+
+def merchant_names(count: int) -> tuple[str, ...]:
+    """Return `count` names, in sorted order."""
+    return NAMES[:count] if count <= len(NAMES) else tuple(f"merchant-{i:03}" for i in range(count))
+
+
+@dataclass(frozen=True)
+class ArrayPhoto:
+    """A photo of a dataset: `pixels`, shape (h, w) or (h, w, 3), uint8."""
+
+    pixels: NDArray[np.uint8]
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 of the shape and the pixels, 32 bytes."""
+        return hashlib.sha256(repr(self.pixels.shape).encode() + self.pixels.tobytes()).digest()
+
+    def open(self) -> Image.Image:
+        """Return the photo."""
+        return Image.fromarray(self.pixels)
+
+
+@dataclass(frozen=True)
+class Shops:
+    """Each merchant's training examples by name, and the operator's public test examples."""
+
+    merchants: dict[str, Examples]
+    test: Examples
+
+
+def deal(data: Data, seed: int, labels: NDArray[np.integer]) -> dict[str, NDArray[np.intp]]:
+    """Return the indices of each merchant's photos: disjoint, the same for the same seed."""
+    rng = np.random.default_rng(seed_for(seed, "partition"))
+    if isinstance(data.partition, Dirichlet):
+        parts = partition.dirichlet(
+            labels, data.merchants, data.photos_per_merchant, data.partition.alpha, rng
+        )
+    else:
+        parts = partition.iid(labels, data.merchants, data.photos_per_merchant, rng)
+    return dict(zip(merchant_names(data.merchants), parts, strict=True))
+
+
+def make_shops(
+    data: Data, recipe: Recipe, taxonomy: Taxonomy, seed: int, cache: Path, device: str, progress: Progress
+) -> Shops:
+    """Deal out the dataset's photos and embed those that are used; `cache` keeps the embeddings.
+
+    Raises `ConfigError` when the league's classes are not the dataset's, `DatasetUnavailable` without data.
+    """
+    require_classes(taxonomy)
+    source = datasets.fashion_mnist(data.folder)
+    dealt = deal(data, seed, source.train_labels)
+    train = np.concatenate(list(dealt.values()))
+    images = np.concatenate([source.train_images[train], source.test_images[: data.test_photos]])
+    labels = np.concatenate([source.train_labels[train], source.test_labels[: data.test_photos]])
+    examples = _embedded([ArrayPhoto(image) for image in images], labels, recipe, cache, device, progress)
+    bounds = np.cumsum([0, *(len(indices) for indices in dealt.values())])
+    merchants = {
+        name: Examples(examples.inputs[first:last], examples.labels[first:last])
+        for name, first, last in zip(dealt, bounds, bounds[1:], strict=False)
+    }
+    return Shops(merchants, Examples(examples.inputs[bounds[-1] :], examples.labels[bounds[-1] :]))
+
+
+def make_test_examples(
+    data: Data, recipe: Recipe, cache: Path, device: str, progress: Progress
+) -> Examples:
+    """Return the embedded public test photos."""
+    source = datasets.fashion_mnist(data.folder)
+    photos = [ArrayPhoto(image) for image in source.test_images[: data.test_photos]]
+    return _embedded(photos, source.test_labels[: data.test_photos], recipe, cache, device, progress)
+
+
+def require_classes(taxonomy: Taxonomy) -> None:
+    """Raise `ConfigError` unless the league's classes are the dataset's, in its order."""
+    if taxonomy.classes != datasets.CLASSES:
+        raise ConfigError(
+            f"plan.taxonomy.classes: found {', '.join(taxonomy.classes)}; expected fashion-mnist's, in its "
+            f"order: {', '.join(datasets.CLASSES)}."
+        )
+
+
+def _embedded(
+    photos: Sequence[ArrayPhoto],
+    labels: NDArray[np.integer],
+    recipe: Recipe,
+    cache: Path,
+    device: str,
+    progress: Progress,
+) -> Examples:
+    with EmbeddingCache(cache) as embeddings:
+        embedded = embed(photos, recipe, embeddings, device=device, progress=progress)
+    inputs = torch.from_numpy(embedded.features).to(device)
+    return Examples(inputs, torch.from_numpy(labels[embedded.kept].astype(np.int64)).to(device))

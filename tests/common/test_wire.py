@@ -1,0 +1,148 @@
+"""The canonical encoding: one for each value, bounded, strict."""
+
+from typing import Annotated, ClassVar
+
+import msgpack
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import Field
+
+from hanse_common import wire
+from hanse_common.errors import WireError
+from hanse_common.wire import Message, Value
+
+
+class Part(Value):
+    name: str
+    ratio: float
+
+
+class Letter(Message):
+    kind: ClassVar[int] = 101
+
+    count: Annotated[int, Field(ge=0, lt=1 << 63)]
+    parts: Annotated[tuple[Part, ...], Field(max_length=5)] = ()
+    body: Annotated[bytes, Field(max_length=64)] = b""
+    note: str | None = None
+
+
+class Other(Message):
+    kind: ClassVar[int] = 102
+
+    count: int
+
+
+parts = st.builds(Part, name=st.text(max_size=8), ratio=st.floats(allow_nan=False, allow_infinity=False))
+letters = st.builds(
+    Letter,
+    count=st.integers(0, (1 << 63) - 1),
+    parts=st.lists(parts, max_size=5).map(tuple),
+    body=st.binary(max_size=64),
+    note=st.none() | st.text(max_size=8),
+)
+
+
+def raw(kind: object = 101, version: object = 1, **fields: object) -> bytes:
+    return msgpack.packb([version, kind, {"count": 1, "parts": [], "body": b"", "note": None} | fields])
+
+
+@given(letters)
+def test_what_is_encoded_decodes_to_the_same_value_and_bytes(letter: Letter) -> None:
+    data = wire.encode(letter)
+    again = wire.decode(Letter, data)
+    assert again == letter
+    assert wire.encode(again) == data
+
+
+@given(st.binary(max_size=200))
+def test_arbitrary_bytes_are_refused_with_one_error_class(data: bytes) -> None:
+    with pytest.raises(WireError):
+        wire.decode(Letter, data)
+
+
+@given(letters, st.data())
+def test_a_changed_byte_never_gives_the_same_value(letter: Letter, data: st.DataObject) -> None:
+    encoded = bytearray(wire.encode(letter))
+    position = data.draw(st.integers(0, len(encoded) - 1))
+    encoded[position] ^= data.draw(st.integers(1, 255))
+    try:
+        changed = wire.decode(Letter, bytes(encoded))
+    except WireError:
+        return
+    assert wire.encode(changed) == bytes(encoded)
+    assert wire.encode(changed) != wire.encode(letter)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (raw(version=2), "wire version"),
+        (raw(kind=102), "kind 102"),
+        (raw(kind="x"), "kind"),
+        (raw(kind=True), "kind"),
+        (raw(extra=1), "extra"),
+        (raw(count="1"), "count"),
+        (raw(count=-1), "count"),
+        (raw(count=1.0), "count"),
+        (raw(parts=[{"name": "a", "ratio": float("nan")}]), "ratio"),
+        (raw(parts=[{"name": "a", "ratio": float("inf")}]), "ratio"),
+        (raw(parts=[{"name": "a", "ratio": 0.5}] * 6), "parts"),
+        (raw(body=bytes(65)), "body"),
+        (msgpack.packb([1, 101]), "array of version"),
+        (msgpack.packb({"count": 1}), "array of version"),
+        (b"", "not MessagePack"),
+        (b"\x93\x01\x65", "not MessagePack"),
+        (raw() + b"\x00", "not MessagePack"),
+        (b"\xdd\xff\xff\xff\xff", "not MessagePack"),
+        (b"\x91" * 100_000, "not MessagePack"),
+        (b"\xd4\x01\x00", "not MessagePack"),
+    ],
+)
+def test_malformed_messages_are_refused_by_name(data: bytes, reason: str) -> None:
+    with pytest.raises(WireError, match=reason):
+        wire.decode(Letter, data)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        msgpack.packb([1, 101, {"parts": [], "count": 1, "body": b"", "note": None}]),  # another order
+        b"\x93\x01\xcc\x65" + raw()[3:],  # the kind in two bytes, where one would do
+        msgpack.packb([1, 101, {"count": 1}]),  # defaults left out
+        raw(parts=[{"name": "a", "ratio": 1}]),  # an integer for a float
+    ],
+)
+def test_a_second_encoding_of_a_value_is_refused(data: bytes) -> None:
+    with pytest.raises(WireError, match="canonical"):
+        wire.decode(Letter, data)
+
+
+def test_a_duplicate_field_is_refused() -> None:
+    fields = {"count": 1, "parts": [], "body": b"", "note": None}
+    packer = msgpack.Packer()
+    data = b"\x93\x01\x65" + packer.pack_map_header(5) + packer.pack("count") + packer.pack(2)
+    data += b"".join(packer.pack(key) + packer.pack(value) for key, value in fields.items())
+    with pytest.raises(WireError, match="canonical"):
+        wire.decode(Letter, data)
+
+
+def test_oversized_bytes_are_refused_unparsed() -> None:
+    with pytest.raises(WireError, match="at most 10"):
+        wire.decode(Letter, wire.encode(Letter(count=1)), max_bytes=10)
+
+
+def test_an_error_never_echoes_the_value() -> None:
+    with pytest.raises(WireError) as caught:
+        wire.decode(Letter, raw(count="secret shelf"))
+    assert "secret" not in str(caught.value)
+
+
+def test_decode_any_tells_types_apart() -> None:
+    for message in (Letter(count=3), Other(count=3)):
+        assert wire.decode_any((Letter, Other), wire.encode(message)) == message
+
+
+def test_digest_is_the_sha256_of_the_bytes() -> None:
+    assert wire.digest(Other(count=1)) != wire.digest(Other(count=2))
+    assert len(wire.digest(Other(count=1))) == 32
