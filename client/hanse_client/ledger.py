@@ -4,26 +4,29 @@
     spent = ledger.charge(charge)     # on disk when it returns; only now may photos be read
     print(spent.epsilon, ledger.counter)
 
-**What is counted.** A plan's parameters and number of steps are fixed when it is first charged. From then on it
-costs the whole of its ε, by privacy loss distributions over `plan_steps` steps, and its δ once, however few of
-its rounds take place. Each charge, a repeated round's too, uses up some of those steps, and no charge goes
+**What is counted.** A plan's parameters and number of steps are fixed when it is first charged. From then on
+it costs the whole of its ε, by privacy loss distributions over `plan_steps` steps, and its δ once, however
+few of its rounds take place. Each charge, a repeated round's too, uses up some of those steps, and no charge goes
 beyond them. Plans add up: Σε and Σδ, compared with the budget.
 
-Why set aside the whole plan, when the steps done so far cost less? Whoever asks for rounds sees their results
-first. A plan stopped or lengthened because of a result has not the ε of its final number of steps, and
-composed privacy loss distributions are no filter for plans chosen one after the other; sums of parameters fixed
-in advance are [1, Theorem 3.1 and section 4]. Steps not taken reveal nothing.
+Why set aside the whole plan, when the steps done so far cost less? Whoever asks for rounds has seen the
+results of those before. A plan stopped or lengthened because of a result does not have the ε of its final
+number of steps, and privacy loss distributions composed over plans chosen one after the other are no valid
+filter. Sums of parameters that are fixed before each plan starts are one [1, section 3], for plans that run
+interleaved too [2]. Within a plan, steps not taken reveal nothing, so stopping early is safe.
 
 **How it is kept.** SQLite in WAL mode with synchronous=FULL: a charge is synced to disk before it is
 acknowledged, and a crash leaves it there or not, never in half. Rows are only ever added (triggers refuse the
-rest), and each carries the SHA-256 of its content and of the row before, so that damage and alterations inside
-are found when the ledger is opened.
+rest), and each carries the SHA-256 of its content and of the row before, so that damage and alterations are
+found when the ledger is opened.
 
-**What it cannot see.** A chain whose last rows are missing is a chain: a ledger that was deleted or restored from
-an old backup looks sound. `counter` is there so that others can remember how long it was.
+**What it cannot see.** A chain whose last rows are missing is still a chain: a ledger that was deleted, or
+restored from an old backup, looks sound. `counter` is there so that others can remember how long it was.
 
 References:
 [1] Rogers, Roth, Ullman, Vadhan 2016, "Privacy Odometers and Filters: Pay-as-you-Go Composition".
+[2] Haney, Shoemate, Tian, Vadhan, Vyrros, Xu, Zhang 2023, "Concurrent Composition for Interactive
+    Differential Privacy with Adaptive Privacy-Loss Parameters".
 """
 
 import hashlib
@@ -31,9 +34,9 @@ import math
 import os
 import sqlite3
 import tempfile
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -84,7 +87,13 @@ _SUMMARY = (
     f"SELECT plan_digest, {', '.join(_PARAMETERS)}, count(DISTINCT round), sum(steps) FROM charge "  # noqa: S608
     f"GROUP BY plan_digest, {', '.join(_PARAMETERS)} ORDER BY min(number)"
 )
-_LAST_WORK = "SELECT round, attempt FROM charge WHERE plan_digest = ? ORDER BY round DESC, attempt DESC LIMIT 1"
+_LAST_WORK = (
+    "SELECT round, attempt FROM charge WHERE plan_digest = ? ORDER BY round DESC, attempt DESC LIMIT 1"
+)
+
+_CARE = "Take part in nothing until this is understood: a backup lacks all that was charged after it."
+
+_GENESIS = (0, bytes(32))
 
 _DELTA_SLACK = 1e-12
 """Relative: sums of decimal fractions such as 1e-6 must not miss their total by a rounding."""
@@ -208,16 +217,20 @@ class Ledger:
         self.path = path
         self.budget = budget
         self._timeout = timeout
-        self._head: tuple[int, bytes] = (0, bytes(32))
-        if not path.exists():
-            self._create()
+        self._head = _GENESIS
+        try:
+            if not path.exists():
+                _create(path)
+            elif path.stat().st_mode & 0o777 != 0o600:
+                path.chmod(0o600)
+        except (OSError, sqlite3.Error) as error:
+            raise LedgerError(f"{path}: cannot make or protect the ledger ({error}).") from None
         self.verify()
 
     @property
     def counter(self) -> int:
         """How many charges there are. It only grows."""
-        with self._transaction("DEFERRED") as db:
-            self._read_on(db)
+        with self._transaction("DEFERRED"):
             return self._head[0]
 
     def charge(self, charge: Charge) -> Spent:
@@ -228,15 +241,18 @@ class Ledger:
             BudgetExceeded: budget or plan has no room for it. Nothing is written.
             LedgerError: the plan was charged with other parameters before, or the ledger can't be written.
         """
-        _epsilon(charge.mechanism, charge.plan_steps, charge.delta)  # slow the first time: not under the lock
+        _epsilon(
+            replace(charge.mechanism, steps=charge.plan_steps), charge.delta
+        )  # slow once: not under the lock
         with self._transaction("IMMEDIATE") as db:
-            self._read_on(db)
             spent = self._spent_with(db, charge)
             number, previous = self._head[0] + 1, self._head[1]
             now = datetime.now(UTC).isoformat(timespec="seconds")
             work = (charge.plan_digest, charge.round, charge.attempt)
             row = (number, now, *work, charge.mechanism.steps, *charge.parameters)
-            db.execute(_INSERT, (*row, _hash(previous, row)))
+            head = (number, _hash(previous, row))
+            db.execute(_INSERT, (*row, head[1]))
+        self._head = head
         return spent
 
     def check(self, charge: Charge) -> Spent:
@@ -245,74 +261,207 @@ class Ledger:
         Since a plan is paid for as a whole, this also says whether the rest of the plan fits.
         """
         with self._transaction("DEFERRED") as db:
-            self._read_on(db)
             return self._spent_with(db, charge)
 
     def spent(self) -> Spent:
         """Return what is spent."""
         with self._transaction("DEFERRED") as db:
-            self._read_on(db)
-            return self._spent(db)
+            return Spent(tuple(account.spend() for account in self._accounts(db)))
 
     def last_work(self, plan_digest: bytes) -> tuple[int, int] | None:
         """Return the plan's last charged (round, attempt), or None when nothing was charged under it."""
         with self._transaction("DEFERRED") as db:
-            row = db.execute(_LAST_WORK, (plan_digest,)).fetchone()
-        return None if row is None else (row[0], row[1])
+            return _last_work(db, plan_digest)
 
     def events(self) -> Iterator[Event]:
         """Yield all rows, oldest first."""
         with self._transaction("DEFERRED") as db:
             rows = db.execute(f"{_SELECT} ORDER BY number").fetchall()
         for number, time, plan_digest, round_, attempt, steps, *parameters, hash_ in rows:
-            mechanism = self._mechanism(steps, parameters)
-            charge = Charge(plan_digest, round_, attempt, mechanism, parameters[0], parameters[-1])
-            yield Event(number, time, charge, hash_)
+            plan_steps, mechanism, delta = _from_columns(parameters, steps)
+            yield Event(
+                number, time, Charge(plan_digest, round_, attempt, mechanism, plan_steps, delta), hash_
+            )
 
     def verify(self) -> None:
         """Read the whole ledger again. Raises `LedgerError` that names the first row which is not sound."""
-        self._head = (0, bytes(32))
+        self._head = _GENESIS
         with self._transaction("DEFERRED") as db:
-            self._read_on(db)
+            self._accounts(db)
             (found,) = db.execute("PRAGMA integrity_check(1)").fetchone()
             if found != "ok":
-                raise LedgerError(f"{self.path}: the ledger is damaged ({found}). {_RESTORE}")
-            self._spent(db)
+                raise self._damaged(f"SQLite finds: {found}")
+
+    @contextmanager
+    def _transaction(self, kind: str) -> Iterator[sqlite3.Connection]:
+        """Open the file, check what is new in it, and commit unless the body raises."""
+        try:
+            uri = f"{self.path.absolute().as_uri()}?mode=rw"
+            with closing(sqlite3.connect(uri, uri=True, timeout=self._timeout, isolation_level=None)) as db:
+                self._require_ours(db)
+                db.execute("PRAGMA synchronous = FULL")
+                db.execute("PRAGMA fullfsync = ON")  # macOS: fsync alone does not reach the disk
+                db.execute(f"BEGIN {kind}")
+                self._read_on(db)
+                yield db
+                db.execute("COMMIT")
+        except sqlite3.Error as error:
+            raise LedgerError(f"{self.path}: {_in_words(error)}") from None
+
+    def _require_ours(self, db: sqlite3.Connection) -> None:
+        (application,) = db.execute("PRAGMA application_id").fetchone()
+        if application != APPLICATION_ID:
+            raise LedgerError(
+                f"{self.path}: found another program's file or an empty one, expected a ledger. {_CARE}"
+            )
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        if version != SCHEMA_VERSION:
+            raise LedgerError(
+                f"{self.path}: found a ledger of version {version}, expected {SCHEMA_VERSION}; "
+                "update hanse-client to a release that reads it."
+            )
+        schema = db.execute("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL").fetchall()
+        (journal,) = db.execute("PRAGMA journal_mode").fetchone()
+        if {sql for (sql,) in schema} != set(_SCHEMA) or journal != "wal":
+            raise self._damaged("its tables, triggers or journal are not as they were made")
 
     def _read_on(self, db: sqlite3.Connection) -> None:
-        """Check the rows that were added since the last call, and that those before are still there."""
+        """Check the rows added since the last look, and that the last one then seen is still there."""
         number, previous = self._head
-        if number and db.execute("SELECT hash FROM charge WHERE number = ?", (number,)).fetchone() != (previous,):
-            raise LedgerError(f"{self.path}: row {number} is gone or another; was an older ledger put here? {_RESTORE}")
+        seen = db.execute("SELECT hash FROM charge WHERE number = ?", (number,)).fetchone()
+        if number and seen != (previous,):
+            raise self._damaged(f"row {number} is gone or another; perhaps an older ledger was put here")
         for *row, hash_ in db.execute(f"{_SELECT} WHERE number > ? ORDER BY number", (number,)):
             if row[0] != number + 1:
-                raise LedgerError(f"{self.path}: row {number + 1} is missing, found row {row[0]}. {_RESTORE}")
+                raise self._damaged(f"row {number + 1} is missing, the next one found is {row[0]}")
             if hash_ != _hash(previous, row):
-                raise LedgerError(f"{self.path}: row {number + 1} was altered or damaged. {_RESTORE}")
+                raise self._damaged(f"row {row[0]} is not what was written")
             number, previous = row[0], hash_
         self._head = (number, previous)
 
+    def _accounts(self, db: sqlite3.Connection) -> list["_Account"]:
+        accounts = [
+            _Account(digest, tuple(rest), rounds, steps)
+            for digest, *rest, rounds, steps in db.execute(_SUMMARY)
+        ]
+        if len({account.plan_digest for account in accounts}) != len(accounts):
+            raise self._damaged("a plan has rows with different parameters")
+        return accounts
+
     def _spent_with(self, db: sqlite3.Connection, charge: Charge) -> Spent:
         """Return what is spent with `charge`, which is not in the ledger yet. Raises as `charge` does."""
-        name = charge.plan_digest.hex()[:16]
-        last = db.execute(_LAST_WORK, (charge.plan_digest,)).fetchone()
+        name = f"Plan {charge.plan_digest.hex()[:16]}"
+        last = _last_work(db, charge.plan_digest)
         if last is not None and (charge.round, charge.attempt) <= last:
             raise Repeated(
-                f"Plan {name}, round {charge.round}, attempt {charge.attempt}: found round {last[0]}, attempt "
-                f"{last[1]} charged already, expected a later one."
+                f"{name}: round {last[0] + 1}, attempt {last[1] + 1} is charged already; expected a "
+                f"later one, found round {charge.round + 1}, attempt {charge.attempt + 1}."
             )
-        *others, plan = self._spent(db, charge).plans
-        if plan.steps > plan.plan_steps:
+        accounts = {account.plan_digest: account for account in self._accounts(db)}
+        account = accounts.get(charge.plan_digest, _Account(charge.plan_digest, charge.parameters, 0, 0))
+        for field, found, kept in zip(_PARAMETERS, charge.parameters, account.parameters, strict=True):
+            if found != kept:
+                raise LedgerError(f"{name}: found {field} {found}, but it was charged with {kept} before.")
+        new_round = last is None or charge.round > last[0]
+        account = replace(
+            account, rounds=account.rounds + new_round, steps=account.steps + charge.mechanism.steps
+        )
+        if account.steps > charge.plan_steps:
             raise BudgetExceeded(
-                f"Plan {name} may take {plan.plan_steps} steps, and this round would make it {plan.steps}. "
-                "Its rounds were repeated too often; it goes on without this shop."
+                f"{name}: its {charge.plan_steps} steps are used up; this round would make {account.steps}. "
+                "Rounds were repeated too often, and the plan goes on without this shop."
             )
-        spent = Spent((*others, plan))
+        accounts[charge.plan_digest] = account
+        spent = Spent(tuple(account.spend() for account in accounts.values()))
         budget = self.budget
         if spent.epsilon > budget.epsilon or spent.delta > budget.delta * (1 + _DELTA_SLACK):
             raise BudgetExceeded(
-                f"Plan {name} would bring what is spent to ε = {spent.epsilon:.4g}, δ = {spent.delta:.4g}; the "
-                f"budget is ε = {budget.epsilon:g}, δ = {budget.delta:g}. Photos stay untouched. Raise the "
-                "budget in the policy only if you accept what it means."
+                f"{name}: with it ε = {spent.epsilon:.4g} and δ = {spent.delta:.4g} would be spent, of a "
+                f"budget of ε = {budget.epsilon:g} and δ = {budget.delta:g}. No photo was touched. Taking "
+                "part needs a larger budget in the policy."
             )
         return spent
+
+    def _damaged(self, what: str) -> LedgerError:
+        return LedgerError(f"{self.path}: the ledger is damaged: {what}. {_CARE}")
+
+
+@dataclass(frozen=True)
+class _Account:
+    """What the rows of one plan add up to."""
+
+    plan_digest: bytes
+    parameters: tuple[Any, ...]
+    rounds: int
+    steps: int
+
+    def spend(self) -> PlanSpend:
+        plan_steps, mechanism, delta = _from_columns(self.parameters, steps=self.parameters[0])
+        epsilon = _epsilon(mechanism, delta)
+        return PlanSpend(self.plan_digest, self.rounds, self.steps, plan_steps, epsilon, delta)
+
+
+def _from_columns(parameters: Sequence[Any], steps: int) -> tuple[int, Mechanism, float]:
+    """Return plan_steps, the mechanism of `steps` steps, and δ, from `_PARAMETERS` in their order."""
+    plan_steps, clipping_norm, dimension, noise_multiplier, sampling_rate, delta = parameters
+    return plan_steps, Mechanism(clipping_norm, dimension, noise_multiplier, sampling_rate, steps), delta
+
+
+@lru_cache(maxsize=1024)
+def _epsilon(mechanism: Mechanism, delta: float) -> float:
+    try:
+        return mechanism.epsilon(delta)
+    except ValueError:  # out of the accountant's range: no ε can be claimed
+        return math.inf
+
+
+def _last_work(db: sqlite3.Connection, plan_digest: bytes) -> tuple[int, int] | None:
+    row = db.execute(_LAST_WORK, (plan_digest,)).fetchone()
+    return None if row is None else (row[0], row[1])
+
+
+def _hash(previous: bytes, row: Sequence[object]) -> bytes:
+    """SHA-256 of the previous row's hash and this row's columns, in order, as a MessagePack array."""
+    return hashlib.sha256(previous + msgpack.packb(list(row), use_bin_type=True)).digest()
+
+
+def _create(path: Path) -> None:
+    """Make an empty ledger beside `path` and link it there when it is whole; one made meanwhile stays."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        new = Path(folder) / "ledger"
+        new.touch(mode=0o600)
+        with closing(sqlite3.connect(new, isolation_level=None)) as db:
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = FULL")
+            db.execute("BEGIN")
+            for statement in _SCHEMA:
+                db.execute(statement)
+            db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            db.execute("COMMIT")
+        with suppress(FileExistsError):
+            path.hardlink_to(new)
+    for parent in (path.parent, path.parent.parent):  # the folder may be new, too
+        handle = os.open(parent, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _in_words(error: sqlite3.Error) -> str:
+    """Say what happened to the file and what to do, for the merchant's eyes."""
+    name = getattr(error, "sqlite_errorname", "")
+    texts = {
+        "SQLITE_BUSY": "another process is writing to the ledger and did not finish; try again, or stop it.",
+        "SQLITE_FULL": "the disk is full, so nothing was charged; free some space and try again.",
+        "SQLITE_NOTADB": f"this is no SQLite database, expected a ledger. {_CARE}",
+        "SQLITE_CORRUPT": f"the ledger is damaged ({error}). {_CARE}",
+        "SQLITE_CANTOPEN": f"the ledger cannot be opened ({error}); check that it and its folder are there.",
+        "SQLITE_READONLY": "the ledger is read-only; give the user who runs hanse-client the right to write.",
+    }
+    for start, text in texts.items():
+        if name.startswith(start):
+            return text
+    return f"the ledger cannot be read or written ({error}, {name}); check the disk."

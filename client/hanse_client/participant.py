@@ -12,15 +12,16 @@ touch the photos.
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hanse_client.ledger import Charge, Ledger, Repeated
+from hanse_client.ledger import Charge, Ledger, Repeated, Spent
 from hanse_client.policy import Policy
 from hanse_client.training import Trainer
 from hanse_common import messages, wire
-from hanse_common.errors import BudgetExceeded, HanseError, LedgerError, PlanRefused, SignatureInvalid, WireError
+from hanse_common.errors import BudgetExceeded, LedgerError, PlanRefused, SignatureInvalid, WireError
 from hanse_common.messages import Declined, DeclineCode, Invitation, Joined, Start, Upload, Work
 from hanse_common.plan import Plan
 from hanse_common.secagg import ring
@@ -41,7 +42,7 @@ class _Refusal(Exception):
 class _Joined:
     """A round this merchant has joined and not yet uploaded for."""
 
-    work: tuple[bytes, int, int]
+    work: dict[str, Any]
     plan: Plan
     model: NDArray[np.float32]
 
@@ -68,10 +69,11 @@ class Participant:
 
     def handle(self, request: bytes) -> bytes:
         """Return the reply to `request`, untrusted bytes. Never raises for what the server may send."""
-        nobody = Work(plan_digest=bytes(32), round=0, attempt=0)
-        work = nobody
+        work = Work(plan_digest=bytes(32), round=0, attempt=0)
         try:
-            message = wire.decode_any((Invitation, Start), request, messages.MAX_MESSAGE_BYTES)
+            message: Invitation | Start = wire.decode_any(
+                (Invitation, Start), request, messages.MAX_MESSAGE_BYTES
+            )
             work = message
             if isinstance(message, Invitation):
                 return wire.encode(self._join(message))
@@ -81,8 +83,7 @@ class Participant:
         except _Refusal as refusal:
             code, reason = refusal.code, str(refusal)
         self._tell(f"Declined round {work.round + 1} ({code}): {reason}")
-        plan_digest, round_, attempt = work.work
-        return wire.encode(Declined(plan_digest=plan_digest, round=round_, attempt=attempt, code=code))
+        return wire.encode(Declined(**work.work, code=code))
 
     def _join(self, invitation: Invitation) -> Joined:
         plan = self._accepted_plan(invitation)
@@ -96,15 +97,9 @@ class Participant:
             model = messages.model_from_bytes(invitation.model, plan.dimension)
         except WireError as error:
             raise _Refusal(DeclineCode.MODEL, str(error)) from None
-        self._require_room(plan, invitation)
+        self._ledger_says(self._ledger.check, plan, invitation)
         self._joined = _Joined(invitation.work, plan, model)
-        plan_digest, round_, attempt = invitation.work
-        return Joined(
-            plan_digest=plan_digest,
-            round=round_,
-            attempt=attempt,
-            model_digest=messages.model_digest(invitation.model),
-        )
+        return Joined(**invitation.work, model_digest=messages.model_digest(invitation.model))
 
     def _upload(self, start: Start) -> Upload:
         joined, self._joined = self._joined, None
@@ -115,12 +110,11 @@ class Participant:
                 DeclineCode.POLICY,
                 f"found a cohort of {start.cohort_size}, the policy needs {self._policy.minimum_cohort}.",
             )
-        self._charge(joined)
+        self._ledger_says(self._ledger.charge, joined.plan, start)
         # From here on photos are read, and nothing that happens may show outside.
         update = self._trainer.update(joined.plan, start.round, joined.model)
         residues = joined.plan.ring.encode(update)
-        plan_digest, round_, attempt = start.work
-        return Upload(plan_digest=plan_digest, round=round_, attempt=attempt, vector=ring.to_bytes(residues))
+        return Upload(**start.work, vector=ring.to_bytes(residues))
 
     def _accepted_plan(self, invitation: Invitation) -> Plan:
         """Return the plan, once the operator signed it, the policy allows it and the trainer knows it."""
@@ -137,34 +131,22 @@ class Participant:
             raise _Refusal(DeclineCode.UNAVAILABLE, "the photos are not embedded for the plan's recipe.")
         return plan
 
-    def _require_room(self, plan: Plan, work: Work) -> None:
-        last = self._ledger.last_work(plan.digest)
-        if last is not None and (work.round, work.attempt) <= last:
-            raise _Refusal(DeclineCode.REPEATED, f"round {last[0] + 1}, attempt {last[1]} is charged already.")
+    def _ledger_says(self, ask: Callable[[Charge], Spent], plan: Plan, work: Work) -> None:
+        """Let the ledger check or charge the work, and turn what it refuses into a refusal."""
         try:
-            self._ledger.check(self._charge_of(plan, work.round, work.attempt))
-        except BudgetExceeded as error:
-            raise _Refusal(DeclineCode.BUDGET, str(error)) from None
-        except LedgerError as error:
-            raise _Refusal(DeclineCode.UNAVAILABLE, str(error)) from None
-
-    def _charge(self, joined: _Joined) -> None:
-        _, round_, attempt = joined.work
-        try:
-            self._ledger.charge(self._charge_of(joined.plan, round_, attempt))
+            ask(
+                Charge(
+                    plan_digest=plan.digest,
+                    round=work.round,
+                    attempt=work.attempt,
+                    mechanism=plan.mechanism(plan.training.local_steps),
+                    plan_steps=plan.training.total_steps,
+                    delta=plan.delta,
+                )
+            )
         except Repeated as error:
             raise _Refusal(DeclineCode.REPEATED, str(error)) from None
         except BudgetExceeded as error:
             raise _Refusal(DeclineCode.BUDGET, str(error)) from None
-        except HanseError as error:
+        except LedgerError as error:
             raise _Refusal(DeclineCode.UNAVAILABLE, str(error)) from None
-
-    @staticmethod
-    def _charge_of(plan: Plan, round_: int, attempt: int) -> Charge:
-        return Charge(
-            plan_digest=plan.digest,
-            round=round_,
-            attempt=attempt,
-            mechanism=plan.mechanism(plan.training.local_steps),
-            delta=plan.delta,
-        )

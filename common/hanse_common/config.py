@@ -63,7 +63,7 @@ class Section(BaseModel):
 def _beside_the_file(value: object, read: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Path:
     path: Path = value if isinstance(value, Path) else read(value)
     if value == "" or "\0" in str(path):
-        raise ValueError("expected a path that is not empty and has no NUL character")
+        raise ValueError("expected a path, not empty, without NUL")
     try:
         path = path.expanduser()
     except RuntimeError:

@@ -10,7 +10,7 @@ between and after these two.
 
 import hashlib
 from enum import StrEnum
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,9 +48,9 @@ class Work(Message):
     attempt: Annotated[int, Field(ge=0, lt=1 << 31)]
 
     @property
-    def work(self) -> tuple[bytes, int, int]:
-        """(plan digest, round, attempt)."""
-        return self.plan_digest, self.round, self.attempt
+    def work(self) -> dict[str, Any]:
+        """The three fields, to compare with another message's or to make an answer from."""
+        return {"plan_digest": self.plan_digest, "round": self.round, "attempt": self.attempt}
 
 
 class Invitation(Work):

@@ -38,11 +38,13 @@ class LocalSchedule(Value):
 
     `sampling_rate` is the Poisson rate of every step. `expected_batch` divides each noisy sum, in photos: a
     number of the plan, never of the merchant, whose own count would leave with the update. The learning rate of
-    a round falls linearly to zero over the plan's rounds when `decay` is set.
+    a round falls linearly to zero over the plan's rounds when `decay` is set. `repeats` is how many rounds, in
+    all, may be tried once more after they failed: a merchant pays for the whole plan, so those are paid too.
     """
 
     mode: Literal["local"] = "local"
     rounds: Annotated[int, Field(ge=1, le=100_000)]
+    repeats: Annotated[int, Field(ge=0, le=100_000)] = 0
     local_steps: Annotated[int, Field(ge=1, le=10_000)]
     sampling_rate: Annotated[float, Field(gt=0, le=1)]
     expected_batch: Positive
@@ -50,6 +52,11 @@ class LocalSchedule(Value):
     learning_rate: Positive
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     decay: bool = False
+
+    @property
+    def total_steps(self) -> int:
+        """The most steps that a merchant takes under this plan: what ε is computed for."""
+        return (self.rounds + self.repeats) * self.local_steps
 
     def learning_rate_of(self, round_: int) -> float:
         """Return the learning rate of the round `round_`, counted from 0."""
@@ -105,11 +112,6 @@ class Plan(Message):
             sampling_rate=training.sampling_rate,
             steps=steps,
         )
-
-    @property
-    def total_steps(self) -> int:
-        """The number of steps when no round is repeated."""
-        return self.training.rounds * self.training.local_steps
 
     @property
     def ring(self) -> Ring:

@@ -62,7 +62,7 @@ def make_plan(settings: PlanSettings, serial: bytes) -> Plan:
         epsilon=privacy.epsilon,
         delta=privacy.delta,
         sampling_rate=training.sampling_rate,
-        steps=training.rounds * training.local_steps,
+        steps=training.total_steps,
         clipping_norm=training.clipping_norm,
         dimension=dimension,
     )

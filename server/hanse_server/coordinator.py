@@ -68,7 +68,7 @@ def run_round(
     model_bytes = messages.model_to_bytes(model)
 
     invitation = wire.encode(
-        Invitation(**work.model_dump(), signed_plan=signed_plan, model=model_bytes),
+        Invitation(**work.work, signed_plan=signed_plan, model=model_bytes),
     )
     invited = transport.merchants()[: cohort.max_merchants]
     model_digest = messages.model_digest(model_bytes)
@@ -81,7 +81,7 @@ def run_round(
     ]
     _require(len(joined), cohort.min_merchants, "joined", len(invited), roll)
 
-    start = wire.encode(Start(**work.model_dump(), cohort_size=len(joined)))
+    start = wire.encode(Start(**work.work, cohort_size=len(joined)))
     aggregator = PlainAggregator(plan.dimension)
     uploaded = []
     for merchant, reply in _trip(

@@ -19,7 +19,6 @@ class Evaluator:
         self, recipe: Recipe, taxonomy: Taxonomy, inputs: torch.Tensor, labels: torch.Tensor
     ) -> None:
         self._model = models.build(recipe, len(taxonomy.classes)).to(inputs.device)
-        self._taxonomy = taxonomy
         self._inputs = inputs
         self._labels = labels.cpu().numpy()
 
@@ -37,4 +36,4 @@ class Evaluator:
 
     def report(self, model: NDArray[np.float32]) -> ClassificationReport:
         """Return all metrics of `model`, shape (d,)."""
-        return ClassificationReport.compute(self._labels, self.probabilities(model), self._taxonomy.classes)
+        return ClassificationReport.of(self._labels, self.probabilities(model))

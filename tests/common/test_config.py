@@ -125,8 +125,7 @@ def test_all_faults_are_reported_at_once_each_with_its_line(faults):
         "league.yaml:6: layers[1].width: found 2.5, expected an integer ≥ 1",
         "league.yaml:5: layers[1].widht: unknown key, did you mean width?",
         "league.yaml:11: shape[1]: missing; expected a number",
-        "league.yaml:14: photos: found '' (a string), expected a path that is not empty and has no NUL "
-        + "character",
+        "league.yaml:14: photos: found '' (a string), expected a path, not empty, without NUL",
         "league.yaml:10: colour: found 'blue' (a string), expected one of 'red', 'green'",
         "league.yaml:17: limit: found '5' (a string), expected an integer or null",
         "league.yaml:15: name: found a list of 0, expected an integer or a string",

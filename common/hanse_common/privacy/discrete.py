@@ -10,9 +10,9 @@ made of integers alone, so every machine has the same one to the last bit:
     F_j = ⌈2¹²⁸·P(X ≤ j − K)⌉ for j < K, mirrored above, and X = −K + #{j : F_j ≤ U}, with K = ⌈13.5σ⌉.
 
 The sampled law is exactly symmetric, and within total variation (K + 2)·2⁻¹²⁸ of N_Z(0, σ²), which is 2⁻¹¹⁴
-at σ = 1000: rounding F moves each probability by less than 2⁻¹²⁸ (that of zero by less than 2⁻¹²⁷), less than
-2⁻¹²⁸ of mass lies beyond ±K, and the fixed-point weights behind F (256 fraction bits) are off by less than 2⁻¹⁸⁸
-in all. `accounting` charges the distance to δ.
+at σ = 1000: rounding F moves each probability by less than 2⁻¹²⁸ (that of zero by less than 2⁻¹²⁷), less
+than 2⁻¹²⁸ of mass lies beyond ±K, and the fixed-point weights behind F (256 fraction bits) are off by less
+than 2⁻¹⁸⁸ in all. `accounting` charges the distance to δ.
 
 References:
 [1] Canonne, Kamath, Steinke 2020, "The Discrete Gaussian for Differential Privacy", Definition 1.

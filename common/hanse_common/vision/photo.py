@@ -49,7 +49,7 @@ def read(path: Path, limits: PhotoLimits = LIMITS) -> bytes:
     Raises `PhotoMissing`; `PhotoTooLarge`, after reading at most `max_bytes + 1` bytes; or `PhotoUnreadable`
     for an empty file and for what is no regular file.
     """
-    name = _name(path)
+    name = shown(path)
     try:
         # Without O_NONBLOCK, opening a FIFO would wait for a writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
@@ -86,23 +86,26 @@ def content_digest(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()
 
 
-def check(data: bytes, limits: PhotoLimits = LIMITS, name: str = "photo") -> None:
-    """Check the header of a photo file's bytes without decoding pixels; `name` is for the error's text.
+def check(data: bytes, limits: PhotoLimits = LIMITS, path: Path | None = None) -> None:
+    """Check the header of a photo file's bytes without decoding pixels; `path` is for the error's text.
 
     Raises `PhotoUnreadable` or `PhotoTooLarge`.
     """
-    _open(data, limits, name).close()
+    _open(data, limits, shown(path) if path else "photo").close()
 
 
-def decode(source: Path | bytes, limits: PhotoLimits = LIMITS) -> Image.Image:
+def decode(source: Path | bytes, limits: PhotoLimits = LIMITS, path: Path | None = None) -> Image.Image:
     """Return the photo at a path, or in a photo file's bytes, in mode RGB.
+
+    `path` says where bytes come from, for the error's text.
 
     Raises `PhotoMissing`, `PhotoUnreadable` (no image of `limits.formats`, damaged or truncated) or
     `PhotoTooLarge`, each with one line of text.
     """
-    name = _name(source) if isinstance(source, Path) else "photo"
-    data = read(source, limits) if isinstance(source, Path) else source
-    with _open(data, limits, name) as image:
+    if isinstance(source, Path):
+        return decode(read(source, limits), limits, source)
+    name = shown(path) if path else "photo"
+    with _open(source, limits, name) as image:
         try:
             image.load()
             _turn_upright(image)
@@ -162,6 +165,6 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _name(path: Path) -> str:
+def shown(path: Path) -> str:
     """Return `path` for a line of text: file names may hold line breaks and bytes that no terminal prints."""
     return str(path) if str(path).isprintable() else repr(str(path))

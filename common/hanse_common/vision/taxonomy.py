@@ -33,8 +33,9 @@ def _printable(name: str) -> str:
 def _distinct(classes: tuple[str, ...]) -> tuple[str, ...]:
     first: dict[str, str] = {}
     for name in classes:
-        if (other := first.setdefault(_folded(name), name)) is not name:
-            raise ValueError(f"expected classes that differ, found {other!r} and {name!r}")
+        if _folded(name) in first:
+            raise ValueError(f"expected classes that differ, found {first[_folded(name)]!r} and {name!r}")
+        first[_folded(name)] = name
     return classes
 
 
@@ -48,6 +49,8 @@ class Taxonomy(Value):
 
     def index(self, name: str) -> int:
         """Return the index of the class called exactly `name`; raises ValueError if there is none."""
+        if name not in self.classes:
+            raise ValueError(f"Found {name!r}, expected one of the {len(self.classes)} classes.")
         return self.classes.index(name)
 
 
@@ -71,7 +74,7 @@ class LabelMap:
             code = None if name is None else self.taxonomy.index(name)
             if codes.setdefault(_folded(label), code) != code:
                 raise ConfigError(
-                    f"label {label!r}: found twice, in different case, for different classes, expected it once"
+                    f"label {label!r}: found twice, in other case, for another class, expected once"
                 )
         identity = {_folded(name): code for code, name in enumerate(self.taxonomy.classes)}
         object.__setattr__(self, "_codes", identity | codes)

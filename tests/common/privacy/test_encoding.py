@@ -1,14 +1,15 @@
-"""The grid: exactness, unbiasedness over every possible rounding, and the sensitivity bound it is accounted by."""
+"""The grid: exactness, unbiasedness over every possible rounding, and the sensitivity bound."""
 
 import math
 from fractions import Fraction
 
 import numpy as np
 import pytest
-from hanse_common.privacy.encoding import FINE_BITS, ROUNDING_FAILURE, Grid, rounded_norm
-from hanse_common.randomness import AesCtrStream
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from hanse_common.privacy.encoding import FINE_BITS, ROUNDING_FAILURE, Grid, rounded_norm
+from hanse_common.randomness import AesCtrStream
 
 ONE_STEP = 2**FINE_BITS
 

@@ -1,0 +1,33 @@
+"""The merchant's YAML file, `hanse-client.yaml`.
+
+    config = load(ClientConfig, Path("hanse-client.yaml"))
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from hanse_client.policy import Policy
+from hanse_common.config import ConfigPath, Section
+from hanse_common.vision.taxonomy import Taxonomy
+
+
+class LeagueSettings(Section):
+    """What the merchant knows of the league and pins: nothing else that calls itself the league is believed."""
+
+    operator_key: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    taxonomy: Taxonomy
+
+
+class ClientConfig(Section):
+    """The whole file. `state` is the folder of ledger, embeddings and holdout key, which nobody else reads."""
+
+    photos: ConfigPath
+    labels: ConfigPath | None = None
+    state: ConfigPath
+    holdout_fraction: Annotated[float, Field(ge=0, le=0.5)] = 0.1
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    backbone_weights: ConfigPath | None = None
+    recognizer: ConfigPath | None = None
+    league: LeagueSettings
+    policy: Policy

@@ -1,0 +1,127 @@
+"""One merchant's shop, from its configuration: catalog, embeddings, ledger, and the participant over them.
+
+    shop = Shop(config)
+    catalog = shop.catalog()
+    participant = shop.participant(recipe, shop.examples(catalog, recipe))
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from hanse_client.catalog import Catalog
+from hanse_client.config import ClientConfig
+from hanse_client.embeddings import EmbeddingCache, Progress, embed
+from hanse_client.ledger import Budget, Ledger
+from hanse_client.participant import Participant
+from hanse_client.training import Examples, LocalTrainer
+from hanse_common.errors import ConfigError
+from hanse_common.files import write_atomically
+from hanse_common.randomness import OsRandomness, Randomness
+from hanse_common.vision.recipe import Recipe
+from hanse_common.vision.taxonomy import LabelMap
+
+HOLDOUT_KEY_BYTES = 32
+
+
+class Shop:
+    """What the configuration describes. Folders are made when missing; nothing is read before it is asked for."""
+
+    def __init__(self, config: ClientConfig) -> None:
+        self.config = config
+
+    @property
+    def device(self) -> str:
+        """The device to train on: CUDA when there and wanted, else the CPU."""
+        if self.config.device == "auto":
+            return "cuda" if torch.cuda.is_available() else "cpu"
+        return self.config.device
+
+    def labels(self) -> LabelMap:
+        """Return the map from the shop's labels to the league's classes. Raises `ConfigError`."""
+        taxonomy = self.config.league.taxonomy
+        if self.config.labels is None:
+            return LabelMap(taxonomy)
+        return LabelMap.load(self.config.labels, taxonomy)
+
+    def catalog(self, progress: Progress | None = None) -> Catalog:
+        """Return the catalog. Raises `CatalogError`, `ConfigError`."""
+        return Catalog.load(
+            self.config.photos,
+            self.labels(),
+            holdout_key=self._holdout_key(),
+            holdout_fraction=self.config.holdout_fraction,
+            progress=progress,
+        )
+
+    def examples(
+        self, catalog: Catalog, recipe: Recipe, progress: Progress = lambda done, total: None
+    ) -> tuple[Examples, tuple[str, ...]]:
+        """Return the training examples by `recipe`, and a line for each photo that could not be decoded.
+
+        All photos are embedded, the holdout's too; embeddings of photos that are gone are forgotten.
+        """
+        records = catalog.records
+        with EmbeddingCache(self.config.state / "embeddings.sqlite") as cache:
+            embedded = embed(
+                records,
+                recipe,
+                cache,
+                device=self.device,
+                weights=self.config.backbone_weights,
+                progress=progress,
+            )
+            if recipe.backbone is not None:
+                cache.evict(recipe.embedding_digest(), (record.digest for record in records))
+        kept = [records[index] for index in embedded.kept]
+        training = np.flatnonzero([not record.holdout for record in kept])
+        labels = np.array([record.label for record in kept], dtype=np.int64)[training]
+        inputs = torch.from_numpy(embedded.features[training]).to(self.device)
+        return Examples(inputs, torch.from_numpy(labels).to(self.device)), embedded.problems
+
+    def ledger(self) -> Ledger:
+        """Return the ledger, made when missing. Raises `LedgerError`."""
+        policy = self.config.policy
+        return Ledger(self.config.state / "ledger.sqlite", Budget(policy.epsilon, policy.delta))
+
+    def participant(
+        self,
+        recipe: Recipe,
+        examples: Examples,
+        tell: Callable[[str], None],
+        randomness: Randomness | None = None,
+    ) -> Participant:
+        """Return the participant of rounds over `examples`; randomness is the operating system's by default."""
+        taxonomy = self.config.league.taxonomy
+        return Participant(
+            operator_key=bytes.fromhex(self.config.league.operator_key),
+            policy=self.config.policy,
+            taxonomy=taxonomy,
+            ledger=self.ledger(),
+            trainer=LocalTrainer(recipe, taxonomy, examples, randomness or OsRandomness()),
+            tell=tell,
+        )
+
+    def _holdout_key(self) -> bytes:
+        """Return the secret that divides train from holdout, drawn once: a new one would move photos."""
+        path = self.config.state / "holdout.key"
+        self.config.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not path.exists():
+            write_atomically(path, os.urandom(HOLDOUT_KEY_BYTES))
+        return _read_key(path)
+
+
+def _read_key(path: Path) -> bytes:
+    with path.open("rb") as file:
+        key = file.read(HOLDOUT_KEY_BYTES + 1)
+    if len(key) != HOLDOUT_KEY_BYTES:
+        raise ConfigError(
+            f"{path}: found {len(key)} bytes, expected {HOLDOUT_KEY_BYTES}; restore it from a backup. Without "
+            "it photos change sides between training and holdout."
+        )
+    return key
+
+

@@ -1,0 +1,42 @@
+"""What the three commands share: how an error becomes one clear line and an exit code of its own."""
+
+import sys
+
+import typer
+from rich.console import Console
+
+from hanse_common.errors import HanseError
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(highlight=False, soft_wrap=True, stderr=True)
+
+
+def new_app(help_text: str) -> typer.Typer:
+    """Return a typer application that shows `help_text` when called without a command."""
+    return typer.Typer(
+        help=help_text,
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode="rich",
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+
+def complain(error: HanseError) -> None:
+    """Print `error` to standard error, each of its lines behind the word error."""
+    for line in str(error).splitlines():
+        err.print("[red]error:[/red]", end=" ")
+        err.print(line, markup=False)
+
+
+def run(app: typer.Typer) -> None:
+    """Run the command line; a `HanseError` is shown as it reads, and its exit code is returned."""
+    try:
+        app()
+    except HanseError as error:
+        complain(error)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        err.print("stopped")
+        sys.exit(130)

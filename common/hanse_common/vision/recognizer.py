@@ -1,0 +1,248 @@
+"""A trained recognizer: what it is, where it came from, and what it says about photos.
+
+    recognizer = Recognizer.create(recipe, taxonomy, vector, created=now, epsilon=2.7, delta=1e-5)
+    recognizer.save(folder)
+    probabilities = Recognizer.load(folder).predict([photo.decode(path, limits)])    # (1, classes)
+
+On disk it is a folder with two files. `model.safetensors` holds the trained parameters by name. `card.json`
+holds the recipe, the taxonomy, figures and lineage, and names the former file and the recipe by their
+SHA-256. The SHA-256 of the card itself is the recognizer's digest, which a successor's card names as its
+parent: who knows it from a source that can be trusted knows every bit of both files.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import numpy as np
+import safetensors.torch
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import AwareDatetime, Field, ValidationError
+from safetensors import SafetensorError
+from torch import nn
+
+from hanse_common.errors import RecognizerError
+from hanse_common.files import write_atomically
+from hanse_common.vision.backbones import Embedding, load_backbone
+from hanse_common.vision.model import build, load_vector, to_vector
+from hanse_common.vision.preprocessing import preprocess
+from hanse_common.vision.recipe import Digest, Recipe
+from hanse_common.vision.taxonomy import Taxonomy
+from hanse_common.wire import Value
+
+MODEL_FILE = "model.safetensors"
+CARD_FILE = "card.json"
+
+MAX_CARD_BYTES = 1 << 20
+MAX_HEADER_BYTES = 1 << 16
+"""Bound of what a model's file holds beside its numbers."""
+
+_BATCH = 64
+
+MetricName = Annotated[str, Field(min_length=1, max_length=64)]
+
+
+class Card(Value):
+    """What is known about a recognizer.
+
+    `epsilon` and `delta` are the guarantee of the merchant who spent most; None where nothing was trained
+    under privacy. `plan_digest` is the training plan's; `parent_digest` the digest of the recognizer that
+    training began from.
+    """
+
+    format_version: Literal[1] = 1
+    recipe: Recipe
+    recipe_digest: Digest
+    taxonomy: Taxonomy
+    model_digest: Digest
+    metrics: Annotated[dict[MetricName, float | None], Field(max_length=64)] = Field(default_factory=dict)
+    epsilon: Annotated[float, Field(ge=0.0)] | None = None
+    delta: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
+    plan_digest: Digest | None = None
+    parent_digest: Digest | None = None
+    created: AwareDatetime
+
+    def to_bytes(self) -> bytes:
+        """Return the card as the JSON that its file holds."""
+        return self.model_dump_json(indent=2).encode() + b"\n"
+
+
+@dataclass(frozen=True, eq=False)
+class Recognizer:
+    """A card and the trained parameters, `vector` (d,) float32.
+
+    The backbone is loaded on `device` at the first prediction; `backbone_weights` is its local file, if any.
+    """
+
+    card: Card
+    vector: NDArray[np.float32]
+    device: torch.device | str = "cpu"
+    backbone_weights: Path | None = None
+
+    @classmethod
+    def create(
+        cls,
+        recipe: Recipe,
+        taxonomy: Taxonomy,
+        vector: NDArray[np.float32],
+        *,
+        created: AwareDatetime,
+        metrics: Mapping[str, float | None] | None = None,
+        epsilon: float | None = None,
+        delta: float | None = None,
+        plan_digest: bytes | None = None,
+        parent_digest: bytes | None = None,
+        device: torch.device | str = "cpu",
+        backbone_weights: Path | None = None,
+    ) -> Self:
+        """Return a recognizer with the card that belongs to it.
+
+        Raises `RecognizerError` when `vector` is not finite or not of the recipe's dimension, and pydantic's
+        `ValidationError` for figures that no card may hold.
+        """
+        vector = vector.copy()
+        vector.flags.writeable = False
+        card = Card(
+            recipe=recipe,
+            recipe_digest=recipe.digest().hex(),
+            taxonomy=taxonomy,
+            model_digest=hashlib.sha256(_serialise(_module(recipe, taxonomy, vector))).hexdigest(),
+            metrics=dict(metrics or {}),
+            epsilon=epsilon,
+            delta=delta,
+            plan_digest=plan_digest.hex() if plan_digest else None,
+            parent_digest=parent_digest.hex() if parent_digest else None,
+            created=created,
+        )
+        return cls(card, vector, device, backbone_weights)
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path,
+        *,
+        digest: bytes | None = None,
+        device: torch.device | str = "cpu",
+        backbone_weights: Path | None = None,
+    ) -> Self:
+        """Return the recognizer in `folder`, whose content is not trusted.
+
+        Without `digest` a card's own claims (its figures, names and dates) are taken as they are; with it,
+        the recognizer is the one of that digest. Raises `RecognizerError` when a file is missing, too large
+        or malformed, or does not match its digest.
+        """
+        card = _read_card(folder / CARD_FILE, digest)
+        dimension = card.recipe.dimension(len(card.taxonomy.classes))
+        path = folder / MODEL_FILE
+        data = _read(path, 4 * dimension + MAX_HEADER_BYTES)
+        found = hashlib.sha256(data).hexdigest()
+        if found != card.model_digest:
+            raise RecognizerError(
+                f"{path}: found SHA-256 {found}, {CARD_FILE} names {card.model_digest}. "
+                "The files do not belong together; get both again from where they came."
+            )
+        module = build(card.recipe, len(card.taxonomy.classes))
+        try:
+            module.load_state_dict(safetensors.torch.load(data), strict=True)
+        except (SafetensorError, RuntimeError, ValueError, KeyError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise RecognizerError(f"{path}: the parameters do not fit the recipe: {reason}") from None
+        vector = to_vector(module)
+        # Refuses numbers that are not finite.
+        load_vector(module, vector)
+        return cls(card, vector, device, backbone_weights)
+
+    def save(self, folder: Path) -> None:
+        """Write both files into `folder`, which is made when missing.
+
+        Each replaces its predecessor whole, the card last; after a crash in between, `load` refuses the
+        folder. Raises `RecognizerError` when the vector is not the one the card was made for, or the disk
+        fails.
+        """
+        data = _serialise(self._model)
+        if hashlib.sha256(data).hexdigest() != self.card.model_digest:
+            raise RecognizerError("The card belongs to another vector; make it with Recognizer.create.")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(folder / MODEL_FILE, data)
+            write_atomically(folder / CARD_FILE, self.card.to_bytes())
+        except OSError as error:
+            raise RecognizerError(f"{folder}: cannot save the recognizer ({error.strerror}).") from None
+
+    def digest(self) -> bytes:
+        """Return the SHA-256 of the card, 32 bytes, which names everything else."""
+        return hashlib.sha256(self.card.to_bytes()).digest()
+
+    def predict(self, images: Sequence[Image.Image]) -> NDArray[np.float64]:
+        """Return each class's probability, (n, classes) float64, rows summing to 1, for decoded `images`.
+
+        Raises `RecognizerError` when the backbone cannot be loaded.
+        """
+        parts = [
+            self._predict_batch(images[start : start + _BATCH]) for start in range(0, len(images), _BATCH)
+        ]
+        return np.concatenate([np.empty((0, len(self.card.taxonomy.classes))), *parts])
+
+    def _predict_batch(self, images: Sequence[Image.Image]) -> NDArray[np.float64]:
+        inputs = preprocess(images, self.card.recipe.preprocessing).to(self.device)
+        with torch.inference_mode():
+            features = inputs if self._backbone is None else self._backbone(inputs)
+            logits = self._model(features)
+            probabilities: NDArray[np.float64] = torch.softmax(logits.double(), dim=1).cpu().numpy()
+        return probabilities
+
+    @cached_property
+    def _backbone(self) -> Embedding | None:
+        if self.card.recipe.backbone is None:
+            return None
+        return load_backbone(self.card.recipe, device=self.device, weights=self.backbone_weights)
+
+    @cached_property
+    def _model(self) -> nn.Module:
+        return _module(self.card.recipe, self.card.taxonomy, self.vector).to(self.device).eval()
+
+
+def _module(recipe: Recipe, taxonomy: Taxonomy, vector: NDArray[np.float32]) -> nn.Module:
+    module = build(recipe, len(taxonomy.classes))
+    load_vector(module, vector)
+    return module
+
+
+def _serialise(module: nn.Module) -> bytes:
+    return safetensors.torch.save({name: value.cpu() for name, value in module.state_dict().items()})
+
+
+def _read_card(path: Path, digest: bytes | None) -> Card:
+    data = _read(path, MAX_CARD_BYTES)
+    if digest is not None and hashlib.sha256(data).digest() != digest:
+        raise RecognizerError(f"{path}: found another card than the one with SHA-256 {digest.hex()}.")
+    try:
+        card = Card.model_validate_json(data)
+    except ValidationError as error:
+        fault = error.errors(include_input=False, include_url=False)[0]
+        field = ".".join(str(part) for part in fault["loc"]) or "the card"
+        raise RecognizerError(
+            f"{path}: {field}: {fault['msg']} ({error.error_count()} faults in all)."
+        ) from None
+    found = card.recipe.digest().hex()
+    if found != card.recipe_digest:
+        raise RecognizerError(f"{path}: the recipe's digest is {found}, the card says {card.recipe_digest}.")
+    return card
+
+
+def _read(path: Path, max_bytes: int) -> bytes:
+    try:
+        if not path.is_file():
+            raise RecognizerError(f"{path}: no such file, expected a recognizer's folder with it.")
+        with path.open("rb") as file:
+            data = file.read(max_bytes + 1)
+    except OSError as error:
+        raise RecognizerError(f"{path}: cannot be read ({error.strerror}).") from None
+    if len(data) > max_bytes:
+        raise RecognizerError(f"{path}: found more than {max_bytes} bytes, which no such recognizer needs.")
+    return data

@@ -1,0 +1,90 @@
+"""The command `hanse-sim`."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hanse_common import commands
+from hanse_common.commands import out
+from hanse_common.config import load
+from hanse_common.errors import ConfigError
+from hanse_common.files import write_atomically
+
+app = commands.new_app(
+    "The researcher's side of Hanse: the same protocol code in one process, seeded, from YAML experiments."
+)
+
+JsonOption = Annotated[
+    Path | None, typer.Option("--json", help="Also write the figures to this file.", metavar="FILE")
+]
+
+
+@app.command()
+def demo(
+    as_json: JsonOption = None,
+    folder: Annotated[Path, typer.Option(help="Where the shops and the result go.")] = Path("demo"),
+    experiment: Annotated[Path, typer.Option(help="The league's experiment.", metavar="FILE")] = Path(
+        "simulations/experiments/demo.yaml"
+    ),
+) -> None:
+    """Five shops with folders of real product photos train one recognizer; then classify a photo with it."""
+    from hanse_simulations.demo import demo as run_demo
+    from hanse_simulations.experiment import Experiment
+
+    figures = run_demo(load(Experiment, experiment), folder)
+    _write_json(as_json, figures)
+
+
+@app.command()
+def run(
+    experiment: Annotated[Path, typer.Argument(help="The experiment, YAML.", metavar="FILE")],
+    as_json: JsonOption = None,
+    seed: Annotated[int | None, typer.Option(help="Instead of the experiment's own seed.", min=0)] = None,
+    results: Annotated[Path, typer.Option(help="Folder of results.", metavar="FOLDER")] = Path("results"),
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on in this result folder instead of a new one.", metavar="FOLDER")
+    ] = None,
+) -> None:
+    """Run an experiment. Its folder then holds figures, plots, ledgers, the recognizer and the exact config."""
+    from hanse_simulations.experiment import Experiment
+    from hanse_simulations.results import new_folder
+    from hanse_simulations.run import run as run_experiment
+
+    settings = load(Experiment, experiment)
+    if seed is not None:
+        settings = settings.model_copy(update={"seed": seed})
+    if resume is not None and not (resume / "experiment.yaml").exists():
+        raise ConfigError(f"{resume}: found no experiment.yaml, expected the folder of an earlier run.")
+    folder = resume or new_folder(results, settings.name)
+    figures = run_experiment(settings, folder, results / "embeddings.sqlite")
+    out.print(
+        f"accuracy {100 * figures['accuracy']:.2f} %, ε at most {figures['epsilon_max']:.3f} "
+        f"at δ = {figures['delta']:g}, {figures['seconds']:.0f} s; everything is in {folder}"
+    )
+    _write_json(as_json, figures)
+
+
+@app.command()
+def new_algorithm(
+    path: Annotated[Path, typer.Argument(help="The Python file to write.", metavar="FILE")],
+) -> None:
+    """Write a documented template of a server optimizer: one file, yours to change."""
+    from hanse_simulations import template
+
+    if path.exists():
+        raise ConfigError(f"{path}: there is a file already; name another.")
+    shutil.copyfile(str(template.__file__), path)
+    out.print(f"Wrote {path}. Its first lines say how an experiment uses it.")
+
+
+def _write_json(path: Path | None, figures: dict[str, Any]) -> None:
+    if path is not None:
+        write_atomically(path, json.dumps(figures, indent=2).encode() + b"\n")
+
+
+def main() -> None:
+    """Run `hanse-sim`."""
+    commands.run(app)

@@ -1,0 +1,85 @@
+"""The pictures of a result: learning curve, confusion matrix, ROC curves."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+
+mpl.use("Agg")  # no screen is needed, and none may be there
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from hanse_common.vision.metrics import ClassificationReport
+
+BLUE, GREY = "#1f5fa8", "#9aa5b1"
+DPI = 130
+
+
+def learning_curve(rounds: Sequence[int], accuracies: Sequence[float], title: str, path: Path) -> None:
+    """Draw accuracy in per cent against the round, counted from 1."""
+    figure, axes = _axes(6.4, 4.0)
+    axes.plot(rounds, [100 * accuracy for accuracy in accuracies], color=BLUE, linewidth=2)
+    axes.annotate(
+        f"{100 * accuracies[-1]:.1f} %",
+        (rounds[-1], 100 * accuracies[-1]),
+        xytext=(-6, -16),
+        textcoords="offset points",
+        ha="right",
+        color=BLUE,
+        weight="bold",
+    )
+    axes.set_xlabel("round")
+    axes.set_ylabel("accuracy on public test photos, %")
+    axes.set_title(title, loc="left")
+    axes.grid(axis="y", color=GREY, alpha=0.3)
+    _save(figure, path)
+
+
+def confusion(report: ClassificationReport, classes: Sequence[str], path: Path) -> None:
+    """Draw the confusion matrix, each row in per cent of that class's photos."""
+    count = len(classes)
+    side = min(4.0 + 0.35 * count, 14.0)
+    figure, axes = _axes(side + 0.8, side)
+    shares = [[100 * n / max(sum(row), 1) for n in row] for row in report.confusion]
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+    if count <= 20:
+        for i, row in enumerate(shares):
+            for j, share in enumerate(row):
+                if share >= 0.5:
+                    colour = "white" if share > 55 else "black"
+                    axes.text(j, i, f"{share:.0f}", ha="center", va="center", color=colour, fontsize=8)
+    axes.set_xticks(range(count), classes, rotation=45, ha="right")
+    axes.set_yticks(range(count), classes)
+    axes.set_xlabel("recognized as")
+    axes.set_ylabel("is")
+    axes.set_title("Out of 100 photos of a class", loc="left")
+    _save(figure, path)
+
+
+def roc(report: ClassificationReport, classes: Sequence[str], path: Path) -> None:
+    """Draw each class's ROC curve, one against the rest; classes without photos are left out."""
+    figure, axes = _axes(6.4, 5.2)
+    axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=":")
+    colours = plt.get_cmap("tab10")
+    for index, (name, figures) in enumerate(zip(classes, report.per_class, strict=True)):
+        if figures.roc is not None:
+            x, y = figures.roc.false_positive_rate, figures.roc.true_positive_rate
+            axes.plot(x, y, color=colours(index % 10), label=f"{name} ({figures.auc:.3f})")
+    axes.set_xlabel("false positive rate")
+    axes.set_ylabel("true positive rate")
+    axes.set_title("ROC, one class against the rest (area)", loc="left")
+    axes.legend(fontsize=7, frameon=False, loc="lower right", ncols=1 + len(classes) // 12)
+    _save(figure, path)
+
+
+def _axes(width: float, height: float) -> tuple[Figure, Axes]:
+    figure, axes = plt.subplots(figsize=(width, height), layout="constrained")
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _save(figure: Figure, path: Path) -> None:
+    figure.savefig(path, dpi=DPI)
+    plt.close(figure)

@@ -1,0 +1,114 @@
+"""What an experiment leaves behind: one folder with figures, pictures, the recognizer and the exact config.
+
+    results/smoke/run-001/
+      experiment.yaml     the experiment with every default written out
+      result.json         figures; equal for equal seeds, but for `seconds`
+      learning-curve.png  confusion.png  roc.png
+      recognizer/         load it with `hanse-client classify --recognizer`
+      merchants/NAME/ledger.sqlite
+      server/             checkpoint
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from hanse_common import messages
+from hanse_common.errors import ConfigError
+from hanse_common.files import write_atomically
+from hanse_common.vision.metrics import ClassificationReport
+from hanse_common.vision.recognizer import Recognizer
+from hanse_simulations import plots
+from hanse_simulations.experiment import Experiment
+from hanse_simulations.simulation import League
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Accuracy on the public test photos after each evaluated round; rounds count from 1."""
+
+    rounds: tuple[int, ...]
+    accuracies: tuple[float, ...]
+
+
+def new_folder(root: Path, name: str) -> Path:
+    """Make and return the next free `root`/`name`/run-NNN."""
+    parent = root / name
+    parent.mkdir(parents=True, exist_ok=True)
+    for number in range(1, 100_000):
+        folder = parent / f"run-{number:03}"
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        return folder
+    raise ConfigError(f"{parent}: holds 99 999 runs already; move some away.")
+
+
+def write_config(experiment: Experiment, folder: Path) -> None:
+    """Write the experiment with all defaults, as YAML that runs again."""
+    text = yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    write_atomically(folder / "experiment.yaml", text.encode())
+
+
+def write(
+    league: League,
+    model: NDArray[np.float32],
+    report: ClassificationReport,
+    curve: Curve,
+    seconds: float,
+    folder: Path,
+) -> dict[str, Any]:
+    """Write figures, pictures and recognizer to `folder`; return the figures."""
+    spent = {name: member.ledger.spent() for name, member in league.members.items()}
+    figures = {
+        "name": league.experiment.name,
+        "seed": league.experiment.seed,
+        "accuracy": report.accuracy,
+        "macro_f1": report.macro_f1,
+        "epsilon_max": max(one.epsilon for one in spent.values()),
+        "delta": league.plan.delta,
+        "epsilon": {name: one.epsilon for name, one in spent.items()},
+        "noise_multiplier": league.plan.training.noise_multiplier,
+        "rounds": list(curve.rounds),
+        "accuracies": list(curve.accuracies),
+        "plan_digest": league.plan.digest.hex(),
+        "model_digest": hashlib.sha256(messages.model_to_bytes(model)).hexdigest(),
+        "report": report.to_json(),
+        "seconds": seconds,
+    }
+    write_atomically(folder / "result.json", json.dumps(figures, indent=2).encode() + b"\n")
+    title = f"{league.experiment.name}: ε = {figures['epsilon_max']:.2f}, δ = {league.plan.delta:g}"
+    plots.learning_curve(curve.rounds, curve.accuracies, title, folder / "learning-curve.png")
+    plots.confusion(report, league.plan.taxonomy.classes, folder / "confusion.png")
+    plots.roc(report, league.plan.taxonomy.classes, folder / "roc.png")
+    save_recognizer(league, model, report, float(figures["epsilon_max"]), folder / "recognizer")
+    return figures
+
+
+def save_recognizer(
+    league: League,
+    model: NDArray[np.float32],
+    report: ClassificationReport,
+    epsilon: float,
+    folder: Path,
+) -> None:
+    """Save the published model with its card to `folder`."""
+    plan = league.plan
+    Recognizer.create(
+        plan.recipe,
+        plan.taxonomy,
+        model,
+        created=datetime.now(UTC),
+        metrics={"accuracy": report.accuracy, "macro_f1": report.macro_f1, "macro_auc": report.macro_auc},
+        epsilon=epsilon,
+        delta=plan.delta,
+        plan_digest=plan.digest,
+    ).save(folder)

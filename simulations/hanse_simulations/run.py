@@ -1,0 +1,83 @@
+"""Run an experiment from its YAML to its result folder, telling a person what happens.
+
+    figures = run(experiment, new_folder(Path("results"), experiment.name))
+"""
+
+import runpy
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hanse_client.training import Examples
+from hanse_common.errors import ConfigError
+from hanse_server.evaluation import Evaluator
+from hanse_server.league import Progress
+from hanse_simulations import results
+from hanse_simulations.console import bar, console
+from hanse_simulations.experiment import Experiment
+from hanse_simulations.shops import make_shops
+from hanse_simulations.simulation import League, Member, seeded_members
+
+
+def device() -> str:
+    """Return the device to train on: CUDA when there, else the CPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def load_extensions(experiment: Experiment) -> None:
+    """Run the experiment's own Python files, which register its algorithms. They are the researcher's code."""
+    for path in experiment.extensions:
+        if not path.is_file():
+            raise ConfigError(f"{path}: extensions: no such file, expected a Python file.")
+        runpy.run_path(str(path), run_name=f"hanse_extension_{path.stem}")
+
+
+def run(experiment: Experiment, folder: Path, cache: Path) -> dict[str, Any]:
+    """Run or resume `experiment` in `folder` and return its figures. `cache` keeps embeddings between runs."""
+    started = time.perf_counter()
+    load_extensions(experiment)
+    results.write_config(experiment, folder)
+    plan = experiment.plan
+    with bar("embedding photos", 1) as shown:
+        shops = make_shops(
+            experiment.data, plan.recipe, plan.taxonomy, experiment.seed, cache, device(), shown.update
+        )
+    members = seeded_members(experiment, shops.merchants, folder, tell)
+    return train_and_write(experiment, members, shops.test, folder, started)
+
+
+def tell(merchant: str, text: str) -> None:
+    """Print what a merchant's owner would be told."""
+    console.print(f"  [yellow]{merchant}[/yellow]: {text}")
+
+
+def train_and_write(
+    experiment: Experiment, members: Mapping[str, Member], test: Examples, folder: Path, started: float
+) -> dict[str, Any]:
+    """Train the league of `members`, evaluate on `test`, write `folder`, and return the figures."""
+    league = League.assemble(experiment, members, folder)
+    plan = league.plan
+    evaluator = Evaluator(plan.recipe, plan.taxonomy, test.inputs, test.labels)
+    rounds: list[int] = []
+    accuracies: list[float] = []
+    with bar("rounds", plan.training.rounds) as shown:
+
+        def on_round(progress: Progress) -> None:
+            number = progress.round + 1
+            if number % experiment.evaluate_every == 0 or number == plan.training.rounds:
+                rounds.append(number)
+                accuracies.append(evaluator.accuracy(progress.published))
+            text = f"{len(progress.outcome.uploaded)} merchants"
+            if accuracies:
+                text += f", accuracy {100 * accuracies[-1]:.1f} %"
+            shown.update(number, text=text)
+
+        model = league.train(on_round)
+    report = evaluator.report(model)
+    if not rounds:  # resumed after the last round
+        rounds, accuracies = [plan.training.rounds], [report.accuracy]
+    curve = results.Curve(tuple(rounds), tuple(accuracies))
+    return results.write(league, model, report, curve, time.perf_counter() - started, folder)

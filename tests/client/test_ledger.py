@@ -1,0 +1,578 @@
+"""The ledger against dp-accounting, against a plain model, and against damage, locks and other processes."""
+
+import functools
+import math
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+from dp_accounting.pld import privacy_loss_distribution
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from hanse_client.ledger import _INSERT, Budget, Charge, Ledger, Repeated, _hash
+from hanse_common.errors import BudgetExceeded, HanseError, LedgerError
+from hanse_common.privacy.mechanism import Mechanism
+
+BUDGET = Budget(epsilon=3.0, delta=1e-4)
+PLAN_STEPS = 40
+
+
+def charge(plan=0, round_=0, attempt=0, *, steps=4, plan_steps=PLAN_STEPS, noise=4.0, delta=1e-5, **other):
+    mechanism = Mechanism(
+        clipping_norm=other.pop("clipping_norm", 0.5),
+        dimension=1000,
+        noise_multiplier=noise,
+        sampling_rate=other.pop("sampling_rate", 0.1),
+        steps=steps,
+    )
+    digest = bytes([plan]) * 32
+    return Charge(digest, round_, attempt, mechanism, plan_steps, delta, **other)
+
+
+@functools.cache
+def epsilon(noise=4.0, sampling_rate=0.1, steps=PLAN_STEPS, delta=1e-5) -> float:
+    """ε of continuous noise, straight from dp-accounting."""
+    one_step = privacy_loss_distribution.from_gaussian_mechanism(
+        noise, value_discretization_interval=1e-4, sampling_prob=sampling_rate
+    )
+    return one_step.self_compose(steps).get_epsilon_for_delta(delta)
+
+
+@pytest.fixture
+def path(tmp_path) -> Path:
+    return tmp_path / "shop" / "ledger.sqlite"
+
+
+@pytest.fixture
+def ledger(path) -> Ledger:
+    return Ledger(path, BUDGET)
+
+
+@contextmanager
+def raw(path: Path) -> Iterator[sqlite3.Connection]:
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        yield db
+
+
+# What is counted
+
+
+def test_a_plan_costs_what_dp_accounting_says_of_all_its_steps(ledger):
+    spent = ledger.charge(charge(steps=1))
+    assert spent.epsilon == pytest.approx(epsilon(), rel=2e-3)
+    assert spent.epsilon >= epsilon() * (1 - 1e-9)
+    assert spent.delta == 1e-5
+    assert ledger.spent() == spent
+
+
+def test_plans_add_up_each_with_its_own_noise_and_its_delta_once(ledger):
+    ledger.charge(charge(plan=1))
+    ledger.charge(charge(plan=2, noise=8.0, delta=1e-6))
+    ledger.charge(charge(plan=1, round_=1))
+    spent = ledger.charge(charge(plan=2, round_=1, noise=8.0, delta=1e-6))
+    expected = epsilon() + epsilon(noise=8.0, delta=1e-6)
+    assert spent.epsilon == pytest.approx(expected, rel=2e-3)
+    assert spent.delta == pytest.approx(1.1e-5)
+    assert [(plan.plan_digest[0], plan.rounds, plan.steps) for plan in spent.plans] == [(1, 2, 8), (2, 2, 8)]
+
+
+def test_a_repeated_round_uses_up_steps_but_is_no_new_round(ledger):
+    ledger.charge(charge(round_=3, attempt=0))
+    (plan,) = ledger.charge(charge(round_=3, attempt=2)).plans
+    assert (plan.rounds, plan.steps, plan.plan_steps) == (1, 8, PLAN_STEPS)
+    assert ledger.last_work(charge().plan_digest) == (3, 2)
+    assert ledger.last_work(bytes(31) + b"x") is None
+
+
+def test_no_charge_goes_beyond_the_plans_steps(ledger):
+    for round_ in range(PLAN_STEPS // 4):
+        ledger.charge(charge(round_=round_))
+    with pytest.raises(BudgetExceeded, match="40 steps are used up; this round would make 44"):
+        ledger.charge(charge(round_=99))
+    assert ledger.counter == PLAN_STEPS // 4
+
+
+@pytest.mark.parametrize("work", [(2, 1), (2, 0), (1, 5), (0, 0)])
+def test_work_of_a_plan_only_goes_forward(ledger, work):
+    ledger.charge(charge(round_=2, attempt=1))
+    ledger.charge(charge(plan=1))
+    for ask in (ledger.check, ledger.charge):
+        with pytest.raises(Repeated, match="round 3, attempt 2 is charged already"):
+            ask(charge(round_=work[0], attempt=work[1]))
+    assert ledger.counter == 2
+
+
+@pytest.mark.parametrize(
+    ("changed", "name"),
+    [
+        ({"noise": 8.0}, "noise_multiplier 8.0, but it was charged with 4.0"),
+        ({"delta": 1e-6}, "delta 1e-06, but"),
+        ({"plan_steps": 39}, "plan_steps 39, but"),
+        ({"sampling_rate": 0.05}, "sampling_rate 0.05, but"),
+        ({"clipping_norm": 0.25}, "clipping_norm 0.25, but"),
+    ],
+)
+def test_the_parameters_of_a_plan_never_change(ledger, changed, name):
+    ledger.charge(charge())
+    with pytest.raises(LedgerError, match=name):
+        ledger.charge(charge(round_=1, **changed))
+    assert ledger.counter == 1
+
+
+def test_the_budget_is_never_exceeded_in_epsilon(path):
+    one = Mechanism(0.5, 1000, 4.0, 0.1, PLAN_STEPS).epsilon(1e-5)
+    ledger = Ledger(path, Budget(2 * one, 1e-4))
+    ledger.charge(charge(plan=1))
+    ledger.charge(charge(plan=2))
+    with pytest.raises(BudgetExceeded, match=r"ε = 1\..* of a budget of ε"):
+        ledger.charge(charge(plan=3))
+    assert ledger.spent().epsilon == 2 * one
+    ledger.charge(charge(plan=2, round_=1))  # what is set aside can still be used
+
+
+def test_the_budget_is_never_exceeded_in_delta_and_no_rounding_gets_in_the_way(path):
+    ledger = Ledger(path, Budget(100.0, 1e-5))
+    for plan in range(10):
+        ledger.charge(charge(plan, delta=1e-6))
+    with pytest.raises(BudgetExceeded, match=r"δ = 1\.1e-05"):
+        ledger.charge(charge(plan=10, delta=1e-6))
+
+
+def test_a_plan_without_any_epsilon_is_refused(ledger):
+    for without in (charge(noise=0.5, plan_steps=10**9), charge(delta=1e-30)):
+        with pytest.raises(BudgetExceeded, match="ε = inf"):
+            ledger.charge(without)
+
+
+def test_check_writes_nothing_and_says_what_charge_will(ledger):
+    assert ledger.check(charge()) == ledger.check(charge()) == ledger.charge(charge())
+    assert ledger.counter == 1
+    with pytest.raises(BudgetExceeded):
+        ledger.check(charge(plan=1, noise=1.0, plan_steps=1000))
+
+
+def test_a_smaller_budget_refuses_but_still_shows_what_is_spent(path, ledger):
+    spent = ledger.charge(charge())
+    poorer = Ledger(path, Budget(spent.epsilon / 2, 1e-4))
+    assert poorer.spent() == spent
+    with pytest.raises(BudgetExceeded):
+        poorer.charge(charge(round_=1))
+
+
+def test_events_are_the_charges_as_they_were_made(ledger):
+    charges = [charge(), charge(plan=7, round_=5, noise=8.0), charge(round_=1, attempt=3, steps=2)]
+    for each in charges:
+        ledger.charge(each)
+    events = list(ledger.events())
+    assert [event.charge for event in events] == charges
+    assert [event.number for event in events] == [1, 2, 3]
+    assert all(event.time.endswith("+00:00") and len(event.hash) == 32 for event in events)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"round_": -1}, {"attempt": -1}, {"steps": 41}, {"delta": 0.0}, {"delta": math.nan}]
+)
+def test_a_charge_out_of_range_cannot_be_made(wrong):
+    with pytest.raises(ValueError, match="Expected"):
+        charge(**wrong)
+
+
+@pytest.mark.parametrize("wrong", [(0.0, 1e-5), (math.inf, 1e-5), (math.nan, 1e-5), (1.0, 0.0), (1.0, 1.0)])
+def test_a_budget_out_of_range_cannot_be_made(wrong):
+    with pytest.raises(ValueError, match="Expected"):
+        Budget(*wrong)
+
+
+class AgainstAPlainModel(RuleBasedStateMachine):
+    """Charges in any order, with reopening in between, do what a dictionary says."""
+
+    noises = (4.0, 8.0, 2.0)
+    costs = tuple(Mechanism(0.5, 1000, noise, 0.1, PLAN_STEPS).epsilon(1e-5) for noise in noises)
+    budget = Budget(1.05 * (costs[0] + costs[2]), 1e-4)
+
+    @initialize()
+    def begin(self):
+        self.folder = tempfile.TemporaryDirectory()
+        self.path = Path(self.folder.name) / "ledger.sqlite"
+        self.rows: list[tuple[int, int, int, int]] = []
+        self.reopen()
+
+    @rule()
+    def reopen(self):
+        self.ledger = Ledger(self.path, self.budget)
+
+    @rule(
+        plan=st.integers(0, 2),
+        round_=st.integers(0, 6),
+        attempt=st.integers(0, 2),
+        steps=st.sampled_from([1, 8, 20]),
+    )
+    def charge(self, plan, round_, attempt, steps):
+        asked = charge(plan, round_, attempt, steps=steps, noise=self.noises[plan])
+        mine = [row for row in self.rows if row[0] == plan]
+        plans = {row[0] for row in self.rows} | {plan}
+        expected: type[HanseError] | None = None
+        if mine and (round_, attempt) <= max(row[1:3] for row in mine):
+            expected = Repeated
+        elif (
+            sum(row[3] for row in mine) + steps > PLAN_STEPS
+            or sum(self.costs[each] for each in plans) > self.budget.epsilon
+        ):
+            expected = BudgetExceeded
+        for ask in (self.ledger.check, self.ledger.charge):
+            if expected is None:
+                assert {plan.plan_digest[0] for plan in ask(asked).plans} == plans
+            else:
+                with pytest.raises(expected):
+                    ask(asked)
+        if expected is None:
+            self.rows.append((plan, round_, attempt, steps))
+
+    @invariant()
+    def the_ledger_says_what_the_model_says(self):
+        spent = self.ledger.spent()
+        plans = list(dict.fromkeys(row[0] for row in self.rows))
+        assert [plan.plan_digest[0] for plan in spent.plans] == plans
+        assert [plan.steps for plan in spent.plans] == [
+            sum(row[3] for row in self.rows if row[0] == plan) for plan in plans
+        ]
+        assert spent.epsilon == pytest.approx(sum(self.costs[plan] for plan in plans))
+        assert spent.epsilon <= self.budget.epsilon
+        assert self.ledger.counter == len(self.rows)
+
+    def teardown(self):
+        if hasattr(self, "folder"):
+            self.folder.cleanup()
+
+
+TestAgainstAPlainModel = AgainstAPlainModel.TestCase
+TestAgainstAPlainModel.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)
+
+
+# How it is kept
+
+
+def test_only_the_owner_may_read_it(path):
+    old = os.umask(0)
+    try:
+        Ledger(path, BUDGET).charge(charge())
+        modes = {file.stat().st_mode & 0o777 for file in path.parent.iterdir()}
+        assert modes == {0o600}
+        with raw(path) as db:  # keeps the journal there
+            db.execute("SELECT * FROM charge").fetchall()
+            assert {file.stat().st_mode & 0o777 for file in path.parent.iterdir()} == {0o600}
+            assert len(list(path.parent.iterdir())) == 3
+        path.chmod(0o644)
+        Ledger(path, BUDGET)
+        assert path.stat().st_mode & 0o777 == 0o600
+    finally:
+        os.umask(old)
+
+
+def test_every_commit_is_synced(ledger):
+    with ledger._transaction("IMMEDIATE") as db:
+        assert db.execute("PRAGMA synchronous").fetchone() == (2,)
+        assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE charge SET steps = 1",
+        "UPDATE charge SET hash = hash",
+        "DELETE FROM charge WHERE number = 2",
+        "INSERT OR REPLACE INTO charge SELECT * FROM charge WHERE number = 2",
+        """REPLACE INTO charge SELECT 9, time, zeroblob(32), round, attempt, steps, plan_steps, clipping_norm,
+        dimension, noise_multiplier, sampling_rate, delta, hash FROM charge WHERE number = 1""",
+    ],
+)
+def test_rows_are_only_ever_added(path, ledger, statement):
+    for round_ in range(3):
+        ledger.charge(charge(round_=round_))
+    with raw(path) as db, pytest.raises(sqlite3.IntegrityError, match="only grows"):
+        db.execute(statement)
+    assert ledger.counter == 3
+
+
+@contextmanager
+def tampering(path: Path) -> Iterator[sqlite3.Connection]:
+    """A connection to the ledger with its triggers out of the way, put back afterwards."""
+    with raw(path) as db:
+        triggers = db.execute("SELECT name, sql FROM sqlite_schema WHERE type = 'trigger'").fetchall()
+        for name, _ in triggers:
+            db.execute(f"DROP TRIGGER {name}")
+        yield db
+        for _, sql in triggers:
+            db.execute(sql)
+
+
+COLUMNS = {
+    "time": "'2020-01-01'",
+    "plan_digest": "zeroblob(32)",
+    "round": "17",
+    "attempt": "17",
+    "steps": "1",
+    "plan_steps": "400",
+    "clipping_norm": "0.6",
+    "dimension": "10",
+    "noise_multiplier": "40.0",
+    "sampling_rate": "0.01",
+    "delta": "1e-9",
+    "hash": "zeroblob(32)",
+}
+
+
+@pytest.mark.parametrize(("column", "value"), COLUMNS.items())
+def test_an_altered_row_is_named(path, ledger, column, value):
+    for round_ in range(4):
+        ledger.charge(charge(plan=1, round_=round_))
+    with tampering(path) as db:
+        db.execute(f"UPDATE charge SET {column} = {value} WHERE number = 3")  # noqa: S608
+    for look in (ledger.verify, lambda: Ledger(path, BUDGET)):
+        with pytest.raises(LedgerError, match="row 3 is not what was written"):
+            look()
+
+
+def test_every_column_is_covered_by_the_test_above(path, ledger):
+    with raw(path) as db:
+        names = {name for _, name, *_ in db.execute("PRAGMA table_info(charge)")}
+    assert names == {"number", *COLUMNS}
+
+
+def test_a_row_taken_out_or_moved_is_named(path, ledger):
+    for round_ in range(4):
+        ledger.charge(charge(round_=round_))
+    with tampering(path) as db:
+        db.execute("DELETE FROM charge WHERE number = 2")
+    with pytest.raises(LedgerError, match="row 2 is missing, the next one found is 3"):
+        ledger.verify()
+    with tampering(path) as db:
+        db.execute("UPDATE charge SET number = number - 1 WHERE number > 2")
+    with pytest.raises(LedgerError, match="row 2 is not what was written"):
+        ledger.verify()
+
+
+def test_rows_of_a_plan_with_two_sets_of_parameters_are_damage_though_well_chained(path, ledger):
+    ledger.charge(charge())
+    other = Ledger(path.with_name("other"), BUDGET)
+    other.charge(charge())
+    other.charge(charge(plan=1, round_=1, noise=8.0))
+    with raw(other.path) as db:
+        row = list(db.execute("SELECT * FROM charge WHERE number = 2").fetchone())
+    row[2] = bytes(32)
+    with raw(path) as db:
+        (previous,) = db.execute("SELECT hash FROM charge").fetchone()
+        row[-1] = _hash(previous, row[:-1])
+        db.execute(_INSERT, row)
+    with pytest.raises(LedgerError, match="different parameters"):
+        Ledger(path, BUDGET)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "DROP TRIGGER charge_never_deleted",
+        "DROP INDEX charge_once",
+        "CREATE TRIGGER extra AFTER INSERT ON charge BEGIN SELECT 1; END",
+        "PRAGMA journal_mode = DELETE",
+    ],
+)
+def test_an_altered_schema_is_damage(path, ledger, statement):
+    with raw(path) as db:
+        db.execute(statement)
+    for look in (ledger.spent, lambda: Ledger(path, BUDGET)):
+        with pytest.raises(LedgerError, match="not as they were made"):
+            look()
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory) -> tuple[bytes, object]:
+    path = tmp_path_factory.mktemp("sound") / "ledger.sqlite"
+    ledger = Ledger(path, BUDGET)
+    for round_ in range(8):
+        ledger.charge(charge(plan=round_ % 2, round_=round_))
+    return path.read_bytes(), ledger.spent()
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_damaged_byte_or_cut_is_noticed_or_harmless(tmp_path, sound, data):
+    content, spent = sound
+    if data.draw(st.booleans()):
+        damaged = content[: data.draw(st.integers(0, len(content) - 1))]
+    else:
+        place = data.draw(st.integers(0, len(content) - 1))
+        byte = data.draw(st.integers(0, 255))
+        damaged = content[:place] + bytes([byte]) + content[place + 1 :]
+    path = tmp_path / "ledger.sqlite"
+    path.write_bytes(damaged)
+    try:
+        ledger = Ledger(path, BUDGET)
+    except LedgerError as error:
+        assert str(path) in str(error)
+    else:
+        assert ledger.spent() == spent
+
+
+@pytest.mark.parametrize("text", [b"", b"hello, this is a text of some length, not a database" * 50])
+def test_a_file_that_is_no_ledger_is_refused_and_left_alone(tmp_path, text):
+    path = tmp_path / "ledger.sqlite"
+    path.write_bytes(text)
+    with pytest.raises(LedgerError, match="expected a ledger"):
+        Ledger(path, BUDGET)
+    assert path.read_bytes() == text
+
+
+def test_another_programs_database_is_refused_and_left_alone(tmp_path):
+    path = tmp_path / "ledger.sqlite"
+    with raw(path) as db:
+        db.execute("CREATE TABLE bookmarks (url TEXT)")
+    before = path.read_bytes()
+    with pytest.raises(LedgerError, match="another program's file"):
+        Ledger(path, BUDGET)
+    assert path.read_bytes() == before
+
+
+def test_a_newer_version_asks_for_an_update(path, ledger):
+    with raw(path) as db:
+        db.execute("PRAGMA user_version = 2")
+    with pytest.raises(LedgerError, match="version 2, expected 1; update hanse-client"):
+        Ledger(path, BUDGET)
+
+
+def test_a_folder_or_a_place_that_cannot_be_written_is_named(tmp_path):
+    with pytest.raises(LedgerError, match=str(tmp_path)):
+        Ledger(tmp_path, BUDGET)
+    (tmp_path / "file").touch()
+    with pytest.raises(LedgerError, match="cannot make"):
+        Ledger(tmp_path / "file" / "ledger.sqlite", BUDGET)
+
+
+def test_a_ledger_that_vanished_is_not_silently_made_again(path, ledger):
+    ledger.charge(charge())
+    path.unlink()
+    with pytest.raises(LedgerError, match="cannot be opened"):
+        ledger.charge(charge(round_=1))
+    assert not path.exists()
+
+
+def test_an_older_ledger_put_in_its_place_is_noticed(path, ledger):
+    ledger.charge(charge())
+    backup = path.with_name("backup")
+    shutil.copy(path, backup)
+    ledger.charge(charge(plan=1))
+    backup.replace(path)
+    for look in (ledger.spent, lambda: ledger.charge(charge(plan=2))):
+        with pytest.raises(LedgerError, match="row 2 is gone or another"):
+            look()
+
+
+def test_a_ledger_locked_by_another_process_says_so(path):
+    ledger = Ledger(path, BUDGET, timeout=0.05)
+    with raw(path) as db:
+        db.execute("BEGIN IMMEDIATE")
+        with pytest.raises(LedgerError, match="another process is writing"):
+            ledger.charge(charge())
+        assert ledger.spent().plans == ()  # readers do not wait
+    ledger.charge(charge())
+
+
+def test_a_full_disk_says_so_and_charges_nothing(path, ledger, monkeypatch):
+    ledger.charge(charge())
+    connect = sqlite3.connect
+
+    def connect_to_a_full_disk(*args, **kwargs):
+        db = connect(*args, **kwargs)
+        db.execute("PRAGMA max_page_count = 1")  # SQLite then gives SQLITE_FULL where the file would grow
+        return db
+
+    monkeypatch.setattr(sqlite3, "connect", connect_to_a_full_disk)
+    charged = 1
+    with pytest.raises(LedgerError, match="disk is full, so nothing was charged"):
+        for round_ in range(1, 500):
+            ledger.charge(
+                charge(round_=round_, steps=1, plan_steps=PLAN_STEPS) if round_ < 30 else charge(plan=round_)
+            )
+            charged += 1
+    monkeypatch.undo()
+    assert ledger.counter == charged
+
+
+SHOPKEEPER = """
+import sys
+from pathlib import Path
+from hanse_client.ledger import Budget, Charge, Ledger
+from hanse_common.errors import BudgetExceeded, LedgerError
+from hanse_common.privacy.mechanism import Mechanism
+
+path, name, epsilon = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
+mechanism = Mechanism(0.5, 1000, 4.0, 0.1, 4)
+print("ready", flush=True)
+sys.stdin.readline()
+ledger = Ledger(path, Budget(epsilon, 1e-3), timeout=60)
+done = []
+for number in range(20):
+    for plan in (number, 100 + 20 * name + number):
+        try:
+            ledger.charge(Charge(bytes([plan]) * 32, 0, 0, mechanism, 40, 1e-5))
+            done.append(plan)
+        except BudgetExceeded:
+            pass
+        except LedgerError as error:
+            if type(error) is LedgerError:
+                raise
+print(*done)
+"""
+
+
+def test_processes_that_charge_at_once_never_overrun_the_budget_nor_charge_twice(path):
+    """Three processes make the ledger together, and race for the same plans and for plans of their own."""
+    one = Mechanism(0.5, 1000, 4.0, 0.1, PLAN_STEPS).epsilon(1e-5)
+    room = 25
+    command = [sys.executable, "-c", SHOPKEEPER, str(path)]
+    processes = [
+        subprocess.Popen(
+            [*command, str(name), repr((room + 0.5) * one)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for name in range(3)
+    ]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    done = []
+    for process in processes:
+        output, _ = process.communicate()
+        assert process.returncode == 0
+        done += output.split()
+    ledger = Ledger(path, BUDGET)
+    assert len(done) == len(set(done)) == ledger.counter == room
+    assert ledger.spent().epsilon == pytest.approx(room * one)
+
+
+def test_threads_may_share_a_ledger(path):
+    ledger = Ledger(path, Budget(1000.0, 1e-2))
+
+    def run(plan: int) -> None:
+        for round_ in range(5):
+            ledger.charge(charge(plan, round_))
+            ledger.spent()
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(run, range(8)))
+    ledger.verify()
+    assert ledger.counter == 40

@@ -1,0 +1,173 @@
+"""kill -9 between any two statements of a charge: photos are never touched without a charge on disk.
+
+Run as a program, this file makes the crashes: for each point a forked child kills itself there, and the
+parent opens what it left behind. It runs in a process of its own, so that a fork copies little.
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hanse_client import ledger as ledger_module
+from hanse_client.ledger import Budget, Charge, Ledger
+from hanse_common.privacy.mechanism import Mechanism
+
+BUDGET = Budget(epsilon=10.0, delta=1e-5)
+MECHANISM = Mechanism(clipping_norm=0.5, dimension=1000, noise_multiplier=4.0, sampling_rate=0.1, steps=1)
+
+
+def charge(round_: int) -> Charge:
+    return Charge(bytes(32), round_, 0, MECHANISM, 1000, 1e-5)
+
+
+def use_photos(ledger: Ledger, folder: Path, round_: int) -> None:
+    """What a merchant does: charge, then touch photos. A file stands for the touch."""
+    ledger.charge(charge(round_))
+    (folder / f"touched-{round_}").touch()
+
+
+def dies_at(point: int, opcodes: bool, action: Callable[[], object]) -> bool:
+    """Run `action` in a child that is killed at the `point`-th line (or bytecode) of the ledger's code.
+
+    Returns whether there was such a point.
+    """
+    child = os.fork()
+    if child == 0:
+        left = point
+
+        def trace(frame, event, arg):
+            nonlocal left
+            if frame.f_code.co_filename != ledger_module.__file__:
+                return None
+            frame.f_trace_opcodes = opcodes
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            left -= 1
+            return trace
+
+        try:
+            sys.settrace(trace)
+            action()
+            sys.settrace(None)
+            os._exit(0)
+        except BaseException as error:
+            print(repr(error), file=sys.stderr, flush=True)
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
+        return True
+    if status != 0:
+        raise RuntimeError(f"the child failed at point {point}")
+    return False
+
+
+def crash_in_every_charge(folder: Path, opcodes: bool) -> list[tuple[list[int], list[int]]]:
+    """For each point: the rounds in the ledger, and those whose photos were touched, after a crash there."""
+    found: list[tuple[list[int], list[int]]] = []
+    before = folder / "before"
+    Ledger(before, BUDGET).charge(charge(0))  # also computes ε once for all children
+    crashed = True
+    while crashed:
+        place = folder / "place"
+        place.mkdir()
+        path = place / "ledger"
+        shutil.copy(before, path)
+        ledger = Ledger(path, BUDGET)
+        crashed = dies_at(
+            len(found), opcodes, lambda ledger=ledger, place=place: use_photos(ledger, place, 1)
+        )
+        after = Ledger(path, BUDGET)
+        rounds = [event.charge.round for event in after.events()]
+        touched = [int(file.name.removeprefix("touched-")) for file in place.glob("touched-*")]
+        found.append((rounds, touched))
+        after.charge(charge(2))  # whatever happened, the next round can be charged
+        shutil.rmtree(place)
+    return found
+
+
+def crash_in_every_birth(folder: Path) -> list[bool]:
+    """For each point of making a ledger: whether it is there after a crash; it must then be sound."""
+    found: list[bool] = []
+    crashed = True
+    while crashed:
+        place = folder / "place"
+        path = place / "ledger"
+        crashed = dies_at(len(found), False, lambda path=path: Ledger(path, BUDGET))
+        found.append(path.exists())
+        Ledger(path, BUDGET).charge(charge(0))
+        shutil.rmtree(place)
+    return found
+
+
+def charge_forever(folder: Path) -> None:
+    ledger = Ledger(folder / "ledger", BUDGET)
+    last = ledger.last_work(bytes(32))
+    round_ = 0 if last is None else last[0] + 1
+    print("ready", flush=True)
+    while True:
+        use_photos(ledger, folder, round_)
+        round_ += 1
+
+
+def run(what: str, folder: Path):
+    """Run this file as a program."""
+    result = subprocess.run([sys.executable, __file__, what, str(folder)], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+@pytest.mark.parametrize("what", ["lines", pytest.param("opcodes", marks=pytest.mark.slow)])
+def test_no_photo_is_touched_without_a_charge_wherever_the_crash(tmp_path, what):
+    found = run(what, tmp_path)
+    assert len(found) > 50
+    assert all(rounds in ([0], [0, 1]) for rounds, _ in found)  # there or not, and the row before stays
+    assert all(set(touched) <= set(rounds) for rounds, touched in found)
+    # The crashes reached from before the charge to after it: absent, then charged in vain, then both.
+    outcomes = [(len(rounds) - 1, len(touched)) for rounds, touched in found]
+    assert outcomes == sorted(outcomes)
+    assert set(outcomes) == {(0, 0), (1, 0), (1, 1)}
+
+
+def test_a_crash_while_the_ledger_is_made_leaves_none_or_a_sound_one(tmp_path):
+    found = run("birth", tmp_path)
+    assert len(found) > 20
+    assert found == sorted(found)
+    assert set(found) == {False, True}
+
+
+def test_no_photo_is_touched_without_a_charge_whenever_the_kill(tmp_path):
+    """Kills from outside fall inside SQLite and the system's calls too; one ledger goes through all of them."""
+    chance = random.Random(0)
+    for _ in range(10):
+        process = subprocess.Popen(
+            [sys.executable, __file__, "forever", str(tmp_path)], stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(chance.uniform(0.0, 0.1))
+        process.kill()
+        process.wait()
+        process.stdout.close()
+    charged = {event.charge.round for event in Ledger(tmp_path / "ledger", BUDGET).events()}
+    touched = {int(file.name.removeprefix("touched-")) for file in tmp_path.glob("touched-*")}
+    assert touched <= charged
+    assert len(touched) > 10
+    assert len(charged - touched) <= 10
+
+
+if __name__ == "__main__":
+    where = Path(sys.argv[2])
+    if sys.argv[1] == "forever":
+        charge_forever(where)
+    elif sys.argv[1] == "birth":
+        print(json.dumps(crash_in_every_birth(where)))
+    else:
+        print(json.dumps(crash_in_every_charge(where, opcodes=sys.argv[1] == "opcodes")))
