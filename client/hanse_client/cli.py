@@ -69,10 +69,10 @@ def explain(
     """
     settings = load(ClientConfig, config)
     found = _read_plan(plan, bytes.fromhex(settings.league.operator_key))
-    for sentence in settings.policy.explain(found):
-        out.print(sentence, markup=False)
-    settings.policy.check(found, settings.league.taxonomy)
-    out.print("[green]Your policy allows this plan.[/green]")
+    taxonomy = settings.league.taxonomy
+    out.print("\n".join(settings.policy.explain(found, taxonomy)), markup=False)
+    if settings.policy.reasons(found, taxonomy):
+        raise typer.Exit(PlanRefused.exit_code)
 
 
 @app.command()

@@ -93,7 +93,12 @@ class Grid:
     @property
     def fine_unit(self) -> float:
         """The unit of one example's integers, γ·2⁻²⁰, in the gradient's own units."""
-        return math.ldexp(1.0, self.step_exponent - FINE_BITS)
+        return math.ldexp(1.0, self.fine_exponent)
+
+    @property
+    def fine_exponent(self) -> int:
+        """The fine unit is 2^fine_exponent."""
+        return self.step_exponent - FINE_BITS
 
     @property
     def clip_target(self) -> float:

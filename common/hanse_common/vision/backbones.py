@@ -125,7 +125,7 @@ def _packaged_efficientnet() -> Path:
 
 
 def _torchvision(recipe: Recipe, weights: Path | None) -> nn.Module:
-    # torchvision takes seconds to import, and the other backbones do without it.
+    # torchvision takes a second to import, and the other backbones do without it.
     from hanse_common.vision.torchvision_compat import models
 
     backbone = recipe.backbone

@@ -12,10 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from hanse_common.vision.recipe import Augmentation, Preprocessing, Recipe
-from hanse_common.vision.torchvision_compat import v2
 
 _FILTER = Image.Resampling.BICUBIC
 
@@ -98,10 +97,13 @@ def _statistics(preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:
     return mean, std
 
 
-def _transform(augmentation: Augmentation, preprocessing: Preprocessing) -> v2.Compose:
+def _transform(augmentation: Augmentation, preprocessing: Preprocessing) -> nn.Module:
+    # torchvision takes a second to import, and preprocessing does without it.
+    from hanse_common.vision.torchvision_compat import v2
+
     size = preprocessing.size
     fill = [min(1.0, max(0.0, mean)) for mean in _per_channel(preprocessing.mean, preprocessing)]
-    steps = []
+    steps: list[nn.Module] = []
     if augmentation.crop_padding:
         steps.append(v2.RandomCrop(size, padding=augmentation.crop_padding, fill=fill))
     if augmentation.flip:
@@ -113,4 +115,4 @@ def _transform(augmentation: Augmentation, preprocessing: Preprocessing) -> v2.C
     colour = {name: getattr(augmentation, name) for name in ("brightness", "contrast", "saturation", "hue")}
     if any(colour.values()):
         steps.append(v2.ColorJitter(**colour))
-    return v2.Compose(steps or [v2.Identity()])
+    return nn.Sequential(*steps)

@@ -115,4 +115,5 @@ def _no_such_class(name: str, taxonomy: Taxonomy) -> str:
 
 
 def _folded(label: str) -> str:
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", label.strip()).casefold())
+    """Return what equal labels share: canonical caseless matching, Unicode 15.0, section 3.13, D145."""
+    return unicodedata.normalize("NFD", unicodedata.normalize("NFD", label.strip()).casefold())

@@ -1,0 +1,223 @@
+"""The policy against plans good, bad and absurd; its figures against dp-accounting and Bayes' rule."""
+
+import math
+import re
+from fractions import Fraction
+
+import pytest
+from dp_accounting.pld import privacy_loss_distribution
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from hanse_client.policy import Policy, plan_epsilon, posterior_bound
+from hanse_common.config import load
+from hanse_common.errors import ConfigError, PlanRefused
+from hanse_common.plan import Cohort, LocalTraining, Plan
+from hanse_common.vision.recipe import Linear, Preprocessing, Projection, Recipe, Scattering
+from hanse_common.vision.taxonomy import Taxonomy
+
+TAXONOMY = Taxonomy(classes=("Bag", "Coat", "Dress"))
+POLICY = Policy(league="textiles", epsilon=2.0, minimum_cohort=3)
+
+
+def training(**changes) -> LocalTraining:
+    values = {
+        "rounds": 10,
+        "local_steps": 4,
+        "sampling_rate": 0.1,
+        "expected_batch": 500.0,
+        "clipping_norm": 0.5,
+        "noise_multiplier": 4.0,
+        "learning_rate": 1.0,
+    }
+    return LocalTraining(**{**values, **changes})
+
+
+def plan(**changes) -> Plan:
+    values = {
+        "league": "textiles",
+        "serial": bytes(16),
+        "recipe": Recipe(
+            preprocessing=Preprocessing(size=28, channels=1),
+            backbone=Scattering(projection=Projection(dimensions=100)),
+            model=Linear(),
+        ),
+        "taxonomy": TAXONOMY,
+        "dimension": 303,
+        "training": training(),
+        "cohort": Cohort(min_merchants=3, max_merchants=5),
+        "delta": 1e-5,
+        "update_bound": 4.0,
+    }
+    return Plan(**{**values, **changes})
+
+
+def test_a_good_plan_passes():
+    POLICY.check(plan(), TAXONOMY)
+    assert POLICY.reasons(plan(), TAXONOMY) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"league": "shoes"}, "league: found 'shoes', your policy allows 'textiles'"),
+        ({"cohort": Cohort(min_merchants=2, max_merchants=5)}, "cohort: rounds may count with 2 merchants"),
+        ({"delta": 1.1e-5}, "δ: found 1.1e-05, your policy allows 1e-05"),
+        ({"training": training(noise_multiplier=1.0)}, "ε: the whole plan costs"),
+        ({"training": training(repeats=500)}, "ε: the whole plan costs"),
+        ({"training": training(noise_multiplier=0.01)}, "expected 4 ≤ sigma|noise is too weak"),
+        ({"training": training(noise_multiplier=0.2, local_steps=10_000)}, "the noise is too weak"),
+        ({"training": training(noise_multiplier=9999.0)}, "noise: no ε can be computed"),
+        ({"delta": 1e-11}, "noise: no ε can be computed for this plan. Expected 1e-10 ≤ delta"),
+        ({"training": training(rounds=1001, noise_multiplier=100.0)}, "rounds: found 1001, your policy"),
+        ({"training": training(expected_batch=0.5)}, "expected_batch: found 0.5 photos"),
+        ({"dimension": 304}, "dimension: found 304, but the recipe trains 303"),
+        (
+            {"taxonomy": Taxonomy(classes=("Bag", "Hat", "Dress"))},
+            r"classes: found other ones than yours \(not yours: Hat; missing: Coat\)",
+        ),
+        ({"taxonomy": Taxonomy(classes=("Bag", "Dress", "Coat"))}, "another order"),
+    ],
+)
+def test_each_reason_alone_is_enough_and_is_named(changes, reason):
+    with pytest.raises(PlanRefused) as caught:
+        POLICY.check(plan(**changes), TAXONOMY)
+    (line,) = str(caught.value).split("\n")
+    assert re.search(reason, line, re.IGNORECASE), line
+
+
+def test_all_reasons_are_given_at_once():
+    bad = plan(
+        league="shoes",
+        cohort=Cohort(min_merchants=2, max_merchants=5),
+        delta=1e-4,
+        training=training(noise_multiplier=1.0, rounds=1001, expected_batch=0.1),
+        dimension=5,
+    )
+    with pytest.raises(PlanRefused) as caught:
+        POLICY.check(bad, Taxonomy(classes=("A", "B", "C")))
+    names = [line.partition(":")[0] for line in str(caught.value).split("\n")]
+    assert names == ["league", "rounds", "cohort", "classes", "dimension", "δ", "expected_batch", "ε"]
+
+
+def test_limits_are_inclusive():
+    epsilon = plan_epsilon(plan())
+    Policy(league="textiles", epsilon=epsilon, delta=1e-5, minimum_cohort=3, max_rounds=10).check(
+        plan(), TAXONOMY
+    )
+    just_under = Policy(league="textiles", epsilon=math.nextafter(epsilon, 0))
+    with pytest.raises(PlanRefused, match="ε: the whole plan costs"):
+        just_under.check(plan(), TAXONOMY)
+
+
+@pytest.mark.parametrize("repeats", [0, 5])
+def test_epsilon_is_that_of_all_steps_by_dp_accounting(repeats):
+    one_step = privacy_loss_distribution.from_gaussian_mechanism(4.0, sampling_prob=0.1)
+    expected = one_step.self_compose((10 + repeats) * 4).get_epsilon_for_delta(1e-5)
+    assert plan_epsilon(plan(training=training(repeats=repeats))) == pytest.approx(expected, rel=2e-3)
+
+
+def test_the_bound_on_a_suspicion_is_bayes_rule():
+    for prior in (0.01, 0.5):
+        assert posterior_bound(0.0, prior) == pytest.approx(prior)
+        p, ratio = Fraction(prior), Fraction(math.exp(3.0))
+        assert posterior_bound(3.0, prior) == pytest.approx(float(p * ratio / (p * ratio + 1 - p)))
+    assert posterior_bound(1e6, 0.01) == 1.0
+
+
+def test_the_explanation_says_what_an_owner_must_know():
+    text = "\n".join(POLICY.explain(plan(training=training(repeats=2))))
+    for part in (
+        "textiles",
+        "3 classes (Bag, Coat, Dress) in 10 rounds, and to repeat at most 2",
+        "4 training steps",
+        "10 % of the photos",
+        "303 numbers (1.2 kB)",
+        "at least 3 merchants",
+        "You allow ε = 2 and δ = 1e-05",
+        "suspected with 1 %",
+        "1 in 100,000",
+    ):
+        assert part in text
+    assert "repeat" not in "\n".join(POLICY.explain(plan()))
+
+
+@settings(max_examples=20, deadline=None)
+@given(noise=st.floats(1.0, 100.0))
+def test_what_an_owner_reads_is_never_less_than_what_it_costs(noise):
+    asked = plan(training=training(noise_multiplier=noise))
+    text = "\n".join(POLICY.explain(asked))
+    shown_epsilon = float(re.search(r"costs each photo ε = (\S+) at", text)[1])
+    shown_percent = float(re.search(r"to at most (\S+) %", text)[1])
+    epsilon = plan_epsilon(asked)
+    assert epsilon <= shown_epsilon * (1 + 1e-9) and shown_epsilon <= 1.02 * epsilon
+    percent = 100 * posterior_bound(epsilon, 0.01)
+    assert percent <= shown_percent * (1 + 1e-9) and shown_percent <= 1.11 * percent
+
+
+@pytest.mark.parametrize(("epsilon", "percent"), [(1, "2.7"), (3, "17"), (8, "97")])
+def test_the_examples_in_the_policys_text_are_right(epsilon, percent):
+    assert f"{100 * posterior_bound(epsilon, 0.01):.2g}" == percent
+    assert re.search(rf"at {epsilon} (a suspicion of 1 % can grow )?to {percent} %", Policy.__doc__)
+
+
+def test_a_plan_without_a_finite_epsilon_is_explained_as_such():
+    for hopeless in ({"noise_multiplier": 0.2, "local_steps": 10_000}, {"noise_multiplier": 9999.0}):
+        assert "no finite ε" in POLICY.explain(plan(training=training(**hopeless)))[-1]
+
+
+extreme = st.sampled_from([5e-324, 1e-300, 1e-30, 1e-5, 0.3, 1.0, 7.5, 1e4, 1e9])
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_no_plan_that_can_be_written_breaks_the_check(data):
+    """Whatever an operator signs is answered by yes or by a refusal, soon."""
+    draw = data.draw
+    absurd = plan(
+        dimension=draw(st.sampled_from([1, 303, 10**6, 1 << 26])),
+        delta=draw(st.sampled_from([5e-324, 1e-12, 1e-10, 1e-5, 9e-4])),
+        update_bound=draw(extreme),
+        cohort=Cohort(min_merchants=2, max_merchants=draw(st.sampled_from([2, 300]))),
+        training=training(
+            rounds=draw(st.sampled_from([1, 100_000])),
+            repeats=draw(st.sampled_from([0, 100_000])),
+            local_steps=draw(st.sampled_from([1, 10_000])),
+            sampling_rate=min(1.0, draw(extreme)),
+            clipping_norm=draw(extreme),
+            noise_multiplier=min(1e4, draw(extreme)),
+            expected_batch=draw(extreme),
+        ),
+    )
+    try:
+        POLICY.check(absurd, TAXONOMY)
+    except PlanRefused as refusal:
+        assert str(refusal)
+    assert POLICY.explain(absurd)
+
+
+def test_a_policy_is_read_from_yaml_with_few_keys(tmp_path):
+    path = tmp_path / "policy.yaml"
+    path.write_text("league: textiles\nepsilon: 3\n")
+    assert load(Policy, path) == Policy(league="textiles", epsilon=3.0)
+    path.write_text(
+        "league: textiles\nepsilon: 2.0\ndelta: 1e-6\nminimum_cohort: 4\nmodes: [local]\nmax_rounds: 7\n"
+    )
+    assert load(Policy, path).max_rounds == 7
+    path.write_text("epsilon: -1\nminimum_cohort: 1\nmodes: [trusting]\n")
+    with pytest.raises(ConfigError) as caught:
+        load(Policy, path)
+    for part in ("league: missing", "epsilon: found -1", "minimum_cohort: found 1", "'trusting'"):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("wrong", [{"modes": ()}, {"delta": 0.1}, {"epsilon": math.inf}, {"epsilon": 0.0}])
+def test_a_policy_that_makes_no_sense_cannot_be_made(wrong):
+    with pytest.raises(ValidationError):
+        Policy(**{"league": "textiles", "epsilon": 1.0, **wrong})
+
+
+def test_a_policy_never_changes():
+    with pytest.raises(ValidationError, match="frozen"):
+        POLICY.epsilon = 100.0

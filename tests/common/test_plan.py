@@ -1,0 +1,115 @@
+"""Plan and messages: canonical, signed, bounded."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from pydantic import ValidationError
+
+from hanse_common import messages, signing, wire
+from hanse_common.errors import SignatureInvalid, WireError
+from hanse_common.messages import Declined, DeclineCode, Invitation, Upload
+from hanse_common.plan import Cohort, Plan, SignedPlan
+
+MakePlan = Callable[..., Plan]
+
+
+def test_a_plan_survives_the_wire(make_plan: MakePlan) -> None:
+    plan = make_plan()
+    again = wire.decode(Plan, wire.encode(plan))
+    assert again == plan
+    assert again.digest == plan.digest
+
+
+def test_the_digest_tells_any_two_plans_apart(make_plan: MakePlan) -> None:
+    plan = make_plan()
+    others = [
+        make_plan(league="other"),
+        make_plan(serial=b"x" * 16),
+        make_plan(delta=1e-6),
+        make_plan({"noise_multiplier": 2.0000001}),
+        make_plan({"decay": True}),
+        make_plan(cohort=Cohort(min_merchants=2, max_merchants=6)),
+    ]
+    assert len({plan.digest, *(other.digest for other in others)}) == len(others) + 1
+
+
+def test_a_signed_plan_opens_with_the_pinned_key_only(make_plan: MakePlan) -> None:
+    key = Ed25519PrivateKey.generate()
+    plan = make_plan()
+    signed = SignedPlan.sign(plan, key)
+    assert signed.open(signing.public_bytes(key)) == plan
+    with pytest.raises(SignatureInvalid):
+        signed.open(signing.public_bytes(Ed25519PrivateKey.generate()))
+    with pytest.raises(SignatureInvalid):
+        signed.open(b"")
+    forged = signed.model_copy(update={"plan": wire.encode(make_plan({"noise_multiplier": 0.1}))})
+    with pytest.raises(SignatureInvalid):
+        forged.open(signing.public_bytes(key))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sampling_rate": 0.0},
+        {"sampling_rate": 1.5},
+        {"noise_multiplier": 0.0},
+        {"noise_multiplier": float("nan")},
+        {"rounds": 0},
+        {"rounds": 1.0},
+        {"clipping_norm": -1.0},
+        {"mode": "trust-me"},
+        {"surprise": 1},
+    ],
+)
+def test_impossible_training_is_refused(make_plan: MakePlan, change: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        make_plan(change)
+
+
+def test_a_cohort_in_the_wrong_order_is_refused() -> None:
+    with pytest.raises(ValidationError, match="min_merchants"):
+        Cohort(min_merchants=6, max_merchants=5)
+
+
+def test_repeats_are_paid_for(make_plan: MakePlan) -> None:
+    plan = make_plan({"rounds": 4, "repeats": 3, "local_steps": 2})
+    assert plan.training.total_steps == 14
+    assert plan.mechanism(14).steps == 14
+
+
+def test_the_learning_rate_decays_to_zero_over_the_rounds(make_plan: MakePlan) -> None:
+    training = make_plan({"decay": True, "learning_rate": 2.0}).training
+    assert [training.learning_rate_of(r) for r in range(4)] == [2.0, 1.5, 1.0, 0.5]
+    assert make_plan({"learning_rate": 2.0}).training.learning_rate_of(3) == 2.0
+
+
+def test_every_message_survives_the_wire(make_plan: MakePlan) -> None:
+    signed = SignedPlan.sign(make_plan(), Ed25519PrivateKey.generate())
+    work = {"plan_digest": bytes(32), "round": 3, "attempt": 1}
+    for message in (
+        Invitation(**work, signed_plan=signed, model=b"1234"),
+        Declined(**work, code=DeclineCode.BUDGET),
+        Upload(**work, vector=b"12345678"),
+    ):
+        assert wire.decode(type(message), wire.encode(message), messages.MAX_MESSAGE_BYTES) == message
+
+
+def test_an_unknown_decline_code_is_refused() -> None:
+    work = {"plan_digest": bytes(32), "round": 0, "attempt": 0}
+    data = wire.encode(Declined(**work, code=DeclineCode.BUDGET)).replace(b"budget", b"gossip")
+    with pytest.raises(WireError, match="code"):
+        wire.decode(Declined, data)
+
+
+def test_models_are_finite_and_of_the_right_length() -> None:
+    model = np.array([1.5, -2.0, 0.0], dtype=np.float32)
+    data = messages.model_to_bytes(model)
+    assert np.array_equal(messages.model_from_bytes(data, 3), model)
+    with pytest.raises(WireError, match="12 bytes, expected 16"):
+        messages.model_from_bytes(data, 4)
+    for bad in (np.nan, np.inf, -np.inf):
+        broken = messages.model_to_bytes(np.array([0.0, bad], dtype=np.float32))
+        with pytest.raises(WireError, match="not finite"):
+            messages.model_from_bytes(broken, 2)

