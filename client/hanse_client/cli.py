@@ -47,7 +47,9 @@ def catalog(
     table.add_row("all", str(len(found.train)), str(len(found.holdout)), style="bold")
     out.print(table)
     if found.unmapped:
-        out.print("\nLabels without a class of the league; map them in the file named under [bold]labels[/bold]:")
+        out.print(
+            "\nLabels without a class of the league; map them in the file named under [bold]labels[/bold]:"
+        )
         for label, count in found.unmapped.items():
             out.print(f"  {label} ({count} photos)", markup=False)
     if found.problems:
@@ -70,9 +72,13 @@ def explain(
     settings = load(ClientConfig, config)
     found = _read_plan(plan, bytes.fromhex(settings.league.operator_key))
     taxonomy = settings.league.taxonomy
-    out.print("\n".join(settings.policy.explain(found, taxonomy)), markup=False)
-    if settings.policy.reasons(found, taxonomy):
+    out.print("\n".join(settings.policy.explain(found)), markup=False)
+    reasons = settings.policy.reasons(found, taxonomy)
+    if reasons:
+        out.print("\n[red]Your policy refuses this plan:[/red]")
+        out.print("\n".join(f"- {reason}" for reason in reasons), markup=False)
         raise typer.Exit(PlanRefused.exit_code)
+    out.print("\n[green]Your policy allows this plan.[/green]")
 
 
 @app.command()
@@ -87,7 +93,9 @@ def ledger(config: ConfigOption = DEFAULT_CONFIG) -> None:
         column.justify = "right"
     for one in spent.plans:
         steps = f"{one.steps} of {one.plan_steps}"
-        table.add_row(one.plan_digest.hex()[:16], str(one.rounds), steps, f"{one.epsilon:.3f}", f"{one.delta:g}")
+        table.add_row(
+            one.plan_digest.hex()[:16], str(one.rounds), steps, f"{one.epsilon:.3f}", f"{one.delta:g}"
+        )
     if spent.plans:
         out.print(table)
         out.print()

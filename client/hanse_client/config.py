@@ -1,6 +1,6 @@
 """The merchant's YAML file, `hanse-client.yaml`.
 
-    config = load(ClientConfig, Path("hanse-client.yaml"))
+config = load(ClientConfig, Path("hanse-client.yaml"))
 """
 
 from typing import Annotated, Literal
@@ -28,6 +28,7 @@ class ClientConfig(Section):
     holdout_fraction: Annotated[float, Field(ge=0, le=0.5)] = 0.1
     device: Literal["auto", "cpu", "cuda"] = "auto"
     backbone_weights: ConfigPath | None = None
+    whitening: ConfigPath | None = None
     recognizer: ConfigPath | None = None
     league: LeagueSettings
     policy: Policy

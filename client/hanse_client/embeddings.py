@@ -23,13 +23,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hanse_common.errors import CatalogError, PhotoError
-from hanse_common.vision.backbones import load_backbone
-from hanse_common.vision.preprocessing import preprocess
+from hanse_common.vision.backbones import extract, load_backbone
 from hanse_common.vision.recipe import Recipe
 
 log = logging.getLogger(__name__)
 
-BATCH = 256
+CHUNK = 256
 """Photos decoded and embedded at a time: bounds memory, and is what an interruption may lose."""
 
 FLOAT = np.dtype("<f4")
@@ -101,7 +100,9 @@ class EmbeddingCache:
         """Close the file."""
         self._database.close()
 
-    def get(self, recipe: bytes, contents: Iterable[bytes], dimension: int) -> dict[bytes, NDArray[np.float32]]:
+    def get(
+        self, recipe: bytes, contents: Iterable[bytes], dimension: int
+    ) -> dict[bytes, NDArray[np.float32]]:
         """Return the cached vectors, shape (dimension,), of `contents`, leaving out those not cached."""
         found = {}
         for content in set(contents):
@@ -143,54 +144,54 @@ def embed(
     *,
     device: str = "cpu",
     weights: Path | None = None,
+    whitening: Path | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Embedded:
     """Return the embeddings of `photos`: cached ones as they are, others computed and cached.
 
     A photo that can't be decoded any more is left out and named in `problems`. Without a backbone (a net
-    trained whole) the "embedding" is the preprocessed image, which is not cached. `weights` is the backbone's
-    local file, where the recipe names one. `progress` hears (done, total) after each batch.
+    trained whole) the "embedding" is the preprocessed image, which is not cached. `weights` and `whitening` are
+    the backbone's local files, where the recipe names them. `progress` hears (done, total) after each chunk.
     """
     if recipe.backbone is None:
-        known: dict[bytes, NDArray[np.float32]] = {}
-        store: Callable[[list[tuple[bytes, NDArray[np.float32]]]], None] = lambda vectors: None  # noqa: E731
-        network: torch.nn.Module = torch.nn.Identity()
+        cached: dict[bytes, NDArray[np.float32]] = {}
     else:
         name = recipe.embedding_digest()
-        known = cache.get(name, (photo.digest for photo in photos), recipe.feature_dimension)
-
-        def store(vectors: list[tuple[bytes, NDArray[np.float32]]]) -> None:
-            cache.put(name, vectors)
-
-        missing = any(photo.digest not in known for photo in photos)
-        network = load_backbone(recipe, device=device, weights=weights) if missing else torch.nn.Identity()
+        cached = cache.get(name, (photo.digest for photo in photos), recipe.feature_dimension)
+    todo = [index for index, photo in enumerate(photos) if photo.digest not in cached]
+    network: torch.nn.Module | None = None
+    if todo and recipe.backbone is not None:
+        network = load_backbone(recipe, device=device, weights=weights, whitening=whitening)
 
     features = np.zeros((len(photos), *recipe.example_shape), dtype=np.float32)
-    usable = np.ones(len(photos), dtype=bool)
-    problems: list[str] = []
-    todo = []
     for index, photo in enumerate(photos):
-        if photo.digest in known:
-            features[index] = known[photo.digest]
-        else:
-            todo.append(index)
-    known.clear()
-    progress(len(photos) - len(todo), len(photos))
-    for first in range(0, len(todo), BATCH):
-        batch, images = [], []
-        for index in todo[first : first + BATCH]:
-            try:
-                images.append(photos[index].open())
-            except PhotoError as error:
-                usable[index] = False
-                problems.append(str(error))
-            else:
-                batch.append(index)
-        if batch:
-            with torch.inference_mode():
-                inputs = preprocess(images, recipe.preprocessing).to(device)
-                features[batch] = network(inputs).float().cpu().numpy()
-            store([(photos[index].digest, features[index]) for index in batch])
-        progress(len(photos) - len(todo) + min(first + BATCH, len(todo)), len(photos))
-    kept = np.flatnonzero(usable)
-    return Embedded(features[kept] if problems else features, kept, tuple(problems))
+        if photo.digest in cached:
+            features[index] = cached[photo.digest]
+    done = len(photos) - len(todo)
+    progress(done, len(photos))
+    problems: dict[int, str] = {}
+    for first in range(0, len(todo), CHUNK):
+        chunk = todo[first : first + CHUNK]
+        images = _open(photos, chunk, problems)
+        if images:
+            opened = list(images)
+            features[opened] = extract(network, list(images.values()), recipe.preprocessing, device)
+            if network is not None:
+                cache.put(name, ((photos[index].digest, features[index]) for index in opened))
+        done += len(chunk)
+        progress(done, len(photos))
+    kept = np.array([index for index in range(len(photos)) if index not in problems], dtype=np.intp)
+    return Embedded(features[kept] if problems else features, kept, tuple(problems.values()))
+
+
+def _open(
+    photos: Sequence[Photo], indices: Sequence[int], problems: dict[int, str]
+) -> dict[int, Image.Image]:
+    """Return the photos that can be decoded, by index; note the others in `problems`."""
+    images = {}
+    for index in indices:
+        try:
+            images[index] = photos[index].open()
+        except PhotoError as error:
+            problems[index] = str(error)
+    return images

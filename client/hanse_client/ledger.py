@@ -6,8 +6,8 @@
 
 **What is counted.** A plan's parameters and number of steps are fixed when it is first charged. From then on
 it costs the whole of its ε, by privacy loss distributions over `plan_steps` steps, and its δ once, however
-few of its rounds take place. Each charge, a repeated round's too, uses up some of those steps, and no charge goes
-beyond them. Plans add up: Σε and Σδ, compared with the budget.
+few of its rounds take place. Each charge, a repeated round's too, uses up some of those steps, and no charge
+goes beyond them. Plans add up: Σε and Σδ, compared with the budget.
 
 Why set aside the whole plan, when the steps done so far cost less? Whoever asks for rounds has seen the
 results of those before. A plan stopped or lengthened because of a result does not have the ε of its final
@@ -298,6 +298,7 @@ class Ledger:
         try:
             uri = f"{self.path.absolute().as_uri()}?mode=rw"
             with closing(sqlite3.connect(uri, uri=True, timeout=self._timeout, isolation_level=None)) as db:
+                db.text_factory = _text
                 self._require_ours(db)
                 db.execute("PRAGMA synchronous = FULL")
                 db.execute("PRAGMA fullfsync = ON")  # macOS: fsync alone does not reach the disk
@@ -307,6 +308,8 @@ class Ledger:
                 db.execute("COMMIT")
         except sqlite3.Error as error:
             raise LedgerError(f"{self.path}: {_in_words(error)}") from None
+        except UnicodeDecodeError:  # Python's, for SQLite's message about a damaged name
+            raise self._damaged("a name in it is no text") from None
 
     def _require_ours(self, db: sqlite3.Connection) -> None:
         (application,) = db.execute("PRAGMA application_id").fetchone()
@@ -423,6 +426,11 @@ def _last_work(db: sqlite3.Connection, plan_digest: bytes) -> tuple[int, int] | 
 def _hash(previous: bytes, row: Sequence[object]) -> bytes:
     """SHA-256 of the previous row's hash and this row's columns, in order, as a MessagePack array."""
     return hashlib.sha256(previous + msgpack.packb(list(row), use_bin_type=True)).digest()
+
+
+def _text(data: bytes) -> str:
+    """Read damaged text too, so that the check of the row finds it and names the row."""
+    return data.decode("utf-8", "replace")
 
 
 def _create(path: Path) -> None:

@@ -22,7 +22,7 @@ from hanse_client.policy import Policy
 from hanse_client.training import Trainer
 from hanse_common import messages, wire
 from hanse_common.errors import BudgetExceeded, LedgerError, PlanRefused, SignatureInvalid, WireError
-from hanse_common.messages import Declined, DeclineCode, Invitation, Joined, Start, Upload, Work
+from hanse_common.messages import DeclineCode, Declined, Invitation, Joined, Start, Upload, Work
 from hanse_common.plan import Plan
 from hanse_common.secagg import ring
 from hanse_common.vision.taxonomy import Taxonomy

@@ -41,7 +41,8 @@ class Policy(Section):
         minimum_cohort: how many merchants, this one included, must take part in every round.
         modes: the ways of training that are allowed. In `local` the noise that protects the photos is added
             on this machine in full, so that no one else need be trusted for it.
-        max_rounds: the most rounds one plan may have: a bound on work and traffic, not on privacy.
+        max_rounds: the most rounds one plan may have, repeats included: a bound on work and traffic, not on
+            privacy.
     """
 
     league: Name
@@ -98,8 +99,9 @@ class Policy(Section):
             yield f"league: found {plan.league!r}, your policy allows {self.league!r}."
         if training.mode not in self.modes:
             yield f"mode: found {training.mode!r}, your policy allows {', '.join(self.modes)}."
-        if training.rounds > self.max_rounds:
-            yield f"rounds: found {training.rounds}, your policy allows at most {self.max_rounds}."
+        rounds = training.rounds + training.repeats
+        if rounds > self.max_rounds:
+            yield f"rounds: found {rounds} with repeats, your policy allows at most {self.max_rounds}."
         if plan.cohort.min_merchants < self.minimum_cohort:
             yield (
                 f"cohort: rounds may count with {plan.cohort.min_merchants} merchants, your policy needs "

@@ -1,8 +1,8 @@
 """One merchant's shop, from its configuration: catalog, embeddings, ledger, and the participant over them.
 
-    shop = Shop(config)
-    catalog = shop.catalog()
-    participant = shop.participant(recipe, shop.examples(catalog, recipe))
+shop = Shop(config)
+catalog = shop.catalog()
+participant = shop.participant(recipe, shop.examples(catalog, recipe))
 """
 
 import os
@@ -10,14 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from hanse_client.catalog import Catalog
 from hanse_client.config import ClientConfig
 from hanse_client.embeddings import EmbeddingCache, Progress, embed
 from hanse_client.ledger import Budget, Ledger
 from hanse_client.participant import Participant
-from hanse_client.training import Examples, LocalTrainer
+from hanse_client.training import Examples, LocalTrainer, resolve_device
 from hanse_common.errors import ConfigError
 from hanse_common.files import write_atomically
 from hanse_common.randomness import OsRandomness, Randomness
@@ -32,13 +31,6 @@ class Shop:
 
     def __init__(self, config: ClientConfig) -> None:
         self.config = config
-
-    @property
-    def device(self) -> str:
-        """The device to train on: CUDA when there and wanted, else the CPU."""
-        if self.config.device == "auto":
-            return "cuda" if torch.cuda.is_available() else "cpu"
-        return self.config.device
 
     def labels(self) -> LabelMap:
         """Return the map from the shop's labels to the league's classes. Raises `ConfigError`."""
@@ -70,8 +62,9 @@ class Shop:
                 records,
                 recipe,
                 cache,
-                device=self.device,
+                device=resolve_device(self.config.device),
                 weights=self.config.backbone_weights,
+                whitening=self.config.whitening,
                 progress=progress,
             )
             if recipe.backbone is not None:
@@ -79,8 +72,7 @@ class Shop:
         kept = [records[index] for index in embedded.kept]
         training = np.flatnonzero([not record.holdout for record in kept])
         labels = np.array([record.label for record in kept], dtype=np.int64)[training]
-        inputs = torch.from_numpy(embedded.features[training]).to(self.device)
-        return Examples(inputs, torch.from_numpy(labels).to(self.device)), embedded.problems
+        return Examples.of(embedded.features[training], labels, self.config.device), embedded.problems
 
     def ledger(self) -> Ledger:
         """Return the ledger, made when missing. Raises `LedgerError`."""
@@ -123,5 +115,3 @@ def _read_key(path: Path) -> bytes:
             "it photos change sides between training and holdout."
         )
     return key
-
-

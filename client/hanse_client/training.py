@@ -17,7 +17,7 @@ References: Abadi et al. 2016, "Deep Learning with Differential Privacy", algori
 
 import logging
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -44,8 +44,22 @@ class Examples:
     inputs: torch.Tensor
     labels: torch.Tensor
 
+    @classmethod
+    def of(cls, inputs: NDArray[np.float32], labels: NDArray[np.integer[Any]], device: str) -> Self:
+        """Return arrays as examples on `device`, see `resolve_device`."""
+        chosen = resolve_device(device)
+        wide = labels.astype(np.int64)
+        return cls(torch.from_numpy(inputs).to(chosen), torch.from_numpy(wide).to(chosen))
+
     def __len__(self) -> int:
         return len(self.labels)
+
+
+def resolve_device(name: str) -> str:
+    """Return the device that `name` means: "auto" is CUDA when it is there, else the CPU."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return name
 
 
 class Trainer(Protocol):
@@ -104,6 +118,10 @@ class LocalTrainer:
         try:
             models.load_vector(self._model, weights.astype(np.float32))
             sample = poisson_sample(len(self._examples), mechanism.sampling_rate, self._randomness)
+            if len(sample) > mechanism.grid.max_examples:
+                raise ValueError(
+                    f"{len(sample)} photos in one sample, expected {mechanism.grid.max_examples}."
+                )
             chosen = torch.from_numpy(sample).to(self._examples.labels.device)
             seed = int(self._randomness.words(1)[0] >> np.uint64(1))
             with torch.random.fork_rng():

@@ -28,7 +28,6 @@ import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
-    Field,
     ValidationError,
     ValidationInfo,
     ValidatorFunctionWrapHandler,
@@ -57,6 +56,7 @@ class Section(BaseModel):
         strict=True,
         allow_inf_nan=False,
         hide_input_in_errors=True,
+        validate_default=True,
     )
 
 
@@ -71,7 +71,7 @@ def _beside_the_file(value: object, read: ValidatorFunctionWrapHandler, info: Va
     return info.context["folder"] / path if info.context else path
 
 
-ConfigPath = Annotated[Path, WrapValidator(_beside_the_file), Field(validate_default=True)]
+ConfigPath = Annotated[Path, WrapValidator(_beside_the_file)]
 """A path; a relative one counts from the folder of the file it is written in, `~` is the user's home."""
 
 M = TypeVar("M", bound=BaseModel)

@@ -44,7 +44,7 @@ class AesCtrStream:
         """Return the next `count` words of the keystream, shape (count,), dtype uint64."""
         out = np.zeros(count, dtype="<u8")
         if count:
-            view = memoryview(out).cast("B")
+            view = memoryview(out.data).cast("B")
             with self._lock:
                 self._encryptor.update_into(view, view)
         return out.astype(np.uint64, copy=False)

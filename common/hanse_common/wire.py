@@ -17,7 +17,6 @@ types, no nesting deeper than the models), and validated after (pydantic, strict
 """
 
 import hashlib
-from collections.abc import Iterable
 from typing import Any, ClassVar, TypeVar
 
 import msgpack
@@ -44,6 +43,7 @@ class Message(Value):
 
 
 M = TypeVar("M", bound=Message)
+N = TypeVar("N", bound=Message)
 
 
 def encode(message: Message) -> bytes:
@@ -63,15 +63,15 @@ def decode(expected: type[M], data: bytes, max_bytes: int = MAX_DOCUMENT_BYTES) 
     Raises `WireError` when `data` is longer than `max_bytes`, not of this version and kind, not valid, or not
     in canonical form.
     """
-    return decode_any((expected,), data, max_bytes)
+    return decode_any((expected, expected), data, max_bytes)
 
 
-def decode_any(expected: Iterable[type[M]], data: bytes, max_bytes: int = MAX_DOCUMENT_BYTES) -> M:
-    """Return the message in `data`, untrusted bytes, which must be one of the types `expected`.
+def decode_any(expected: tuple[type[M], type[N]], data: bytes, max_bytes: int = MAX_DOCUMENT_BYTES) -> M | N:
+    """Return the message in `data`, untrusted bytes, which must be one of the two types `expected`.
 
     Raises `WireError` as `decode` does.
     """
-    by_kind = {model.kind: model for model in expected}
+    by_kind: dict[int, type[M] | type[N]] = {model.kind: model for model in expected}
     names = " or ".join(model.__name__ for model in by_kind.values())
     if len(data) > max_bytes:
         raise WireError(f"{names}: found {len(data)} bytes, expected at most {max_bytes}.")

@@ -72,7 +72,10 @@ def _describe(plan: Plan) -> None:
         ("rounds", f"{training.rounds}{repeats} of {training.local_steps} steps, mode {training.mode}"),
         ("each merchant pays", f"ε = {epsilon:.3f} at δ = {plan.delta:g}, for any one photo"),
         ("noise multiplier", f"{training.noise_multiplier:.3f} at sampling rate {training.sampling_rate:g}"),
-        ("a round needs", f"{plan.cohort.min_merchants} merchants, takes at most {plan.cohort.max_merchants}"),
+        (
+            "a round needs",
+            f"{plan.cohort.min_merchants} merchants, takes at most {plan.cohort.max_merchants}",
+        ),
     )
     for name, text in lines:
         out.print(f"{name + ':':20}{text}", markup=False)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from hanse_common import messages, wire
 from hanse_common.errors import RoundFailed, WireError
-from hanse_common.messages import Declined, DeclineCode, Invitation, Joined, Start, Upload, Work
+from hanse_common.messages import DeclineCode, Declined, Invitation, Joined, Start, Upload, Work
 from hanse_common.plan import Plan, SignedPlan
 from hanse_server.aggregation import PlainAggregator
 from hanse_server.transport import Transport

@@ -27,7 +27,7 @@ class Evaluator:
         models.load_vector(self._model, model)
         self._model.eval()
         with torch.inference_mode():
-            parts = [self._model(batch).double().softmax(1) for batch in self._inputs.split(BATCH)]
+            parts = [self._model(batch).double().softmax(1) for batch in torch.split(self._inputs, BATCH)]
         return torch.cat(parts).cpu().numpy()
 
     def accuracy(self, model: NDArray[np.float32]) -> float:

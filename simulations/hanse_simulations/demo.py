@@ -17,13 +17,14 @@ from rich.table import Table
 
 from hanse_client.config import ClientConfig
 from hanse_client.shop import Shop
+from hanse_client.training import resolve_device
 from hanse_common import signing
 from hanse_common.config import load
-from hanse_common.vision.recognizer import Recognizer
+from hanse_common.vision.recognizer import WHITENING_FILE, Recognizer
 from hanse_simulations import datasets, partition, run
 from hanse_simulations.console import bar, console
 from hanse_simulations.experiment import Experiment
-from hanse_simulations.shops import deal, make_test_examples, require_classes
+from hanse_simulations.shops import deal, make_test_examples, require_classes, whitened
 from hanse_simulations.simulation import Member, operator_key
 
 HOLDOUT_FRACTION = 0.1
@@ -34,20 +35,33 @@ def demo(experiment: Experiment, folder: Path) -> dict[str, Any]:
     """Run the demo in `folder` and return its figures."""
     started = time.perf_counter()
     console.print("[bold]A league of five shops. Nobody shows a photo.[/bold]\n")
-    configs = write_shops(experiment, folder / "shops")
+    folder.mkdir(parents=True, exist_ok=True)
     result = folder / "result"
-    forget_last_run(configs, result)
-    result.mkdir(parents=True)
+    put_aside(result)
+    result.mkdir()
+    if experiment.whiten is not None:
+        console.print(
+            f"The operator fits a public whitening to {experiment.whiten.photos} unlabelled public photos."
+        )
+        experiment = whitened(experiment, result / WHITENING_FILE)
+    configs = write_shops(experiment, folder / "shops")
+    forget_ledgers(configs)
 
     console.print("Each shop looks through its own photos and embeds them, once, on its own disk.")
     members = {name: open_shop(name, config, experiment) for name, config in configs.items()}
     console.print("The operator embeds public test photos, which belong to no shop.")
-    data, recipe = experiment.data, experiment.plan.recipe
-    with bar("test photos", data.test_photos) as shown:
-        cache = folder / "test-embeddings.sqlite"
-        test = make_test_examples(data, recipe, cache, run.device(), shown.update)
+    with bar("test photos", experiment.data.test_photos) as shown:
+        test = make_test_examples(
+            experiment,
+            folder / "test-embeddings.sqlite",
+            result / WHITENING_FILE,
+            resolve_device("auto"),
+            shown.update,
+        )
 
-    console.print("They train one recognizer. What leaves a shop is clipped, noisy, and charged to its ledger.")
+    console.print(
+        "They train one recognizer. What leaves a shop is clipped, noisy, and charged to its ledger."
+    )
     figures = run.train_and_write(experiment, members, test, result, started)
     photo, name = write_try_photo(experiment, folder / "photo-to-try.png")
     tell_result(figures, configs, result, photo, name)
@@ -86,6 +100,7 @@ def client_config(experiment: Experiment, operator_key: bytes) -> dict[str, Any]
         "state": "state",
         "holdout_fraction": HOLDOUT_FRACTION,
         "recognizer": "../../result/recognizer",
+        "whitening": f"../../result/{WHITENING_FILE}",
         "league": {
             "operator_key": operator_key.hex(),
             "taxonomy": {"classes": list(plan.taxonomy.classes)},
@@ -99,21 +114,18 @@ def client_config(experiment: Experiment, operator_key: bytes) -> dict[str, Any]
     }
 
 
-def forget_last_run(configs: Mapping[str, Path], result: Path) -> None:
-    """Remove the demo's ledgers and its last result; photos and embeddings stay."""
+def forget_ledgers(configs: Mapping[str, Path]) -> None:
+    """Remove the ledgers of the last demo; photos and embeddings stay."""
     for config in configs.values():
         for path in (config.parent / "state").glob("ledger.sqlite*"):
             path.unlink()
+
+
+def put_aside(result: Path) -> None:
+    """Rename the last demo's result, if there is one, to the next free `result-NNN`."""
     if result.exists():
-        result.rename(_free_name(result))
-
-
-def _free_name(path: Path) -> Path:
-    return next(
-        candidate
-        for number in range(1, 100_000)
-        if not (candidate := path.with_name(f"{path.name}-{number:03}")).exists()
-    )
+        numbers = (result.with_name(f"{result.name}-{number:03}") for number in range(1, 100_000))
+        result.rename(next(name for name in numbers if not name.exists()))
 
 
 def open_shop(name: str, config: Path, experiment: Experiment) -> Member:
@@ -140,12 +152,16 @@ def tell_result(
     figures: Mapping[str, Any], configs: Mapping[str, Path], result: Path, photo: Path, name: str
 ) -> None:
     """Print accuracy, each shop's ε, where the pictures are, and how to classify a photo."""
-    console.print(f"\n[bold]Accuracy {100 * figures['accuracy']:.1f} %[/bold] on photos no shop has ever seen.")
+    console.print(
+        f"\n[bold]Accuracy {100 * figures['accuracy']:.1f} %[/bold] on photos no shop has ever seen."
+    )
     table = Table("shop", "ε spent", "of", box=None, pad_edge=False)
     for shop, epsilon in figures["epsilon"].items():
         table.add_row(shop, f"{epsilon:.2f}", f"{EPSILON_BUDGET:g}")
     console.print(table)
-    console.print(f"ε is what anyone can learn about one photo, at δ = {figures['delta']:g}: smaller is safer.\n")
+    console.print(
+        f"ε is what anyone can learn about one photo, at δ = {figures['delta']:g}: smaller is safer.\n"
+    )
     console.print("Pictures: " + ", ".join(str(path) for path in sorted(result.glob("*.png"))))
     probabilities = Recognizer.load(result / "recognizer").predict([Image.open(photo)])[0]
     console.print(f"{photo} ({name}) is recognized with {100 * probabilities.max():.0f} % as: ", end="")

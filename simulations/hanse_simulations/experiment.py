@@ -38,12 +38,23 @@ class Data(Section):
     test_photos: Annotated[int, Field(ge=10, le=10_000)] = 10_000
 
 
+class Whiten(Section):
+    """Fit the recipe's public whitening to the first `photos` of the public test photos, without their labels.
+
+    Those photos are then left out of the evaluation.
+    """
+
+    dimensions: Annotated[int, Field(ge=1, le=4096)]
+    photos: Annotated[int, Field(ge=10, le=9_000)] = 5000
+
+
 class Experiment(Section):
     """The whole file. `extensions` are Python files run first: they register optimizers of your own."""
 
     name: Name
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
     data: Data
+    whiten: Whiten | None = None
     plan: PlanSettings
     optimization: Optimization = Optimization()
     dropout_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -56,5 +67,10 @@ class Experiment(Section):
             raise ValueError(
                 f"plan.cohort.min_merchants is {self.plan.cohort.min_merchants}, but data.merchants is "
                 f"{self.data.merchants}"
+            )
+        if self.whiten is not None and self.whiten.photos + self.data.test_photos > 10_000:
+            raise ValueError(
+                f"whiten.photos is {self.whiten.photos} and data.test_photos {self.data.test_photos}; expected "
+                "at most 10000 together, which the public test set has"
             )
         return self

@@ -1,6 +1,6 @@
 """A league in one process: the transport calls each participant's `handle` and hands back its reply.
 
-    transport = LocalGrid({"alder": alder.handle, "birch": birch.handle})
+transport = LocalGrid({"alder": alder.handle, "birch": birch.handle})
 """
 
 from collections.abc import Callable, Iterator, Mapping

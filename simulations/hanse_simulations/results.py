@@ -1,12 +1,12 @@
 """What an experiment leaves behind: one folder with figures, pictures, the recognizer and the exact config.
 
-    results/smoke/run-001/
-      experiment.yaml     the experiment with every default written out
-      result.json         figures; equal for equal seeds, but for `seconds`
-      learning-curve.png  confusion.png  roc.png
-      recognizer/         load it with `hanse-client classify --recognizer`
-      merchants/NAME/ledger.sqlite
-      server/             checkpoint
+results/smoke/run-001/
+  experiment.yaml     the experiment with every default written out
+  result.json         figures; equal for equal seeds, but for `seconds`
+  learning-curve.png  confusion.png  roc.png
+  recognizer/         load it with `hanse-client classify --recognizer`
+  merchants/NAME/ledger.sqlite
+  server/             checkpoint
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from hanse_common import messages
 from hanse_common.errors import ConfigError
 from hanse_common.files import write_atomically
 from hanse_common.vision.metrics import ClassificationReport
-from hanse_common.vision.recognizer import Recognizer
+from hanse_common.vision.recognizer import WHITENING_FILE, Recognizer
 from hanse_simulations import plots
 from hanse_simulations.experiment import Experiment
 from hanse_simulations.simulation import League
@@ -68,12 +68,13 @@ def write(
 ) -> dict[str, Any]:
     """Write figures, pictures and recognizer to `folder`; return the figures."""
     spent = {name: member.ledger.spent() for name, member in league.members.items()}
+    epsilon_max = max(one.epsilon for one in spent.values())
     figures = {
         "name": league.experiment.name,
         "seed": league.experiment.seed,
         "accuracy": report.accuracy,
         "macro_f1": report.macro_f1,
-        "epsilon_max": max(one.epsilon for one in spent.values()),
+        "epsilon_max": epsilon_max,
         "delta": league.plan.delta,
         "epsilon": {name: one.epsilon for name, one in spent.items()},
         "noise_multiplier": league.plan.training.noise_multiplier,
@@ -85,11 +86,11 @@ def write(
         "seconds": seconds,
     }
     write_atomically(folder / "result.json", json.dumps(figures, indent=2).encode() + b"\n")
-    title = f"{league.experiment.name}: ε = {figures['epsilon_max']:.2f}, δ = {league.plan.delta:g}"
+    title = f"{league.experiment.name}: ε = {epsilon_max:.2f}, δ = {league.plan.delta:g}"
     plots.learning_curve(curve.rounds, curve.accuracies, title, folder / "learning-curve.png")
     plots.confusion(report, league.plan.taxonomy.classes, folder / "confusion.png")
     plots.roc(report, league.plan.taxonomy.classes, folder / "roc.png")
-    save_recognizer(league, model, report, float(figures["epsilon_max"]), folder / "recognizer")
+    save_recognizer(league, model, report, epsilon_max, folder / "recognizer")
     return figures
 
 
@@ -111,4 +112,5 @@ def save_recognizer(
         epsilon=epsilon,
         delta=plan.delta,
         plan_digest=plan.digest,
+        whitening=folder.parent / WHITENING_FILE,
     ).save(folder)

@@ -1,6 +1,6 @@
 """Run an experiment from its YAML to its result folder, telling a person what happens.
 
-    figures = run(experiment, new_folder(Path("results"), experiment.name))
+figures = run(experiment, new_folder(Path("results"), experiment.name))
 """
 
 import runpy
@@ -9,22 +9,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from hanse_client.training import Examples
+from hanse_client.training import Examples, resolve_device
 from hanse_common.errors import ConfigError
+from hanse_common.vision.recognizer import WHITENING_FILE
 from hanse_server.evaluation import Evaluator
 from hanse_server.league import Progress
 from hanse_simulations import results
 from hanse_simulations.console import bar, console
 from hanse_simulations.experiment import Experiment
-from hanse_simulations.shops import make_shops
+from hanse_simulations.shops import make_shops, whitened
 from hanse_simulations.simulation import League, Member, seeded_members
-
-
-def device() -> str:
-    """Return the device to train on: CUDA when there, else the CPU."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def load_extensions(experiment: Experiment) -> None:
@@ -40,11 +34,10 @@ def run(experiment: Experiment, folder: Path, cache: Path) -> dict[str, Any]:
     started = time.perf_counter()
     load_extensions(experiment)
     results.write_config(experiment, folder)
-    plan = experiment.plan
+    whitening = folder / WHITENING_FILE
+    experiment = whitened(experiment, whitening)
     with bar("embedding photos", 1) as shown:
-        shops = make_shops(
-            experiment.data, plan.recipe, plan.taxonomy, experiment.seed, cache, device(), shown.update
-        )
+        shops = make_shops(experiment, cache, whitening, resolve_device("auto"), shown.update)
     members = seeded_members(experiment, shops.merchants, folder, tell)
     return train_and_write(experiment, members, shops.test, folder, started)
 

@@ -1,22 +1,23 @@
 """Merchants made from a public dataset: its photos dealt out, embedded, ready to train on."""
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 from hanse_client.embeddings import EmbeddingCache, Progress, embed
 from hanse_client.training import Examples
 from hanse_common.errors import ConfigError
+from hanse_common.files import write_atomically
 from hanse_common.vision.recipe import Recipe
 from hanse_common.vision.taxonomy import Taxonomy
+from hanse_server.whitening import fit_whitening
 from hanse_simulations import datasets, partition
-from hanse_simulations.experiment import Data, Dirichlet
+from hanse_simulations.experiment import Data, Dirichlet, Experiment
 from hanse_simulations.seeded import seed_for
 
 NAMES = ("alder", "birch", "cedar", "damson", "elder", "fir", "gorse", "hazel", "ivy", "juniper")
@@ -51,7 +52,7 @@ class Shops:
     test: Examples
 
 
-def deal(data: Data, seed: int, labels: NDArray[np.integer]) -> dict[str, NDArray[np.intp]]:
+def deal(data: Data, seed: int, labels: NDArray[np.integer[Any]]) -> dict[str, NDArray[np.intp]]:
     """Return the indices of each merchant's photos: disjoint, the same for the same seed."""
     rng = np.random.default_rng(seed_for(seed, "partition"))
     if isinstance(data.partition, Dirichlet):
@@ -64,19 +65,21 @@ def deal(data: Data, seed: int, labels: NDArray[np.integer]) -> dict[str, NDArra
 
 
 def make_shops(
-    data: Data, recipe: Recipe, taxonomy: Taxonomy, seed: int, cache: Path, device: str, progress: Progress
+    experiment: Experiment, cache: Path, whitening: Path, device: str, progress: Progress
 ) -> Shops:
     """Deal out the dataset's photos and embed those that are used; `cache` keeps the embeddings.
 
     Raises `ConfigError` when the league's classes are not the dataset's, `DatasetUnavailable` without data.
     """
-    require_classes(taxonomy)
+    data = experiment.data
+    require_classes(experiment.plan.taxonomy)
     source = datasets.fashion_mnist(data.folder)
-    dealt = deal(data, seed, source.train_labels)
+    dealt = deal(data, experiment.seed, source.train_labels)
     train = np.concatenate(list(dealt.values()))
-    images = np.concatenate([source.train_images[train], source.test_images[: data.test_photos]])
-    labels = np.concatenate([source.train_labels[train], source.test_labels[: data.test_photos]])
-    examples = _embedded([ArrayPhoto(image) for image in images], labels, recipe, cache, device, progress)
+    test = test_indices(experiment)
+    images = np.concatenate([source.train_images[train], source.test_images[test]])
+    labels = np.concatenate([source.train_labels[train], source.test_labels[test]])
+    examples = _embedded(images, labels, experiment.plan.recipe, cache, whitening, device, progress)
     bounds = np.cumsum([0, *(len(indices) for indices in dealt.values())])
     merchants = {
         name: Examples(examples.inputs[first:last], examples.labels[first:last])
@@ -85,13 +88,34 @@ def make_shops(
     return Shops(merchants, Examples(examples.inputs[bounds[-1] :], examples.labels[bounds[-1] :]))
 
 
+def test_indices(experiment: Experiment) -> slice:
+    """Return which of the public test photos an evaluation uses: those after the ones that whiten."""
+    first = experiment.whiten.photos if experiment.whiten else 0
+    return slice(first, first + experiment.data.test_photos)
+
+
 def make_test_examples(
-    data: Data, recipe: Recipe, cache: Path, device: str, progress: Progress
+    experiment: Experiment, cache: Path, whitening: Path, device: str, progress: Progress
 ) -> Examples:
     """Return the embedded public test photos."""
-    source = datasets.fashion_mnist(data.folder)
-    photos = [ArrayPhoto(image) for image in source.test_images[: data.test_photos]]
-    return _embedded(photos, source.test_labels[: data.test_photos], recipe, cache, device, progress)
+    source, test = datasets.fashion_mnist(experiment.data.folder), test_indices(experiment)
+    images, labels = source.test_images[test], source.test_labels[test]
+    return _embedded(images, labels, experiment.plan.recipe, cache, whitening, device, progress)
+
+
+def whitened(experiment: Experiment, path: Path) -> Experiment:
+    """Return `experiment` with the whitening that it asks for in its recipe, after writing the file to `path`.
+
+    Raises `RecognizerError` when the recipe has no backbone.
+    """
+    if experiment.whiten is None:
+        return experiment
+    photos = datasets.fashion_mnist(experiment.data.folder).test_images[: experiment.whiten.photos]
+    images = [Image.fromarray(photo) for photo in photos]
+    fitted = fit_whitening(experiment.plan.recipe, images, experiment.whiten.dimensions)
+    write_atomically(path, fitted.file)
+    plan = experiment.plan.model_copy(update={"recipe": fitted.recipe})
+    return experiment.model_copy(update={"plan": plan})
 
 
 def require_classes(taxonomy: Taxonomy) -> None:
@@ -104,14 +128,15 @@ def require_classes(taxonomy: Taxonomy) -> None:
 
 
 def _embedded(
-    photos: Sequence[ArrayPhoto],
-    labels: NDArray[np.integer],
+    images: NDArray[np.uint8],
+    labels: NDArray[np.integer[Any]],
     recipe: Recipe,
     cache: Path,
+    whitening: Path,
     device: str,
     progress: Progress,
 ) -> Examples:
+    photos = [ArrayPhoto(image) for image in images]
     with EmbeddingCache(cache) as embeddings:
-        embedded = embed(photos, recipe, embeddings, device=device, progress=progress)
-    inputs = torch.from_numpy(embedded.features).to(device)
-    return Examples(inputs, torch.from_numpy(labels[embedded.kept].astype(np.int64)).to(device))
+        embedded = embed(photos, recipe, embeddings, device=device, whitening=whitening, progress=progress)
+    return Examples.of(embedded.features, labels[embedded.kept], device)

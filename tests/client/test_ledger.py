@@ -344,7 +344,19 @@ def test_an_altered_row_is_named(path, ledger, column, value):
             look()
 
 
-def test_every_column_is_covered_by_the_test_above(path, ledger):
+def test_an_altered_row_with_a_hash_to_match_breaks_the_chain_behind_it(path, ledger):
+    for round_ in range(4):
+        ledger.charge(charge(plan=1, round_=round_))
+    with tampering(path) as db:
+        (previous,) = db.execute("SELECT hash FROM charge WHERE number = 2").fetchone()
+        row = list(db.execute("SELECT * FROM charge WHERE number = 3").fetchone())
+        row[5] = 1
+        db.execute("UPDATE charge SET steps = 1, hash = ? WHERE number = 3", (_hash(previous, row[:-1]),))
+    with pytest.raises(LedgerError, match="row 4 is not what was written"):
+        ledger.verify()
+
+
+def test_every_column_is_covered_by_the_tests_above(path, ledger):
     with raw(path) as db:
         names = {name for _, name, *_ in db.execute("PRAGMA table_info(charge)")}
     assert names == {"number", *COLUMNS}
@@ -397,32 +409,48 @@ def test_an_altered_schema_is_damage(path, ledger, statement):
 
 
 @pytest.fixture(scope="module")
-def sound(tmp_path_factory) -> tuple[bytes, object]:
-    path = tmp_path_factory.mktemp("sound") / "ledger.sqlite"
-    ledger = Ledger(path, BUDGET)
+def sound(tmp_path_factory) -> Ledger:
+    ledger = Ledger(tmp_path_factory.mktemp("sound") / "ledger.sqlite", BUDGET)
     for round_ in range(8):
         ledger.charge(charge(plan=round_ % 2, round_=round_))
-    return path.read_bytes(), ledger.spent()
+    return ledger
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data())
-def test_any_damaged_byte_or_cut_is_noticed_or_harmless(tmp_path, sound, data):
-    content, spent = sound
-    if data.draw(st.booleans()):
-        damaged = content[: data.draw(st.integers(0, len(content) - 1))]
-    else:
-        place = data.draw(st.integers(0, len(content) - 1))
-        byte = data.draw(st.integers(0, 255))
-        damaged = content[:place] + bytes([byte]) + content[place + 1 :]
-    path = tmp_path / "ledger.sqlite"
-    path.write_bytes(damaged)
+def opens_the_same_or_not_at_all(path: Path, content: bytes, sound: Ledger) -> bool:
+    path.write_bytes(content)
     try:
         ledger = Ledger(path, BUDGET)
     except LedgerError as error:
-        assert str(path) in str(error)
-    else:
-        assert ledger.spent() == spent
+        return str(path) in str(error)
+    return ledger.spent() == sound.spent() and ledger.counter == sound.counter
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(place=st.floats(0, 1, exclude_max=True), change=st.integers(1, 255))
+def test_a_damaged_byte_is_noticed_or_harmless(tmp_path, sound, place, change):
+    content = bytearray(sound.path.read_bytes())
+    used = [index for index, byte in enumerate(content) if byte]
+    index = used[int(place * len(used))]
+    content[index] ^= change
+    assert opens_the_same_or_not_at_all(tmp_path / "ledger.sqlite", bytes(content), sound)
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(share=st.floats(0, 1, exclude_max=True))
+def test_a_file_cut_short_is_noticed_or_had_only_zeros_there(tmp_path, sound, share):
+    content = sound.path.read_bytes()
+    cut = content[: int(share * len(content))]
+    assert opens_the_same_or_not_at_all(tmp_path / "ledger.sqlite", cut, sound)
+
+
+@pytest.mark.parametrize("name", ["charge_in_order", "coalesce", "CREATE TABLE", "+00:00"])
+def test_text_that_is_no_text_is_damage(tmp_path, sound, name):
+    content = sound.path.read_bytes()
+    assert name.encode() in content
+    path = tmp_path / "ledger.sqlite"
+    path.write_bytes(content.replace(name.encode(), b"\x80" + name[1:].encode()))
+    with pytest.raises(LedgerError, match="damaged"):
+        Ledger(path, BUDGET)
 
 
 @pytest.mark.parametrize("text", [b"", b"hello, this is a text of some length, not a database" * 50])

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from hanse_common import messages, signing, wire
 from hanse_common.errors import SignatureInvalid, WireError
-from hanse_common.messages import Declined, DeclineCode, Invitation, Upload
+from hanse_common.messages import DeclineCode, Declined, Invitation, Upload
 from hanse_common.plan import Cohort, Plan, SignedPlan
 
 MakePlan = Callable[..., Plan]

@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from hanse_common import messages, wire
 from hanse_common.errors import RoundFailed
-from hanse_common.messages import Declined, DeclineCode, Invitation, Joined, Start, Upload
+from hanse_common.messages import DeclineCode, Declined, Invitation, Joined, Start, Upload
 from hanse_common.plan import Cohort, Plan, SignedPlan
 from hanse_common.secagg import ring
 from hanse_server.coordinator import RoundOutcome, run_round

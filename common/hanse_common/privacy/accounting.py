@@ -116,8 +116,13 @@ def epsilon(noise: Noise, *, sampling_rate: float, steps: int, delta: float) -> 
     delta_pld = left * math.exp(-smoothing) - steps * ROUNDING_FAILURE
     if delta_pld < DELTA_MIN / 2 or _hopeless(noise.multiplier, sampling_rate, steps):
         return math.inf
-    found = _composed(noise.multiplier, sampling_rate, steps).get_epsilon_for_delta(delta_pld) + 2 * smoothing
+    found = _pld_epsilon(noise.multiplier, sampling_rate, steps, delta_pld) + 2 * smoothing
     return found if found <= EPSILON_MAX else math.inf
+
+
+@lru_cache(maxsize=1024)
+def _pld_epsilon(multiplier: float, sampling_rate: float, steps: int, delta: float) -> float:
+    return float(_composed(multiplier, sampling_rate, steps).get_epsilon_for_delta(delta))
 
 
 @lru_cache(maxsize=64)

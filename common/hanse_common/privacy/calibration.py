@@ -11,6 +11,8 @@ The answer is tried on `Mechanism.epsilon` itself: what is calibrated is what wi
 
 import math
 
+from scipy.optimize import brentq
+
 from hanse_common.errors import PlanRefused
 from hanse_common.privacy.discrete import SIGMA_MAX, SIGMA_MIN
 from hanse_common.privacy.encoding import Grid
@@ -60,13 +62,18 @@ def noise_multiplier(
         if low == weakest:
             return weakest
         low, high = max(low / _WIDENING, weakest), low
-    while high > low * (1 + _TOLERANCE):
-        middle = math.sqrt(low * high)
-        if reached(middle) <= epsilon:
-            high = middle
-        else:
-            low = middle
-    return high
+    # ln ε is almost a line in ln z, so a root finder needs few of these slow evaluations.
+    root = math.exp(
+        brentq(
+            lambda log_z: math.log(min(reached(math.exp(log_z)), 1e6) / epsilon),
+            math.log(low),
+            math.log(high),
+            xtol=_TOLERANCE / 4,
+            maxiter=100,
+        )
+    )
+    found = root * (1 + _TOLERANCE / 2)
+    return found if reached(found) <= epsilon else high
 
 
 def _guess(epsilon: float, sampling_rate: float, steps: int) -> float:

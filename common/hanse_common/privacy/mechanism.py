@@ -17,7 +17,7 @@ is sampled, independently and secretly, in each of at most `steps` releases.
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,10 +74,6 @@ class Mechanism:
         """The standard deviation of one released coordinate's noise, in the gradient's own units."""
         return self.noise.sigma * self.grid.step
 
-    @cached_property
-    def _sampler(self) -> DiscreteGaussian:
-        return DiscreteGaussian(self.noise.sigma)
-
     def epsilon(self, delta: float) -> float:
         """Return an ε such that all `steps` releases together are (ε, delta)-DP; may be infinite.
 
@@ -99,5 +95,11 @@ class Mechanism:
             ValueError: fine_sum is not the sum that `Grid.round` expects.
         """
         steps = self.grid.round(fine_sum, randomness)
-        steps += self._sampler.sample(self.dimension, randomness)
+        steps += _sampler(self.noise.sigma).sample(self.dimension, randomness)
         return self.grid.dequantise(steps)
+
+
+@lru_cache(maxsize=8)
+def _sampler(sigma: float) -> DiscreteGaussian:
+    """A sampler's table takes longer to make than a round's noise to draw, and a plan has one σ."""
+    return DiscreteGaussian(sigma)

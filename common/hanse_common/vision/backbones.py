@@ -11,7 +11,7 @@ are read without executing anything they contain (safetensors, or torch's `weigh
 
 import hashlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from urllib.error import URLError
 
@@ -20,26 +20,36 @@ import safetensors
 import safetensors.torch
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hanse_common.errors import RecognizerError
 from hanse_common.vision import recipe as recipes
 from hanse_common.vision.efficientnet_lite import CLASSIFIER, EfficientNetLite0
-from hanse_common.vision.recipe import Projection, Recipe
+from hanse_common.vision.preprocessing import preprocess
+from hanse_common.vision.recipe import Preprocessing, Projection, Recipe
 from hanse_common.vision.scattering import ScatterNet
+from hanse_common.vision.whitening import Whitening
+
+BATCH = 64
+"""Photos that a network sees at once."""
 
 MAX_WEIGHTS_BYTES = 4 << 30
 """Bound of a weights' file."""
 
 
 def load_backbone(
-    recipe: Recipe, *, device: torch.device | str = "cpu", weights: Path | None = None
+    recipe: Recipe,
+    *,
+    device: torch.device | str = "cpu",
+    weights: Path | None = None,
+    whitening: Path | None = None,
 ) -> "Embedding":
     """Return the recipe's backbone on `device`, ready to use and with nothing to train.
 
     `weights` is a local file with the backbone's weights. Without it they come from the installed package, or
-    from torchvision's own download, which is cached.
+    from torchvision's own download, which is cached. `whitening` is the local file of the recipe's whitening.
 
     Raises `RecognizerError` when the recipe has no backbone, a package or the weights are missing, or the
     weights are not those that the recipe names.
@@ -47,15 +57,53 @@ def load_backbone(
     if recipe.backbone is None:
         raise RecognizerError("The recipe has no backbone: its model reads photos itself.")
     network = _BUILDERS[type(recipe.backbone)](recipe, weights)
-    return Embedding(network, recipe).to(device)
+    return Embedding(network, recipe, load_whitening(recipe, whitening)).to(device)
+
+
+def raw_features(
+    recipe: Recipe, *, device: torch.device | str = "cpu", weights: Path | None = None
+) -> nn.Module:
+    """Return the recipe's backbone without projection, whitening and normalisation: what a whitening is fitted to.
+
+    Raises `RecognizerError` as `load_backbone` does.
+    """
+    if recipe.backbone is None:
+        raise RecognizerError("The recipe has no backbone, so it has no features to whiten.")
+    plain = {"projection": None, "whitening": None, "normalisation": "none"}
+    bare = recipe.model_copy(update={"backbone": recipe.backbone.model_copy(update=plain)})
+    return load_backbone(bare, device=device, weights=weights)
+
+
+def extract(
+    network: nn.Module | None,
+    images: Sequence[Image.Image],
+    preprocessing: Preprocessing,
+    device: torch.device | str = "cpu",
+) -> NDArray[np.float32]:
+    """Return what `network` makes of decoded `images`, (n, …) float32; without one, the preprocessed images.
+
+    The network always runs on `BATCH` rows, the last ones padded with zeros: a kernel may round a row
+    differently in a batch of another height, and a photo's embedding must not depend on its neighbours.
+    """
+    parts = []
+    for first in range(0, len(images), BATCH):
+        inputs = preprocess(images[first : first + BATCH], preprocessing).to(device)
+        count = len(inputs)
+        if network is not None:
+            padded = F.pad(inputs, (0, 0) * (inputs.ndim - 1) + (0, BATCH - count))
+            with torch.inference_mode():
+                inputs = network(padded)[:count]
+        parts.append(inputs.float().cpu().numpy())
+    return np.concatenate(parts)
 
 
 class Embedding(nn.Module):
     """A backbone, then the recipe's projection and normalisation: photos to features."""
 
     projection: Tensor | None
+    mean: Tensor | None
 
-    def __init__(self, network: nn.Module, recipe: Recipe) -> None:
+    def __init__(self, network: nn.Module, recipe: Recipe, whitening: Whitening | None = None) -> None:
         """Freeze `network` and follow it with what `recipe` says. Raises `ValueError` without a backbone."""
         super().__init__()
         backbone = recipe.backbone
@@ -66,7 +114,11 @@ class Embedding(nn.Module):
         matrix = None
         if backbone.projection is not None:
             matrix = torch.from_numpy(projection_matrix(backbone.projection, recipe.raw_dimension))
+        elif whitening is not None:
+            matrix = torch.from_numpy(whitening.matrix)
+        mean = None if whitening is None else torch.from_numpy(whitening.mean)
         self.register_buffer("projection", matrix, persistent=False)
+        self.register_buffer("mean", mean, persistent=False)
         self.eval()
         self.requires_grad_(False)
 
@@ -74,9 +126,26 @@ class Embedding(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return features (n, feature_dimension) of preprocessed `images` (n, c, s, s), both float32."""
         features: Tensor = self.network(images).flatten(1)
+        if self.mean is not None:
+            features = F.normalize(features, dim=1) - self.mean
         if self.projection is not None:
             features = features @ self.projection
         return F.normalize(features, dim=1) if self.normalise else features
+
+
+def load_whitening(recipe: Recipe, path: Path | None) -> Whitening | None:
+    """Return the whitening that `recipe` names, from its local file; None when it names none.
+
+    Raises `RecognizerError` when the file is missing or another.
+    """
+    wanted = recipe.backbone.whitening if recipe.backbone else None
+    if wanted is None:
+        return None
+    if path is None:
+        raise RecognizerError(
+            f"The recipe whitens features by the file with SHA-256 {wanted.weights}; name that file."
+        )
+    return Whitening.load(path, wanted.weights, recipe.raw_dimension, wanted.dimensions)
 
 
 def projection_matrix(projection: Projection, features: int) -> NDArray[np.float32]:

@@ -75,6 +75,7 @@ class ClassificationReport:
             for c in classes
         )
         present = support > 0
+        total = probabilities.sum(axis=1, keepdims=True)
         aucs = [figures.auc for figures in per_class if figures.auc is not None]
         return cls(
             examples=len(labels),
@@ -83,7 +84,8 @@ class ClassificationReport:
             macro_recall=float(recall[present].mean()),
             macro_f1=float(f1[present].mean()),
             macro_auc=float(np.mean(aucs)) if aucs else None,
-            log_loss=float(metrics.log_loss(labels, probabilities, labels=classes)),
+            # float32 rows sum to 1 only roughly. Scaled here alone, because it would part scores that tie.
+            log_loss=float(metrics.log_loss(labels, probabilities / total, labels=classes)),
             confusion=metrics.confusion_matrix(labels, predicted, labels=classes).astype(np.int64),
             per_class=per_class,
         )
@@ -107,13 +109,12 @@ def _checked(
     if labels.min() < 0 or labels.max() >= probabilities.shape[1]:
         raise ValueError(f"found a label outside 0 … {probabilities.shape[1] - 1}")
     wide = probabilities.astype(np.float64)
-    sums = wide.sum(axis=1, keepdims=True)
-    if not (np.isfinite(wide).all() and wide.min() >= 0.0 and np.allclose(sums, 1.0, rtol=0.0, atol=1e-4)):
+    total = wide.sum(axis=1)
+    if not (np.isfinite(wide).all() and wide.min() >= 0.0 and np.allclose(total, 1.0, rtol=0.0, atol=1e-4)):
         raise ValueError(
             "found a row of probabilities that is not finite, not positive, or does not sum to 1"
         )
-    # float32 rows sum to 1 only roughly, which scikit-learn warns about.
-    return labels.astype(np.int64), wide / sums
+    return labels.astype(np.int64), wide
 
 
 def _figures(

@@ -101,13 +101,25 @@ class Projection(Value):
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
 
 
+class PublicWhitening(Value):
+    """The features, scaled to norm 1, centred and whitened by statistics of public photos (`whitening`).
+
+    `weights` is the SHA-256 of the whitening's file.
+    """
+
+    dimensions: Annotated[int, Field(ge=1, le=1 << 14)]
+    weights: Digest
+
+
 class _Backbone(Value):
-    """What all backbones share: after the features proper, an optional projection, then normalisation.
+    """What all backbones share: after the features proper, an optional projection or whitening, not both,
+    then normalisation.
 
     `normalisation` "l2" gives every photo's features the norm 1: it bounds what one photo can do to a head.
     """
 
     projection: Projection | None = None
+    whitening: PublicWhitening | None = None
     normalisation: Literal["l2", "none"] = "l2"
 
 
@@ -229,8 +241,13 @@ class Recipe(Message):
         raw, projection = self._raw_dimension(backbone), backbone.projection
         if projection is None and raw > MAX_FEATURES:
             raise ValueError(f"{raw} features a photo, expected at most {MAX_FEATURES}; add a projection")
+        whitening = backbone.whitening
+        if projection is not None and whitening is not None:
+            raise ValueError("found both projection and whitening; keep one")
         if projection is not None and projection.dimensions > raw:
             raise ValueError(f"projection to {projection.dimensions} dimensions of only {raw} features")
+        if whitening is not None and whitening.dimensions > raw:
+            raise ValueError(f"whitening to {whitening.dimensions} dimensions of only {raw} features")
         if projection is not None and projection.dimensions * raw > MAX_PROJECTION_ENTRIES:
             raise ValueError(
                 f"projection of {raw} features to {projection.dimensions} dimensions is too large; "
@@ -262,8 +279,8 @@ class Recipe(Message):
     @property
     def feature_dimension(self) -> int:
         """Features of one photo as the model sees them; 0 without a backbone."""
-        projection = None if self.backbone is None else self.backbone.projection
-        return self.raw_dimension if projection is None else projection.dimensions
+        reduced = self.backbone and (self.backbone.projection or self.backbone.whitening)
+        return reduced.dimensions if reduced else self.raw_dimension
 
     @property
     def example_shape(self) -> tuple[int, ...]:

@@ -4,7 +4,8 @@
     recognizer.save(folder)
     probabilities = Recognizer.load(folder).predict([photo.decode(path, limits)])    # (1, classes)
 
-On disk it is a folder with two files. `model.safetensors` holds the trained parameters by name. `card.json`
+On disk it is a folder of two files, and the whitening's where the recipe has one.
+`model.safetensors` holds the trained parameters by name. `card.json`
 holds the recipe, the taxonomy, figures and lineage, and names the former file and the recipe by their
 SHA-256. The SHA-256 of the card itself is the recognizer's digest, which a successor's card names as its
 parent: who knows it from a source that can be trusted knows every bit of both files.
@@ -28,15 +29,15 @@ from torch import nn
 
 from hanse_common.errors import RecognizerError
 from hanse_common.files import write_atomically
-from hanse_common.vision.backbones import Embedding, load_backbone
+from hanse_common.vision.backbones import Embedding, extract, load_backbone, load_whitening
 from hanse_common.vision.model import build, load_vector, to_vector
-from hanse_common.vision.preprocessing import preprocess
 from hanse_common.vision.recipe import Digest, Recipe
 from hanse_common.vision.taxonomy import Taxonomy
 from hanse_common.wire import Value
 
 MODEL_FILE = "model.safetensors"
 CARD_FILE = "card.json"
+WHITENING_FILE = "whitening.safetensors"
 
 MAX_CARD_BYTES = 1 << 20
 MAX_HEADER_BYTES = 1 << 16
@@ -76,13 +77,15 @@ class Card(Value):
 class Recognizer:
     """A card and the trained parameters, `vector` (d,) float32.
 
-    The backbone is loaded on `device` at the first prediction; `backbone_weights` is its local file, if any.
+    The backbone is loaded on `device` at the first prediction; `backbone_weights` and `whitening` are its local
+    files, if any.
     """
 
     card: Card
     vector: NDArray[np.float32]
     device: torch.device | str = "cpu"
     backbone_weights: Path | None = None
+    whitening: Path | None = None
 
     @classmethod
     def create(
@@ -99,6 +102,7 @@ class Recognizer:
         parent_digest: bytes | None = None,
         device: torch.device | str = "cpu",
         backbone_weights: Path | None = None,
+        whitening: Path | None = None,
     ) -> Self:
         """Return a recognizer with the card that belongs to it.
 
@@ -119,7 +123,7 @@ class Recognizer:
             parent_digest=parent_digest.hex() if parent_digest else None,
             created=created,
         )
-        return cls(card, vector, device, backbone_weights)
+        return cls(card, vector, device, backbone_weights, whitening)
 
     @classmethod
     def load(
@@ -155,10 +159,10 @@ class Recognizer:
         vector = to_vector(module)
         # Refuses numbers that are not finite.
         load_vector(module, vector)
-        return cls(card, vector, device, backbone_weights)
+        return cls(card, vector, device, backbone_weights, folder / WHITENING_FILE)
 
     def save(self, folder: Path) -> None:
-        """Write both files into `folder`, which is made when missing.
+        """Write the files into `folder`, which is made when missing.
 
         Each replaces its predecessor whole, the card last; after a crash in between, `load` refuses the
         folder. Raises `RecognizerError` when the vector is not the one the card was made for, or the disk
@@ -167,8 +171,11 @@ class Recognizer:
         data = _serialise(self._model)
         if hashlib.sha256(data).hexdigest() != self.card.model_digest:
             raise RecognizerError("The card belongs to another vector; make it with Recognizer.create.")
+        whitening = load_whitening(self.card.recipe, self.whitening)
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            if whitening is not None:
+                write_atomically(folder / WHITENING_FILE, whitening.to_bytes())
             write_atomically(folder / MODEL_FILE, data)
             write_atomically(folder / CARD_FILE, self.card.to_bytes())
         except OSError as error:
@@ -189,10 +196,9 @@ class Recognizer:
         return np.concatenate([np.empty((0, len(self.card.taxonomy.classes))), *parts])
 
     def _predict_batch(self, images: Sequence[Image.Image]) -> NDArray[np.float64]:
-        inputs = preprocess(images, self.card.recipe.preprocessing).to(self.device)
+        features = extract(self._backbone, images, self.card.recipe.preprocessing, self.device)
         with torch.inference_mode():
-            features = inputs if self._backbone is None else self._backbone(inputs)
-            logits = self._model(features)
+            logits = self._model(torch.from_numpy(features).to(self.device))
             probabilities: NDArray[np.float64] = torch.softmax(logits.double(), dim=1).cpu().numpy()
         return probabilities
 
@@ -200,7 +206,9 @@ class Recognizer:
     def _backbone(self) -> Embedding | None:
         if self.card.recipe.backbone is None:
             return None
-        return load_backbone(self.card.recipe, device=self.device, weights=self.backbone_weights)
+        return load_backbone(
+            self.card.recipe, device=self.device, weights=self.backbone_weights, whitening=self.whitening
+        )
 
     @cached_property
     def _model(self) -> nn.Module:

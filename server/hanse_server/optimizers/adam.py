@@ -39,4 +39,5 @@ class Adam(ServerOptimizer[AdamParams]):
         self.state.update(steps=steps, mean=mean, variance=variance)
         unbiased_mean = mean / (1 - params.beta1 ** steps[0])
         unbiased_variance = variance / (1 - params.beta2 ** steps[0])
-        return model + params.learning_rate * unbiased_mean / (np.sqrt(unbiased_variance) + params.epsilon)
+        step: Vector = unbiased_mean / (np.sqrt(unbiased_variance) + params.epsilon)
+        return model + params.learning_rate * step

@@ -56,7 +56,9 @@ def test_bytes_round_trip_and_wrong_lengths_are_refused() -> None:
             ring.from_bytes(wrong, 3)
 
 
-@pytest.mark.parametrize(("bound", "n"), [(0.0, 5), (-1.0, 5), (np.inf, 5), (np.nan, 5), (1.0, 0), (1.0, 1 << 16)])
+@pytest.mark.parametrize(
+    ("bound", "n"), [(0.0, 5), (-1.0, 5), (np.inf, 5), (np.nan, 5), (1.0, 0), (1.0, 1 << 16)]
+)
 def test_impossible_rings_are_refused(bound: float, n: int) -> None:
     with pytest.raises(ValueError, match="Expected"):
         Ring(bound, n)

@@ -3,7 +3,7 @@ import hashlib
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from opacus import GradSampleModule
 from opacus.validators import ModuleValidator
@@ -37,6 +37,7 @@ def test_logits_for_each_class(recipe: Recipe) -> None:
 
 @RECIPES
 @given(classes=st.integers(2, 30))
+@settings(deadline=None, max_examples=20)
 def test_dimension_is_known_without_the_model(recipe: Recipe, classes: int) -> None:
     found = sum(parameter.numel() for parameter in build(recipe, classes).parameters())
     assert dimension(recipe, classes) == recipe.dimension(classes) == found
