@@ -213,7 +213,11 @@ def _from_csv(source: Path) -> tuple[list[_Entry], list[Problem]]:
 
 def _rows(source: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield line number and fields by lower-case column name of each row that is not blank."""
-    with source.open("rb") as file:
+    try:
+        opened = source.open("rb")
+    except OSError as error:
+        raise CatalogError(f"{source}: cannot be read ({error.strerror}). Check its permissions.") from None
+    with opened as file:
         reader = csv.reader(_lines(source, file), strict=True)
         try:
             columns = [name.strip().casefold() for name in next(reader, [])]

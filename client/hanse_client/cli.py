@@ -5,14 +5,17 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from hanse_client.config import ClientConfig
+from hanse_client.ledger import Budget, Charge, Ledger
 from hanse_common import commands, wire
 from hanse_common.commands import out
 from hanse_common.config import load
-from hanse_common.errors import ConfigError, PhotoError, PlanRefused
+from hanse_common.errors import ConfigError, PhotoError, PlanRefused, SignatureInvalid, WireError
 from hanse_common.plan import Plan, SignedPlan
+from hanse_common.vision.photo import decode, shown
 
 app = commands.new_app(
     "The merchant's side of a Hanse league: look at your photos, judge a plan, see what you spent, "
@@ -28,36 +31,40 @@ DEFAULT_CONFIG = Path("hanse-client.yaml")
 @app.command()
 def catalog(
     config: ConfigOption = DEFAULT_CONFIG,
-    problems: Annotated[int, typer.Option(help="How many unusable photos to list.")] = 20,
+    problems: Annotated[
+        int, typer.Option(help="How many unusable photos to list.", min=0, metavar="NUMBER")
+    ] = 20,
 ) -> None:
-    """Look through your photos: how many of each class, which labels have no class, which files are unusable."""
+    """Look through your photos: how many of each class, which labels have no class, which files are unusable.
+
+    Nothing is sent and nothing is spent.
+    """
     from hanse_client.shop import Shop  # torch takes seconds to load, and --help should not
 
     settings = load(ClientConfig, config)
-    shop = Shop(settings)
     with out.status("reading photos"):
-        found = shop.catalog()
-    classes = settings.league.taxonomy.classes
+        found = Shop(settings).catalog()
     table = Table("class", "to train on", "held out", box=None, pad_edge=False)
     for column in table.columns[1:]:
         column.justify = "right"
-    for index, name in enumerate(classes):
+    for index, name in enumerate(settings.league.taxonomy.classes):
         counts = [sum(r.label == index for r in side) for side in (found.train, found.holdout)]
-        table.add_row(name, *(str(count) for count in counts))
+        table.add_row(escape(name), *(str(count) for count in counts))
     table.add_row("all", str(len(found.train)), str(len(found.holdout)), style="bold")
     out.print(table)
     if found.unmapped:
-        out.print(
-            "\nLabels without a class of the league; map them in the file named under [bold]labels[/bold]:"
+        where = settings.labels or f"a file that {config} names under labels"
+        _say(
+            f"\nThese labels have no class of the league, so their photos are not used. Map them in {where}:"
         )
         for label, count in found.unmapped.items():
-            out.print(f"  {label} ({count} photos)", markup=False)
+            _say(f"  {label!r}: {_photos(count)}")
     if found.problems:
-        out.print(f"\n{len(found.problems)} photos can't be used:")
+        _say(f"\n{_photos(len(found.problems))} can't be used:")
         for problem in found.problems[:problems]:
-            out.print(f"  {problem.reason}", markup=False)
+            _say(f"  {problem.reason}")
         if len(found.problems) > problems:
-            out.print(f"  ... and {len(found.problems) - problems} more")
+            _say(f"  ... and {len(found.problems) - problems} more (--problems NUMBER lists more)")
 
 
 @app.command()
@@ -65,28 +72,32 @@ def explain(
     plan: Annotated[Path, typer.Argument(help="The plan file the operator gave you.", metavar="PLAN")],
     config: ConfigOption = DEFAULT_CONFIG,
 ) -> None:
-    """Say in plain words what a plan would do with your photos, and whether your policy allows it.
+    """Say in plain words what a plan would do with your photos, and whether you allow it.
 
-    Exit code 3 when it doesn't.
+    No photo is read, and nothing is spent.
+
+    Exit codes: 0 allowed, 3 refused by your policy, 4 no room in your budget, 12 not signed by your operator.
     """
     settings = load(ClientConfig, config)
     found = _read_plan(plan, bytes.fromhex(settings.league.operator_key))
-    taxonomy = settings.league.taxonomy
-    out.print("\n".join(settings.policy.explain(found)), markup=False)
-    reasons = settings.policy.reasons(found, taxonomy)
+    _say("\n".join(settings.policy.explain(found)))
+    reasons = settings.policy.reasons(found, settings.league.taxonomy)
     if reasons:
         out.print("\n[red]Your policy refuses this plan:[/red]")
-        out.print("\n".join(f"- {reason}" for reason in reasons), markup=False)
+        _say("\n".join(f"- {reason}" for reason in reasons))
         raise typer.Exit(PlanRefused.exit_code)
-    out.print("\n[green]Your policy allows this plan.[/green]")
+    _require_budget(settings, found)
+    out.print("\n[green]Your policy allows this plan, and your budget has room for it.[/green]")
 
 
 @app.command()
 def ledger(config: ConfigOption = DEFAULT_CONFIG) -> None:
-    """Show what your photos have paid: ε and δ for each plan, and what is left of your budget."""
-    from hanse_client.shop import Shop
-
-    kept = Shop(load(ClientConfig, config)).ledger()
+    """Show what your photos have paid: ε and δ of each plan, and how much of your budget that is."""
+    settings = load(ClientConfig, config)
+    if not settings.ledger_path.exists():
+        _say(f"{shown(settings.ledger_path)}: no ledger yet. Nothing was ever charged from here.")
+        return
+    kept = _open_ledger(settings)
     spent = kept.spent()
     table = Table("plan", "rounds", "steps", "ε", "δ", box=None, pad_edge=False)
     for column in table.columns[1:]:
@@ -99,9 +110,11 @@ def ledger(config: ConfigOption = DEFAULT_CONFIG) -> None:
     if spent.plans:
         out.print(table)
         out.print()
-    out.print(
-        f"Spent for any one photo: ε = {spent.epsilon:.3f} of {kept.budget.epsilon:g}, "
-        f"δ = {spent.delta:g} of {kept.budget.delta:g}, in {kept.counter} rounds. The ledger is sound."
+    _say(
+        f"Paid by each photo: ε = {spent.epsilon:.3f} of {kept.budget.epsilon:g}, "
+        f"δ = {spent.delta:g} of {kept.budget.delta:g}.\n"
+        "A plan is paid in full when its first round starts, whether or not the others follow.\n"
+        f"Entries in the ledger: {kept.counter}. None is altered or out of order."
     )
 
 
@@ -109,23 +122,33 @@ def ledger(config: ConfigOption = DEFAULT_CONFIG) -> None:
 def classify(
     photos: Annotated[list[Path], typer.Argument(help="Photos to classify.", metavar="PHOTO...")],
     recognizer: Annotated[
-        Path | None, typer.Option("--recognizer", "-r", help="Folder of the recognizer.", metavar="FOLDER")
+        Path | None,
+        typer.Option(
+            "--recognizer",
+            "-r",
+            help="Folder of the recognizer, if not your configuration's.",
+            metavar="FOLDER",
+        ),
     ] = None,
     config: ConfigOption = DEFAULT_CONFIG,
-    top: Annotated[int, typer.Option(help="How many classes to show.", min=1)] = 3,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a photo.")] = False,
+    top: Annotated[int, typer.Option(help="How many classes to show.", min=1, metavar="NUMBER")] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object for each photo.")] = False,
 ) -> None:
-    """Say what is on a photo, and how sure the recognizer is.
+    """Say what is on each photo, and how sure the recognizer is.
 
-    Exit codes: 21 no such file, 22 not a photo or damaged, 23 too large; other photos are classified all the same.
+    A photo that can't be used is named, and the others are classified all the same.
+
+    Exit codes: 0 all classified, 21 no such file, 22 not a photo or damaged, 23 too large (of the first such).
     """
-    from hanse_common.vision.photo import decode
     from hanse_common.vision.recognizer import Recognizer
 
-    folder = recognizer or load(ClientConfig, config).recognizer
-    if folder is None:
-        raise ConfigError(f"{config}: recognizer: missing; name one here or with --recognizer FOLDER.")
-    model = Recognizer.load(folder)
+    if recognizer is not None:
+        model = Recognizer.load(recognizer)
+    else:
+        settings = load(ClientConfig, config)
+        if settings.recognizer is None:
+            raise ConfigError(f"{config}: recognizer: missing; name its folder there, or with --recognizer.")
+        model = Recognizer.load(settings.recognizer, backbone_weights=settings.backbone_weights)
     classes = model.card.taxonomy.classes
     failed: PhotoError | None = None
     for path in photos:
@@ -138,21 +161,53 @@ def classify(
         probabilities = model.predict([image])[0]
         ranked = sorted(zip(classes, probabilities.tolist(), strict=True), key=lambda pair: -pair[1])
         if as_json:
-            out.print(json.dumps({"photo": str(path), "probabilities": dict(ranked)}), markup=False)
+            typer.echo(json.dumps({"photo": str(path), "probabilities": dict(ranked)}))
         else:
-            shown = ", ".join(f"{name} {100 * share:.1f} %" for name, share in ranked[:top])
-            out.print(f"{path}: {shown}", markup=False)
+            named = ", ".join(f"{name} {100 * share:.1f} %" for name, share in ranked[:top])
+            _say(f"{shown(path)}: {named}")
     if failed is not None:
         raise typer.Exit(failed.exit_code)
 
 
+def _say(text: str) -> None:
+    """Print `text` as it is: names may look like rich's markup or emoji codes."""
+    out.print(text, markup=False, emoji=False)
+
+
+def _photos(count: int) -> str:
+    return "1 photo" if count == 1 else f"{count} photos"
+
+
 def _read_plan(path: Path, operator_key: bytes) -> Plan:
+    name = shown(path)
     try:
         with path.open("rb") as file:
             data = file.read(wire.MAX_DOCUMENT_BYTES + 1)
     except OSError as error:
-        raise PlanRefused(f"{path}: cannot be read ({error.strerror}), expected a plan file.") from None
-    return wire.decode(SignedPlan, data).open(operator_key)
+        raise ConfigError(f"{name}: cannot be read ({error.strerror}), expected a plan file.") from None
+    try:
+        return wire.decode(SignedPlan, data).open(operator_key)
+    except WireError as error:
+        raise WireError(f"{name}: not a plan file. {error} Ask the operator for it again.") from None
+    except SignatureInvalid:
+        raise SignatureInvalid(
+            f"{name}: not signed with the key under league.operator_key. Take it for a forgery until the "
+            "operator, asked by telephone, says otherwise."
+        ) from None
+
+
+def _open_ledger(settings: ClientConfig) -> Ledger:
+    return Ledger(settings.ledger_path, Budget(settings.policy.epsilon, settings.policy.delta))
+
+
+def _require_budget(settings: ClientConfig, plan: Plan) -> None:
+    """Raise `BudgetExceeded` unless the plan is in the ledger already or fits beside what is there."""
+    if not settings.ledger_path.exists():
+        return
+    kept = _open_ledger(settings)
+    if kept.last_work(plan.digest) is None:
+        steps = plan.training.total_steps
+        kept.check(Charge(plan.digest, 0, 0, plan.mechanism(steps), steps, plan.delta))
 
 
 def main() -> None:

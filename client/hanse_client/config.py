@@ -3,6 +3,7 @@
 config = load(ClientConfig, Path("hanse-client.yaml"))
 """
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -32,3 +33,8 @@ class ClientConfig(Section):
     recognizer: ConfigPath | None = None
     league: LeagueSettings
     policy: Policy
+
+    @property
+    def ledger_path(self) -> Path:
+        """Where the ledger is."""
+        return self.state / "ledger.sqlite"

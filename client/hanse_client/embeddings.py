@@ -6,7 +6,7 @@
 
 An embedding is cached under the photo's content and the recipe's embedding digest, so a photo that is renamed
 stays cached and one that changes does not, and a new head costs nothing. The cache holds only what can be
-computed again: a damaged one is thrown away.
+computed again: a damaged one is thrown away. Embeddings tell of photos, so nobody else may read the file.
 """
 
 import logging
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, Self, TypeVar
 
 import numpy as np
 import torch
@@ -34,6 +34,11 @@ CHUNK = 256
 FLOAT = np.dtype("<f4")
 
 Progress = Callable[[int, int], None]
+
+_DAMAGE = {sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+"""What SQLite reports of a file with other tables, with damaged pages, or of another kind."""
+
+T = TypeVar("T")
 
 
 class Photo(Protocol):
@@ -59,24 +64,27 @@ class Embedded:
 
 
 class EmbeddingCache:
-    """Embeddings in a SQLite file. Raises `CatalogError` when the file can't be used at all."""
+    """Embeddings in a SQLite file (mode 0600), made when missing, with its folder.
+
+    A damaged file is made anew, whenever that is noticed. All methods raise `CatalogError` when the file can't
+    be used at all: no permission, no space, another process that does not finish.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._open()
+        except OSError as error:
+            raise CatalogError(
+                f"{path}: cannot make the embedding cache ({error.strerror}); check the folder `state`."
+            ) from None
         except sqlite3.DatabaseError as error:
-            if isinstance(error, sqlite3.OperationalError):
-                raise CatalogError(
-                    f"{path}: cannot open the embedding cache ({error}); check the folder and the disk."
-                ) from None
-            log.warning("The embedding cache %s was damaged and is made anew.", path)
-            for suffix in ("", "-wal", "-shm"):
-                path.with_name(path.name + suffix).unlink(missing_ok=True)
-            self._open()
+            self._make_anew(error)
 
     def _open(self) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._path.touch()
+        self._path.chmod(0o600)
         self._database = sqlite3.connect(self._path, timeout=30, isolation_level=None)
         self._database.execute("PRAGMA journal_mode = WAL")
         self._database.execute("PRAGMA synchronous = NORMAL")
@@ -84,6 +92,26 @@ class EmbeddingCache:
             "CREATE TABLE IF NOT EXISTS embedding (recipe BLOB, content BLOB, vector BLOB NOT NULL, "
             "PRIMARY KEY (recipe, content)) WITHOUT ROWID"
         )
+
+    def _make_anew(self, error: sqlite3.DatabaseError) -> None:
+        """Replace a damaged file by an empty one. Raises `CatalogError` when `error` is no damage."""
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _DAMAGE:
+            raise CatalogError(
+                f"{self._path}: cannot use the embedding cache ({error}); check the folder and the disk."
+            ) from None
+        log.warning("The embedding cache %s was damaged and is made anew.", self._path)
+        self._database.close()
+        for suffix in ("", "-wal", "-shm"):
+            self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
+        self._open()
+
+    def _run(self, action: Callable[[sqlite3.Connection], T]) -> T:
+        """Return what `action` returns, on a new file when this one is damaged."""
+        try:
+            return action(self._database)
+        except sqlite3.DatabaseError as error:
+            self._make_anew(error)
+        return action(self._database)
 
     def __enter__(self) -> Self:
         return self
@@ -104,37 +132,47 @@ class EmbeddingCache:
         self, recipe: bytes, contents: Iterable[bytes], dimension: int
     ) -> dict[bytes, NDArray[np.float32]]:
         """Return the cached vectors, shape (dimension,), of `contents`, leaving out those not cached."""
-        found = {}
-        for content in set(contents):
-            row = self._database.execute(
-                "SELECT vector FROM embedding WHERE recipe = ? AND content = ?", (recipe, content)
-            ).fetchone()
-            if row is not None and len(row[0]) == dimension * FLOAT.itemsize:
-                found[content] = np.frombuffer(row[0], dtype=FLOAT)
-        return found
+        wanted = set(contents)
+
+        def read(database: sqlite3.Connection) -> dict[bytes, NDArray[np.float32]]:
+            found = {}
+            for content in wanted:
+                row = database.execute(
+                    "SELECT vector FROM embedding WHERE recipe = ? AND content = ?", (recipe, content)
+                ).fetchone()
+                if row is not None and len(row[0]) == dimension * FLOAT.itemsize:
+                    found[content] = np.frombuffer(row[0], dtype=FLOAT)
+            return found
+
+        return self._run(read)
 
     def put(self, recipe: bytes, vectors: Iterable[tuple[bytes, NDArray[np.float32]]]) -> None:
         """Cache (content, vector) pairs, all or none."""
-        self._database.execute("BEGIN IMMEDIATE")
-        with self._database:
-            self._database.executemany(
-                "INSERT OR REPLACE INTO embedding VALUES (?, ?, ?)",
-                ((recipe, content, vector.astype(FLOAT).tobytes()) for content, vector in vectors),
-            )
+        rows = [(recipe, content, vector.astype(FLOAT).tobytes()) for content, vector in vectors]
+
+        def write(database: sqlite3.Connection) -> None:
+            database.execute("BEGIN IMMEDIATE")
+            with database:
+                database.executemany("INSERT OR REPLACE INTO embedding VALUES (?, ?, ?)", rows)
+
+        self._run(write)
 
     def evict(self, recipe: bytes, contents: Iterable[bytes]) -> int:
         """Forget all but the embeddings of `contents` under `recipe`; return how many were forgotten."""
-        self._database.execute("CREATE TEMP TABLE IF NOT EXISTS kept (content BLOB PRIMARY KEY)")
-        self._database.execute("BEGIN IMMEDIATE")
-        with self._database:
-            self._database.execute("DELETE FROM kept")
-            self._database.executemany(
-                "INSERT OR IGNORE INTO kept VALUES (?)", ((content,) for content in contents)
-            )
-            return self._database.execute(
-                "DELETE FROM embedding WHERE recipe != ? OR content NOT IN (SELECT content FROM kept)",
-                (recipe,),
-            ).rowcount
+        rows = [(content,) for content in contents]
+
+        def delete(database: sqlite3.Connection) -> int:
+            database.execute("CREATE TEMP TABLE IF NOT EXISTS kept (content BLOB PRIMARY KEY)")
+            database.execute("BEGIN IMMEDIATE")
+            with database:
+                database.execute("DELETE FROM kept")
+                database.executemany("INSERT OR IGNORE INTO kept VALUES (?)", rows)
+                return database.execute(
+                    "DELETE FROM embedding WHERE recipe != ? OR content NOT IN (SELECT content FROM kept)",
+                    (recipe,),
+                ).rowcount
+
+        return self._run(delete)
 
 
 def embed(

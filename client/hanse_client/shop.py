@@ -7,7 +7,6 @@ participant = shop.participant(recipe, shop.examples(catalog, recipe))
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
@@ -77,7 +76,7 @@ class Shop:
     def ledger(self) -> Ledger:
         """Return the ledger, made when missing. Raises `LedgerError`."""
         policy = self.config.policy
-        return Ledger(self.config.state / "ledger.sqlite", Budget(policy.epsilon, policy.delta))
+        return Ledger(self.config.ledger_path, Budget(policy.epsilon, policy.delta))
 
     def participant(
         self,
@@ -100,18 +99,20 @@ class Shop:
     def _holdout_key(self) -> bytes:
         """Return the secret that divides train from holdout, drawn once: a new one would move photos."""
         path = self.config.state / "holdout.key"
-        self.config.state.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not path.exists():
-            write_atomically(path, os.urandom(HOLDOUT_KEY_BYTES))
-        return _read_key(path)
-
-
-def _read_key(path: Path) -> bytes:
-    with path.open("rb") as file:
-        key = file.read(HOLDOUT_KEY_BYTES + 1)
-    if len(key) != HOLDOUT_KEY_BYTES:
-        raise ConfigError(
-            f"{path}: found {len(key)} bytes, expected {HOLDOUT_KEY_BYTES}; restore it from a backup. Without "
-            "it photos change sides between training and holdout."
-        )
-    return key
+        try:
+            self.config.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not path.exists():
+                write_atomically(path, os.urandom(HOLDOUT_KEY_BYTES))
+            with path.open("rb") as file:
+                key = file.read(HOLDOUT_KEY_BYTES + 1)
+        except OSError as error:
+            raise ConfigError(
+                f"{path}: cannot be made or read ({error.strerror}); the folder named under state must be "
+                "writable."
+            ) from None
+        if len(key) != HOLDOUT_KEY_BYTES:
+            raise ConfigError(
+                f"{path}: found {len(key)} bytes, expected {HOLDOUT_KEY_BYTES}; restore it from a backup. "
+                "Without it photos change sides between training and holdout."
+            )
+        return key

@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 
 from hanse_client.gradients import ClippedSum
+from hanse_common.errors import ConfigError
 from hanse_common.plan import Plan
 from hanse_common.privacy.mechanism import Mechanism
 from hanse_common.privacy.sampling import poisson_sample
@@ -56,9 +57,14 @@ class Examples:
 
 
 def resolve_device(name: str) -> str:
-    """Return the device that `name` means: "auto" is CUDA when it is there, else the CPU."""
+    """Return the device that `name` means: "auto" is CUDA when it is there, else the CPU.
+
+    Raises `ConfigError` for CUDA where there is none.
+    """
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device: found cuda, but torch sees no CUDA device here; choose auto or cpu.")
     return name
 
 

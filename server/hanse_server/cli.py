@@ -1,17 +1,20 @@
-"""The command `hanse-server`."""
+"""The command `hanse-server`. Only `fit-whitening` needs torch, and only when it is called."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from PIL import Image
 
 from hanse_common import commands, signing, wire
 from hanse_common.commands import out
 from hanse_common.config import load
-from hanse_common.errors import ConfigError
+from hanse_common.errors import CatalogError, ConfigError, PhotoError
 from hanse_common.files import write_atomically
 from hanse_common.plan import Plan, SignedPlan
+from hanse_common.vision import photo
 from hanse_server.config import ServerConfig, make_plan
 from hanse_server.optimizers import create
 
@@ -50,15 +53,77 @@ def sign(
     ] = Path("plan.hanse"),
 ) -> None:
     """Sign the plan that the configuration describes, for merchants to judge (hanse-client explain)."""
+    _require_new(plan_file)
     settings = load(ServerConfig, config)
     create(settings.optimization.optimizer)
     key = signing.load_key(settings.signing_key)
     plan = make_plan(settings.plan, os.urandom(16))
-    if plan_file.exists():
-        raise ConfigError(f"{plan_file}: there is a plan already; move it away or name another file.")
     write_atomically(plan_file, wire.encode(SignedPlan.sign(plan, key)))
     _describe(plan)
     out.print(f"Signed as {plan.digest.hex()[:16]} in {plan_file}.")
+
+
+@app.command()
+def fit_whitening(
+    photos: Annotated[Path, typer.Argument(help="Folder of public photos, searched.", metavar="PHOTOS")],
+    dimensions: Annotated[int, typer.Option(help="Numbers that a photo becomes.", min=1, max=1 << 14)] = 192,
+    whitening_file: Annotated[
+        Path, typer.Option("--out", "-o", help="Where to write the whitening.", metavar="FILE")
+    ] = Path("whitening.safetensors"),
+    config: ConfigOption = DEFAULT_CONFIG,
+    limit: Annotated[
+        int, typer.Option(help="Use at most this many photos, spread evenly over the sorted paths.", min=1)
+    ] = 10_000,
+    weights: Annotated[
+        Path | None, typer.Option(help="Local file of the backbone's weights.", metavar="FILE")
+    ] = None,
+) -> None:
+    """Fit the recipe's whitening to public reference photos, without labels. Then sign a plan that names it.
+
+    The photos must be nobody's secret: what is fitted to them is given to every merchant.
+    """
+    from hanse_server.whitening import fit_whitening as fit  # torch takes seconds to load
+
+    _require_new(whitening_file)
+    recipe = load(ServerConfig, config).plan.recipe
+    paths = _photo_files(photos)
+    taken = paths[:: -(-len(paths) // limit)]
+    with out.status(f"looking at {len(taken)} photos"):
+        fitted = fit(recipe, _decoded(taken), dimensions, weights)
+    write_atomically(whitening_file, fitted.file)
+    out.print(
+        f"Wrote {whitening_file}, fitted to {fitted.photos} of {len(paths)} files. Give it to every merchant."
+    )
+    out.print("In your configuration, put these lines under plan.recipe.backbone (and no projection):")
+    out.print(f"  whitening:\n    dimensions: {dimensions}\n    weights: {fitted.name.weights}", markup=False)
+
+
+def _photo_files(folder: Path) -> list[Path]:
+    """Return the files below `folder`, sorted, but for hidden ones. Raises `CatalogError` without any."""
+    if not folder.is_dir():
+        raise CatalogError(f"{folder}: no such folder, expected one with public photos.")
+    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    shown = [path for path in found if not any(p.startswith(".") for p in path.relative_to(folder).parts)]
+    if not shown:
+        raise CatalogError(f"{folder}: holds no files, expected public photos.")
+    return shown
+
+
+def _decoded(paths: list[Path]) -> Iterator[Image.Image]:
+    """Yield the photos that can be decoded; name the others."""
+    for path in paths:
+        try:
+            yield photo.decode(path)
+        except PhotoError as error:
+            commands.err.print(f"left out: {error}", markup=False)
+
+
+def _require_new(path: Path) -> None:
+    """Raise `ConfigError` unless the file `path` can be made: found out before the work, not after it."""
+    if path.exists():
+        raise ConfigError(f"{path}: there is a file already; move it away or name another.")
+    if not path.parent.is_dir():
+        raise ConfigError(f"{path}: there is no folder {path.parent}; make it first.")
 
 
 def _describe(plan: Plan) -> None:

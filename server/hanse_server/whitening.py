@@ -2,42 +2,52 @@
 
 fitted = fit_whitening(recipe, images, dimensions=192)
 path.write_bytes(fitted.file)                   # handed to the merchants beside the plan
-fitted.recipe.backbone.whitening.weights        # the digest that the plan names
+fitted.name.weights                             # the digest that the plan names
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from hanse_common.errors import RecognizerError
-from hanse_common.vision.backbones import extract, raw_features
+from hanse_common.vision.backbones import BATCH, extract, raw_features
 from hanse_common.vision.recipe import PublicWhitening, Recipe
 from hanse_common.vision.whitening import Whitening
 
 
 @dataclass(frozen=True)
 class FittedWhitening:
-    """The recipe that names the whitening, and the content of its file."""
+    """The whitening's name, the recipe that holds it, the file's content, and how many photos it was fitted to."""
 
+    name: PublicWhitening
     recipe: Recipe
     file: bytes
+    photos: int
 
 
 def fit_whitening(
-    recipe: Recipe, images: Sequence[Image.Image], dimensions: int, weights: Path | None = None
+    recipe: Recipe, images: Iterable[Image.Image], dimensions: int, weights: Path | None = None
 ) -> FittedWhitening:
-    """Return `recipe` with a whitening to `dimensions` numbers, fitted to public `images`.
+    """Return `recipe` with a whitening to `dimensions` numbers, fitted to public `images`; a projection goes.
 
+    Images are taken a batch at a time: only their features, 4·raw_dimension bytes each, stay in memory.
     `weights` is the backbone's local file, if any. Raises `RecognizerError` when the recipe has no backbone, or
-    there are fewer images than dimensions.
+    there are fewer images, or features, than dimensions.
     """
     if recipe.backbone is None:
         raise RecognizerError("The recipe has no backbone, so it has no features to whiten.")
     network = raw_features(recipe, weights=weights)
-    file = Whitening.fit(extract(network, images, recipe.preprocessing), dimensions).to_bytes()
-    named = PublicWhitening(dimensions=dimensions, weights=hashlib.sha256(file).hexdigest())
-    backbone = recipe.backbone.model_copy(update={"projection": None, "whitening": named})
-    return FittedWhitening(recipe.model_copy(update={"backbone": backbone}), file)
+    source = iter(images)
+    parts = [np.empty((0, recipe.raw_dimension), dtype=np.float32)]
+    while batch := list(islice(source, BATCH)):
+        parts.append(extract(network, batch, recipe.preprocessing))
+    features = np.concatenate(parts)
+    file = Whitening.fit(features, dimensions).to_bytes()
+    name = PublicWhitening(dimensions=dimensions, weights=hashlib.sha256(file).hexdigest())
+    backbone = recipe.backbone.model_copy(update={"projection": None, "whitening": name})
+    return FittedWhitening(name, recipe.model_copy(update={"backbone": backbone}), file, len(features))

@@ -17,8 +17,19 @@ app = commands.new_app(
     "The researcher's side of Hanse: the same protocol code in one process, seeded, from YAML experiments."
 )
 
+
+def _in_a_folder(path: Path | None) -> Path | None:
+    """Refuse a file that can't be made before the work rather than after it."""
+    if path is not None and not path.parent.is_dir():
+        raise ConfigError(f"{path}: there is no folder {path.parent}; make it first.")
+    return path
+
+
 JsonOption = Annotated[
-    Path | None, typer.Option("--json", help="Also write the figures to this file.", metavar="FILE")
+    Path | None,
+    typer.Option(
+        "--json", help="Also write the figures to this file.", metavar="FILE", callback=_in_a_folder
+    ),
 ]
 
 
@@ -51,6 +62,7 @@ def run(
     """Run an experiment. Its folder then holds figures, plots, ledgers, the recognizer and the exact config."""
     from hanse_simulations.experiment import Experiment
     from hanse_simulations.results import new_folder
+    from hanse_simulations.run import load_extensions
     from hanse_simulations.run import run as run_experiment
 
     settings = load(Experiment, experiment)
@@ -58,6 +70,7 @@ def run(
         settings = settings.model_copy(update={"seed": seed})
     if resume is not None and not (resume / "experiment.yaml").exists():
         raise ConfigError(f"{resume}: found no experiment.yaml, expected the folder of an earlier run.")
+    load_extensions(settings)  # whatever is wrong with the experiment shows before a folder is made for it
     folder = resume or new_folder(results, settings.name)
     figures = run_experiment(settings, folder, results / "embeddings.sqlite")
     out.print(
@@ -69,7 +82,9 @@ def run(
 
 @app.command()
 def new_algorithm(
-    path: Annotated[Path, typer.Argument(help="The Python file to write.", metavar="FILE")],
+    path: Annotated[
+        Path, typer.Argument(help="The Python file to write.", metavar="FILE", callback=_in_a_folder)
+    ],
 ) -> None:
     """Write a documented template of a server optimizer: one file, yours to change."""
     from hanse_simulations import template

@@ -4,6 +4,9 @@ Each shop is what a merchant has: a folder of photos, a `hanse-client.yaml`, a s
 demo reads them as `hanse-client` does. It begins with empty ledgers each time, which no real shop may do.
 """
 
+import math
+import shutil
+import sys
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -28,22 +31,23 @@ from hanse_simulations.shops import deal, make_test_examples, require_classes, w
 from hanse_simulations.simulation import Member, operator_key
 
 HOLDOUT_FRACTION = 0.1
-EPSILON_BUDGET = 3.0
 
 
 def demo(experiment: Experiment, folder: Path) -> dict[str, Any]:
     """Run the demo in `folder` and return its figures."""
     started = time.perf_counter()
-    console.print("[bold]A league of five shops. Nobody shows a photo.[/bold]\n")
+    run.load_extensions(experiment)
+    count = experiment.data.merchants
+    console.print(f"[bold]A league of {count} shops. Nobody shows a photo.[/bold]\n")
     folder.mkdir(parents=True, exist_ok=True)
     result = folder / "result"
     put_aside(result)
     result.mkdir()
     if experiment.whiten is not None:
-        console.print(
-            f"The operator fits a public whitening to {experiment.whiten.photos} unlabelled public photos."
-        )
-        experiment = whitened(experiment, result / WHITENING_FILE)
+        photos = experiment.whiten.photos
+        with console.status("fitting"):
+            console.print(f"The operator fits a public whitening to {photos} unlabelled public photos.")
+            experiment = whitened(experiment, result / WHITENING_FILE)
     configs = write_shops(experiment, folder / "shops")
     forget_ledgers(configs)
 
@@ -64,7 +68,7 @@ def demo(experiment: Experiment, folder: Path) -> dict[str, Any]:
     )
     figures = run.train_and_write(experiment, members, test, result, started)
     photo, name = write_try_photo(experiment, folder / "photo-to-try.png")
-    tell_result(figures, configs, result, photo, name)
+    tell_result(figures, configs, budget(experiment), result, photo, name)
     return figures
 
 
@@ -82,6 +86,7 @@ def write_shops(experiment: Experiment, folder: Path) -> dict[str, Path]:
             marker = shop / "photos-are-complete"
             stamp = f"{experiment.data.model_dump_json(exclude={'folder'})} {experiment.seed}"
             if not marker.exists() or marker.read_text() != stamp:
+                shutil.rmtree(shop / "photos", ignore_errors=True)  # of another experiment
                 partition.write_shop(
                     shop / "photos", source.train_images, source.train_labels, indices, taxonomy.classes
                 )
@@ -107,11 +112,16 @@ def client_config(experiment: Experiment, operator_key: bytes) -> dict[str, Any]
         },
         "policy": {
             "league": plan.league,
-            "epsilon": EPSILON_BUDGET,
+            "epsilon": budget(experiment),
             "delta": plan.privacy.delta,
             "minimum_cohort": plan.cohort.min_merchants,
         },
     }
+
+
+def budget(experiment: Experiment) -> float:
+    """Return the ε that each shop's owner allows: the plan's, rounded up."""
+    return float(math.ceil(experiment.plan.privacy.epsilon))
 
 
 def forget_ledgers(configs: Mapping[str, Path]) -> None:
@@ -137,7 +147,7 @@ def open_shop(name: str, config: Path, experiment: Experiment) -> Member:
     for problem in problems:
         run.tell(name, problem)
     participant = shop.participant(experiment.plan.recipe, examples, partial(run.tell, name))
-    return Member(participant, shop.ledger())
+    return Member(participant.handle, shop.ledger())
 
 
 def write_try_photo(experiment: Experiment, path: Path) -> tuple[Path, str]:
@@ -149,25 +159,36 @@ def write_try_photo(experiment: Experiment, path: Path) -> tuple[Path, str]:
 
 
 def tell_result(
-    figures: Mapping[str, Any], configs: Mapping[str, Path], result: Path, photo: Path, name: str
+    figures: Mapping[str, Any],
+    configs: Mapping[str, Path],
+    allowed: float,
+    result: Path,
+    photo: Path,
+    name: str,
 ) -> None:
     """Print accuracy, each shop's ε, where the pictures are, and how to classify a photo."""
-    console.print(
-        f"\n[bold]Accuracy {100 * figures['accuracy']:.1f} %[/bold] on photos no shop has ever seen."
-    )
+    accuracy = f"{100 * figures['accuracy']:.1f} %"
+    console.print(f"\n[bold]Accuracy {accuracy}[/bold] on public photos that no shop has.\n")
     table = Table("shop", "ε spent", "of", box=None, pad_edge=False)
     for shop, epsilon in figures["epsilon"].items():
-        table.add_row(shop, f"{epsilon:.2f}", f"{EPSILON_BUDGET:g}")
+        table.add_row(shop, f"{epsilon:.2f}", f"{allowed:g}")
     console.print(table)
     console.print(
-        f"ε is what anyone can learn about one photo, at δ = {figures['delta']:g}: smaller is safer.\n"
+        f"\nε bounds what anyone can learn about one photo, at δ = {figures['delta']:g}: smaller is safer."
     )
-    console.print("Pictures: " + ", ".join(str(path) for path in sorted(result.glob("*.png"))))
-    probabilities = Recognizer.load(result / "recognizer").predict([Image.open(photo)])[0]
-    console.print(f"{photo} ({name}) is recognized with {100 * probabilities.max():.0f} % as: ", end="")
-    console.print(datasets.CLASSES[int(probabilities.argmax())])
-    config = next(iter(configs.values()))
-    console.print("\nTry it, with this photo or your own:")
-    console.print(f"  .venv/bin/hanse-client classify -r {result / 'recognizer'} {photo}", soft_wrap=True)
-    console.print(f"  .venv/bin/hanse-client ledger -c {config}", soft_wrap=True)
-    console.print(f"({figures['seconds']:.0f} s)")
+    console.print("\nPictures of the result:")
+    for picture in sorted(result.glob("*.png")):
+        console.print(f"  {picture}", soft_wrap=True, markup=False)
+    with Image.open(photo) as image:
+        probabilities = Recognizer.load(result / "recognizer").predict([image])[0]
+    best = int(probabilities.argmax())
+    console.print(f"\n{photo} shows: {name}", soft_wrap=True, markup=False)
+    console.print(f"The recognizer says: {datasets.CLASSES[best]}, {100 * probabilities[best]:.0f} % sure")
+    command = Path(sys.argv[0]).with_name("hanse-client")  # beside this one, be it on the PATH or not
+    console.print("\nTry it, with this photo or your own, and look at what a shop has paid:")
+    for line in (
+        f"{command} classify -r {result / 'recognizer'} {photo}",
+        f"{command} ledger -c {next(iter(configs.values()))}",
+    ):
+        console.print(f"  {line}", soft_wrap=True, markup=False)
+    console.print(f"\nDone in {figures['seconds']:.0f} s.")

@@ -13,6 +13,9 @@ from hanse_common.config import ConfigPath, Section
 from hanse_common.plan import Name
 from hanse_server.config import Optimization, PlanSettings
 
+TEST_PHOTOS = 10_000
+"""Size of the public test set, which is divided between `whiten` and the evaluation."""
+
 
 class Iid(Section):
     """Every merchant's photos are a uniform sample of all."""
@@ -35,7 +38,7 @@ class Data(Section):
     merchants: Annotated[int, Field(ge=2, le=300)] = 5
     photos_per_merchant: Annotated[int, Field(ge=1, le=60_000)] = 5000
     partition: Annotated[Iid | Dirichlet, Field(discriminator="kind")] = Iid()
-    test_photos: Annotated[int, Field(ge=10, le=10_000)] = 10_000
+    test_photos: Annotated[int, Field(ge=10, le=TEST_PHOTOS)] = TEST_PHOTOS
 
 
 class Whiten(Section):
@@ -62,15 +65,26 @@ class Experiment(Section):
     extensions: tuple[ConfigPath, ...] = ()
 
     @model_validator(mode="after")
-    def _cohort_fits(self) -> "Experiment":
-        if self.plan.cohort.min_merchants > self.data.merchants:
+    def _consistent(self) -> "Experiment":
+        cohort, merchants = self.plan.cohort, self.data.merchants
+        if not cohort.min_merchants <= merchants <= cohort.max_merchants:
             raise ValueError(
-                f"plan.cohort.min_merchants is {self.plan.cohort.min_merchants}, but data.merchants is "
-                f"{self.data.merchants}"
+                f"data.merchants is {merchants}; expected plan.cohort.min_merchants ({cohort.min_merchants}) to "
+                f"max_merchants ({cohort.max_merchants}), or some would never be asked"
             )
-        if self.whiten is not None and self.whiten.photos + self.data.test_photos > 10_000:
-            raise ValueError(
-                f"whiten.photos is {self.whiten.photos} and data.test_photos {self.data.test_photos}; expected "
-                "at most 10000 together, which the public test set has"
-            )
+        if self.whiten is not None:
+            self._check_whiten(self.whiten)
         return self
+
+    def _check_whiten(self, whiten: Whiten) -> None:
+        if whiten.photos + self.data.test_photos > TEST_PHOTOS:
+            raise ValueError(
+                f"whiten.photos is {whiten.photos} and data.test_photos {self.data.test_photos}; expected "
+                f"at most {TEST_PHOTOS} together, which the public test set has"
+            )
+        backbone = self.plan.recipe.backbone
+        if backbone is None or backbone.projection is not None or backbone.whitening is not None:
+            raise ValueError(
+                "whiten: expected a plan.recipe.backbone without projection and without whitening, which is "
+                "what is fitted here"
+            )

@@ -3,9 +3,10 @@
 transport = LocalGrid({"alder": alder.handle, "birch": birch.handle})
 """
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 
-import numpy as np
+from hanse_simulations.seeded import seed_for
 
 Handler = Callable[[bytes], bytes]
 
@@ -13,19 +14,16 @@ Handler = Callable[[bytes], bytes]
 class LocalGrid:
     """An in-process `hanse_server.transport.Transport` with seeded dropouts.
 
-    A merchant that drops out is silent for the rest of a round: with probability `dropout_rate` a trip, drawn
-    from `rng`, its reply is lost. Deadlines are not kept: nothing here waits.
+    Each reply is lost with probability `dropout_rate`, after its merchant has done the work and paid for it. A
+    merchant whose reply is lost is out for the rest of that round's attempt. Which replies are lost follows from
+    `seed`, merchant and request alone, so it is the same in a resumed training. Deadlines are not kept: nothing
+    here waits.
     """
 
-    def __init__(
-        self,
-        merchants: Mapping[str, Handler],
-        dropout_rate: float = 0.0,
-        rng: np.random.Generator | None = None,
-    ) -> None:
+    def __init__(self, merchants: Mapping[str, Handler], dropout_rate: float = 0.0, seed: int = 0) -> None:
         self._merchants = dict(sorted(merchants.items()))
         self._dropout_rate = dropout_rate
-        self._rng = rng or np.random.default_rng(0)
+        self._seed = seed
 
     def merchants(self) -> tuple[str, ...]:
         """Return the names of all merchants, sorted."""
@@ -37,5 +35,9 @@ class LocalGrid:
         """Yield (merchant, reply) one after the other, in the order of names."""
         for merchant, payload in sorted(payloads.items()):
             reply = self._merchants[merchant](payload)
-            if self._rng.random() >= self._dropout_rate:
+            if not self._is_lost(kind, merchant, payload):
                 yield merchant, reply
+
+    def _is_lost(self, kind: str, merchant: str, payload: bytes) -> bool:
+        name = f"dropout {kind} {merchant} {hashlib.sha256(payload).hexdigest()}"
+        return seed_for(self._seed, name) < self._dropout_rate * 2.0**63

@@ -2,6 +2,7 @@
 
 results/smoke/run-001/
   experiment.yaml     the experiment with every default written out
+  metrics.csv         round, merchants that uploaded, accuracy, for each evaluated round
   result.json         figures; equal for equal seeds, but for `seconds`
   learning-curve.png  confusion.png  roc.png
   recognizer/         load it with `hanse-client classify --recognizer`
@@ -9,9 +10,10 @@ results/smoke/run-001/
   server/             checkpoint
 """
 
+import csv
 import hashlib
+import io
 import json
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ import yaml
 from numpy.typing import NDArray
 
 from hanse_common import messages
+from hanse_common.config import load
 from hanse_common.errors import ConfigError
 from hanse_common.files import write_atomically
 from hanse_common.vision.metrics import ClassificationReport
@@ -29,13 +32,46 @@ from hanse_simulations import plots
 from hanse_simulations.experiment import Experiment
 from hanse_simulations.simulation import League
 
+METRICS_FILE = "metrics.csv"
 
-@dataclass(frozen=True)
+
 class Curve:
-    """Accuracy on the public test photos after each evaluated round; rounds count from 1."""
+    """Accuracy on the public test photos after each evaluated round, counted from 1.
 
-    rounds: tuple[int, ...]
-    accuracies: tuple[float, ...]
+    Kept in the file `path` from round to round, so that a resumed training goes on with it. Raises `ConfigError`
+    when the file is there and damaged.
+    """
+
+    HEADER = ("round", "merchants", "accuracy")
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._rows: list[tuple[int, int, float]] = []
+        if path.exists():
+            try:
+                rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+                self._rows = [(int(r["round"]), int(r["merchants"]), float(r["accuracy"])) for r in rows]
+            except (ValueError, KeyError, TypeError) as error:
+                raise ConfigError(
+                    f"{path}: found a row without {', '.join(self.HEADER)} ({error})."
+                ) from None
+
+    @property
+    def rounds(self) -> list[int]:
+        """The evaluated rounds."""
+        return [row[0] for row in self._rows]
+
+    @property
+    def accuracies(self) -> list[float]:
+        """The accuracy after each of `rounds`."""
+        return [row[2] for row in self._rows]
+
+    def add(self, round_: int, merchants: int, accuracy: float) -> None:
+        """Take in a round and write the file."""
+        self._rows.append((round_, merchants, accuracy))
+        text = io.StringIO()
+        csv.writer(text).writerows([self.HEADER, *self._rows])
+        write_atomically(self._path, text.getvalue().encode())
 
 
 def new_folder(root: Path, name: str) -> Path:
@@ -53,9 +89,18 @@ def new_folder(root: Path, name: str) -> Path:
 
 
 def write_config(experiment: Experiment, folder: Path) -> None:
-    """Write the experiment with all defaults, as YAML that runs again."""
-    text = yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    write_atomically(folder / "experiment.yaml", text.encode())
+    """Write the experiment with all defaults and absolute paths, as YAML that runs again from anywhere.
+
+    Raises `ConfigError` when `folder` holds the results of another experiment.
+    """
+    data = experiment.data.model_copy(update={"folder": experiment.data.folder.resolve()})
+    extensions = tuple(path.resolve() for path in experiment.extensions)
+    exact = experiment.model_copy(update={"data": data, "extensions": extensions})
+    path = folder / "experiment.yaml"
+    if path.exists() and load(Experiment, path) != exact:
+        raise ConfigError(f"{folder}: found the results of another experiment or seed; resume with {path}.")
+    text = yaml.safe_dump(exact.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    write_atomically(path, text.encode())
 
 
 def write(
@@ -78,8 +123,8 @@ def write(
         "delta": league.plan.delta,
         "epsilon": {name: one.epsilon for name, one in spent.items()},
         "noise_multiplier": league.plan.training.noise_multiplier,
-        "rounds": list(curve.rounds),
-        "accuracies": list(curve.accuracies),
+        "rounds": curve.rounds,
+        "accuracies": curve.accuracies,
         "plan_digest": league.plan.digest.hex(),
         "model_digest": hashlib.sha256(messages.model_to_bytes(model)).hexdigest(),
         "report": report.to_json(),

@@ -9,11 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
+
 from hanse_client.training import Examples, resolve_device
 from hanse_common.errors import ConfigError
 from hanse_common.vision.recognizer import WHITENING_FILE
 from hanse_server.evaluation import Evaluator
 from hanse_server.league import Progress
+from hanse_server.optimizers import create
 from hanse_simulations import results
 from hanse_simulations.console import bar, console
 from hanse_simulations.experiment import Experiment
@@ -22,11 +25,15 @@ from hanse_simulations.simulation import League, Member, seeded_members
 
 
 def load_extensions(experiment: Experiment) -> None:
-    """Run the experiment's own Python files, which register its algorithms. They are the researcher's code."""
+    """Run the experiment's own Python files, which register its algorithms. They are the researcher's code.
+
+    Raises `ConfigError` when one is missing, or the experiment's optimizer is not known then or wrong.
+    """
     for path in experiment.extensions:
         if not path.is_file():
             raise ConfigError(f"{path}: extensions: no such file, expected a Python file.")
         runpy.run_path(str(path), run_name=f"hanse_extension_{path.stem}")
+    create(experiment.optimization.optimizer)
 
 
 def run(experiment: Experiment, folder: Path, cache: Path) -> dict[str, Any]:
@@ -36,7 +43,7 @@ def run(experiment: Experiment, folder: Path, cache: Path) -> dict[str, Any]:
     results.write_config(experiment, folder)
     whitening = folder / WHITENING_FILE
     experiment = whitened(experiment, whitening)
-    with bar("embedding photos", 1) as shown:
+    with bar("embedding", 1) as shown:
         shops = make_shops(experiment, cache, whitening, resolve_device("auto"), shown.update)
     members = seeded_members(experiment, shops.merchants, folder, tell)
     return train_and_write(experiment, members, shops.test, folder, started)
@@ -44,7 +51,7 @@ def run(experiment: Experiment, folder: Path, cache: Path) -> dict[str, Any]:
 
 def tell(merchant: str, text: str) -> None:
     """Print what a merchant's owner would be told."""
-    console.print(f"  [yellow]{merchant}[/yellow]: {text}")
+    console.print(f"  [yellow]{merchant}[/yellow]: ", escape(text), sep="", soft_wrap=True)
 
 
 def train_and_write(
@@ -54,23 +61,18 @@ def train_and_write(
     league = League.assemble(experiment, members, folder)
     plan = league.plan
     evaluator = Evaluator(plan.recipe, plan.taxonomy, test.inputs, test.labels)
-    rounds: list[int] = []
-    accuracies: list[float] = []
-    with bar("rounds", plan.training.rounds) as shown:
+    curve = results.Curve(folder / results.METRICS_FILE)
+    with bar("rounds", plan.training.rounds, tenths=True) as shown:
 
         def on_round(progress: Progress) -> None:
-            number = progress.round + 1
+            number, merchants = progress.round + 1, len(progress.outcome.uploaded)
             if number % experiment.evaluate_every == 0 or number == plan.training.rounds:
-                rounds.append(number)
-                accuracies.append(evaluator.accuracy(progress.published))
-            text = f"{len(progress.outcome.uploaded)} merchants"
-            if accuracies:
-                text += f", accuracy {100 * accuracies[-1]:.1f} %"
+                curve.add(number, merchants, evaluator.accuracy(progress.published))
+            text = f"{merchants} merchants"
+            if curve.accuracies:
+                text += f", accuracy {100 * curve.accuracies[-1]:.1f} %"
             shown.update(number, text=text)
 
         model = league.train(on_round)
     report = evaluator.report(model)
-    if not rounds:  # resumed after the last round
-        rounds, accuracies = [plan.training.rounds], [report.accuracy]
-    curve = results.Curve(tuple(rounds), tuple(accuracies))
     return results.write(league, model, report, curve, time.perf_counter() - started, folder)

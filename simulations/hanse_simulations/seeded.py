@@ -2,6 +2,9 @@
 
 import hashlib
 
+import numpy as np
+from numpy.typing import NDArray
+
 from hanse_common.randomness import AesCtrStream
 
 
@@ -10,6 +13,27 @@ class SeededRandomness(AesCtrStream):
 
     def __init__(self, seed: int, name: str) -> None:
         super().__init__(hashlib.sha256(f"hanse simulation {seed} {name}".encode()).digest())
+
+
+class RoundRandomness:
+    """A `Randomness` with a stream of its own for each round and attempt.
+
+    What a round draws does not depend on the rounds before it in the same process, so a training that was
+    stopped between rounds and resumed draws what an uninterrupted one does.
+    """
+
+    def __init__(self, seed: int, name: str) -> None:
+        self._seed = seed
+        self._name = name
+        self._stream = SeededRandomness(seed, name)
+
+    def begin(self, round_: int, attempt: int) -> None:
+        """Begin the stream of attempt `attempt` at the round `round_`."""
+        self._stream = SeededRandomness(self._seed, f"{self._name} round {round_} attempt {attempt}")
+
+    def words(self, count: int) -> NDArray[np.uint64]:
+        """Return the next `count` words of the current stream, shape (count,), dtype uint64."""
+        return self._stream.words(count)
 
 
 def seed_for(seed: int, name: str) -> int:

@@ -6,6 +6,10 @@
 Everything but the transport is the product's code: plans are signed and judged, ledgers are real SQLite files
 that are charged and synced, messages are encoded and decoded. `seeded_members` also replaces the source of
 randomness, so that an experiment repeats to the bit; the demo's members keep the operating system's.
+
+What is guaranteed: the same experiment and seed on the same machine give the same model, also when the training
+was stopped between two rounds and resumed. Stopped in the middle of a round, it goes on with another attempt at
+it, as the product does: merchants may pay twice, the plan needs `repeats`, and the noise is another.
 """
 
 import hashlib
@@ -22,7 +26,8 @@ from hanse_client.ledger import Budget, Ledger
 from hanse_client.participant import Participant
 from hanse_client.policy import Policy
 from hanse_client.training import Examples, LocalTrainer
-from hanse_common import signing
+from hanse_common import messages, signing, wire
+from hanse_common.messages import Invitation, Start
 from hanse_common.plan import Plan, SignedPlan
 from hanse_common.vision import model as models
 from hanse_server.config import make_plan
@@ -30,8 +35,8 @@ from hanse_server.league import Persistence, Progress, train
 from hanse_server.optimizers import create
 from hanse_server.store import Store
 from hanse_simulations.experiment import Experiment
-from hanse_simulations.grid import LocalGrid
-from hanse_simulations.seeded import SeededRandomness, seed_for
+from hanse_simulations.grid import Handler, LocalGrid
+from hanse_simulations.seeded import RoundRandomness, seed_for
 
 Tell = Callable[[str, str], None]
 """Hears (merchant, text): what that merchant's owner would be told."""
@@ -39,9 +44,9 @@ Tell = Callable[[str, str], None]
 
 @dataclass(frozen=True)
 class Member:
-    """One merchant in the process, and the ledger to look at afterwards."""
+    """One merchant in the process: what answers its messages, and the ledger to look at afterwards."""
 
-    participant: Participant
+    handle: Handler
     ledger: Ledger
 
 
@@ -64,13 +69,12 @@ class League:
         """
         serial = hashlib.sha256(f"{experiment.name} {experiment.seed}".encode()).digest()[:16]
         plan = make_plan(experiment.plan, serial)
-        rng = np.random.default_rng(seed_for(experiment.seed, "dropouts"))
-        handlers = {name: member.participant.handle for name, member in members.items()}
+        handlers = {name: member.handle for name, member in members.items()}
         return cls(
             experiment=experiment,
             plan=plan,
             signed_plan=SignedPlan.sign(plan, operator_key(experiment)),
-            grid=LocalGrid(handlers, experiment.dropout_rate, rng),
+            grid=LocalGrid(handlers, experiment.dropout_rate, experiment.seed),
             members=members,
             store=Store(folder / "server"),
         )
@@ -116,7 +120,7 @@ def seeded_members(
     members = {}
     for name, examples in shops.items():
         ledger = Ledger(folder / "merchants" / name / "ledger.sqlite", Budget(policy.epsilon, policy.delta))
-        randomness = SeededRandomness(experiment.seed, f"merchant {name}")
+        randomness = RoundRandomness(experiment.seed, f"merchant {name}")
         participant = Participant(
             operator_key=signing.public_bytes(operator_key(experiment)),
             policy=policy,
@@ -125,5 +129,16 @@ def seeded_members(
             trainer=LocalTrainer(settings.recipe, settings.taxonomy, examples, randomness),
             tell=partial(tell, name),
         )
-        members[name] = Member(participant, ledger)
+        members[name] = Member(_repeatable(participant, randomness), ledger)
     return members
+
+
+def _repeatable(participant: Participant, randomness: RoundRandomness) -> Handler:
+    """Return the participant's `handle` that begins the stream of each message's round and attempt first."""
+
+    def handle(request: bytes) -> bytes:
+        work = wire.decode_any((Invitation, Start), request, messages.MAX_MESSAGE_BYTES)
+        randomness.begin(work.round, work.attempt)
+        return participant.handle(request)
+
+    return handle

@@ -4,11 +4,10 @@
     recognizer.save(folder)
     probabilities = Recognizer.load(folder).predict([photo.decode(path, limits)])    # (1, classes)
 
-On disk it is a folder of two files, and the whitening's where the recipe has one.
-`model.safetensors` holds the trained parameters by name. `card.json`
-holds the recipe, the taxonomy, figures and lineage, and names the former file and the recipe by their
-SHA-256. The SHA-256 of the card itself is the recognizer's digest, which a successor's card names as its
-parent: who knows it from a source that can be trusted knows every bit of both files.
+On disk it is a folder of two files, and the whitening's where the recipe has one. `model.safetensors` holds the
+trained parameters by name. `card.json` holds the recipe, the taxonomy, figures and lineage, and names the other
+files and the recipe by their SHA-256. The SHA-256 of the card itself is the recognizer's digest, which a
+successor's card names as its parent: who knows it from a source that can be trusted knows every bit of all files.
 """
 
 import hashlib
@@ -159,6 +158,7 @@ class Recognizer:
         vector = to_vector(module)
         # Refuses numbers that are not finite.
         load_vector(module, vector)
+        load_whitening(card.recipe, folder / WHITENING_FILE)
         return cls(card, vector, device, backbone_weights, folder / WHITENING_FILE)
 
     def save(self, folder: Path) -> None:
@@ -171,11 +171,11 @@ class Recognizer:
         data = _serialise(self._model)
         if hashlib.sha256(data).hexdigest() != self.card.model_digest:
             raise RecognizerError("The card belongs to another vector; make it with Recognizer.create.")
-        whitening = load_whitening(self.card.recipe, self.whitening)
+        whitened = load_whitening(self.card.recipe, self.whitening) is not None
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            if whitening is not None:
-                write_atomically(folder / WHITENING_FILE, whitening.to_bytes())
+            if whitened and self.whitening is not None:
+                write_atomically(folder / WHITENING_FILE, self.whitening.read_bytes())
             write_atomically(folder / MODEL_FILE, data)
             write_atomically(folder / CARD_FILE, self.card.to_bytes())
         except OSError as error:

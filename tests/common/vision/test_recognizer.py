@@ -14,11 +14,20 @@ from pydantic import ValidationError
 from scipy.special import softmax
 
 from hanse_common.errors import RecognizerError
-from hanse_common.vision.backbones import load_backbone
+from hanse_common.vision.backbones import extract, load_backbone, raw_features
 from hanse_common.vision.preprocessing import preprocess
-from hanse_common.vision.recipe import Linear, Preprocessing, Projection, Recipe, Scattering, SmallCnn
-from hanse_common.vision.recognizer import CARD_FILE, MODEL_FILE, Recognizer
+from hanse_common.vision.recipe import (
+    Linear,
+    Preprocessing,
+    Projection,
+    PublicWhitening,
+    Recipe,
+    Scattering,
+    SmallCnn,
+)
+from hanse_common.vision.recognizer import CARD_FILE, MODEL_FILE, WHITENING_FILE, Recognizer
 from hanse_common.vision.taxonomy import Taxonomy
+from hanse_common.vision.whitening import Whitening
 
 TAXONOMY = Taxonomy(classes=("Shirt", "Sneaker", "Tasche"))
 LINEAR = Recipe(
@@ -274,3 +283,57 @@ def test_a_digest_from_elsewhere_covers_every_claim(tmp_path: Path) -> None:
 def test_a_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(RecognizerError, match="no such file"):
         Recognizer.load(tmp_path / "nowhere")
+
+
+# Whitening travels with the recognizer.
+
+
+@pytest.fixture
+def whitened(tmp_path: Path) -> Recognizer:
+    """A recognizer whose whitening lies outside its folder, in a file that others may have written otherwise."""
+    features = extract(raw_features(LINEAR), photos(30), LINEAR.preprocessing)
+    whitening = Whitening.fit(features, 5)
+    tensors = {"matrix": whitening.matrix.copy(), "mean": whitening.mean}
+    data = safetensors.numpy.save(tensors, metadata={"made_by": "the operator"})
+    path = tmp_path / "from-the-operator.safetensors"
+    path.write_bytes(data)
+    name = PublicWhitening(dimensions=5, weights=hashlib.sha256(data).hexdigest())
+    backbone = LINEAR.backbone.model_copy(update={"projection": None, "whitening": name})  # type: ignore[union-attr]
+    return recognizer(LINEAR.model_copy(update={"backbone": backbone}), whitening=path)
+
+
+def test_a_whitened_recognizer_is_saved_with_its_whitening(whitened: Recognizer, tmp_path: Path) -> None:
+    before = whitened.predict(photos(3))
+    whitened.save(tmp_path / "saved")
+    (tmp_path / "saved").rename(tmp_path / "elsewhere")
+    (tmp_path / "from-the-operator.safetensors").unlink()
+    loaded = Recognizer.load(tmp_path / "elsewhere", digest=whitened.digest())
+    np.testing.assert_array_equal(loaded.predict(photos(3)), before)
+    loaded.save(tmp_path / "elsewhere")  # over itself
+    loaded.save(tmp_path / "copy")
+    np.testing.assert_array_equal(Recognizer.load(tmp_path / "copy").predict(photos(3)), before)
+    assert sorted(path.name for path in (tmp_path / "copy").iterdir()) == sorted(
+        [CARD_FILE, MODEL_FILE, WHITENING_FILE]
+    )
+
+
+@pytest.mark.parametrize("position", [10, -1], ids=["header", "last bit"])
+def test_a_tampered_whitening_is_noticed_at_once(whitened: Recognizer, tmp_path: Path, position: int) -> None:
+    whitened.save(tmp_path)
+    _flip(WHITENING_FILE, position)(tmp_path)
+    with pytest.raises(RecognizerError, match="SHA-256"):
+        Recognizer.load(tmp_path)
+
+
+def test_a_missing_whitening_is_noticed_at_once(whitened: Recognizer, tmp_path: Path) -> None:
+    whitened.save(tmp_path)
+    (tmp_path / WHITENING_FILE).unlink()
+    with pytest.raises(RecognizerError, match="cannot read the whitening"):
+        Recognizer.load(tmp_path)
+
+
+def test_nothing_is_saved_without_the_whitening(whitened: Recognizer, tmp_path: Path) -> None:
+    (tmp_path / "from-the-operator.safetensors").unlink()
+    with pytest.raises(RecognizerError, match="cannot read the whitening"):
+        whitened.save(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()

@@ -1,0 +1,52 @@
+"""Files are replaced whole or not at all."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from hanse_common.files import write_atomically
+
+
+def test_a_file_is_made_and_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    write_atomically(path, b"one")
+    write_atomically(path, b"two")
+    assert path.read_bytes() == b"two"
+    assert [child.name for child in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_failure_leaves_the_old_content_and_no_litter(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    (folder / "a").mkdir(parents=True)  # a folder cannot be replaced by a file
+    with pytest.raises(OSError, match="a"):
+        write_atomically(folder / "a", b"new")
+    assert [child.name for child in folder.iterdir()] == ["a"]
+    with pytest.raises(OSError, match="missing"):
+        write_atomically(tmp_path / "missing" / "a", b"new")
+
+
+@pytest.mark.parametrize("call", ["write", "fsync", "replace"])
+def test_a_kill_at_any_step_leaves_the_old_or_the_new(
+    tmp_path: Path, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"old")
+
+    def die(*args: object, **kwargs: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    child = os.fork()
+    if child == 0:
+        if call == "write":
+            monkeypatch.setattr(os, "fdopen", die)
+        elif call == "fsync":
+            monkeypatch.setattr(os, "fsync", die)
+        else:
+            monkeypatch.setattr(Path, "replace", die)
+        write_atomically(path, b"new")
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.WTERMSIG(status) == signal.SIGKILL
+    assert path.read_bytes() == b"old"

@@ -1,0 +1,112 @@
+"""The annotated sample is a file that loads, names every key, and says each default as it is."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Union, get_args, get_origin
+
+import pytest
+from pydantic import BaseModel, Field
+
+from hanse_common.config import load
+from hanse_common.errors import ConfigError, PlanRefused
+from hanse_common.vision.recipe import EfficientNetLite0, SmallCnn, TorchvisionBackbone
+from hanse_server.config import Optimization, ServerConfig, make_plan
+from hanse_server.optimizers import create
+from hanse_server.optimizers.adam import AdamParams
+from hanse_server.optimizers.sgd import SgdParams
+
+
+@pytest.fixture(scope="module")
+def sample(root: Path) -> Path:
+    return root / "server" / "hanse-server.yaml"
+
+
+def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from models_in(inner)
+
+
+def every_model(model: type[BaseModel]) -> set[type[BaseModel]]:
+    found = {model}
+    for field in model.model_fields.values():
+        for inner in models_in(field.annotation):
+            found |= every_model(inner)
+    return found
+
+
+def test_the_sample_loads_and_makes_a_plan(sample: Path) -> None:
+    settings = load(ServerConfig, sample)
+    assert settings.signing_key == sample.parent / "operator.key"
+    create(settings.optimization.optimizer)
+    plan = make_plan(settings.plan, bytes(16))
+    epsilon = plan.mechanism(plan.training.total_steps).epsilon(plan.delta)
+    assert 0.99 * settings.plan.privacy.epsilon < epsilon <= settings.plan.privacy.epsilon
+
+
+def test_the_sample_names_every_key(sample: Path) -> None:
+    text = sample.read_text(encoding="utf-8")
+    models = every_model(ServerConfig)
+    assert {EfficientNetLite0, TorchvisionBackbone, SmallCnn} <= models
+    for model in (*models, AdamParams, SgdParams):
+        for key in model.model_fields:
+            assert re.search(rf"\b{key}\b", text), f"{model.__name__}.{key} is not in {sample}"
+
+
+def test_every_key_in_the_sample_has_its_comment(sample: Path) -> None:
+    lines = sample.read_text(encoding="utf-8").splitlines()
+    keys = [number for number, line in enumerate(lines) if re.match(r" *[a-z0-9_]+:", line)]
+    told = ("(required", "Default")
+    for number in keys:
+        name = lines[number].strip().partition(":")[0]
+        above = number - 1
+        while above >= 0 and lines[above].lstrip().startswith("#"):
+            above -= 1
+        comment = " ".join(lines[above + 1 : number])
+        # `name` chooses a variant and `classes` is all of its section: the key above speaks for both.
+        alone = name in ("name", "classes", "optimization")
+        assert alone or any(word in comment for word in told), f"line {number + 1}: {name}"
+
+
+def test_a_default_is_what_the_sample_says(sample: Path) -> None:
+    settings = load(ServerConfig, sample)
+    said = Optimization()
+    assert settings.optimization.attempts == said.attempts == 3
+    assert settings.optimization.tail_average == said.tail_average == 0.2
+    assert settings.plan.privacy.delta == 1e-5
+    preprocessing = settings.plan.recipe.preprocessing
+    assert type(preprocessing)(channels=1) == preprocessing
+    cohort = settings.plan.cohort
+    assert type(cohort)(min_merchants=3, max_merchants=10) == cohort
+
+
+def test_all_faults_are_listed(sample: Path, tmp_path: Path) -> None:
+    text = sample.read_text(encoding="utf-8")
+    text = text.replace("    rounds: 40", "    rounds: many").replace("storage:", "storag:")
+    text = text.replace("    epsilon: 3", "    epsilon: -3")
+    path = tmp_path / "bad.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError) as found:
+        load(ServerConfig, path)
+    for words in ("plan.training.rounds", "'many'", "storag", "missing", "plan.privacy.epsilon"):
+        assert words in str(found.value)
+
+
+def test_a_promise_out_of_reach_is_refused(sample: Path) -> None:
+    settings = load(ServerConfig, sample).plan
+    tiny = settings.model_copy(update={"privacy": settings.privacy.model_copy(update={"epsilon": 1e-9})})
+    with pytest.raises(PlanRefused, match="out of reach"):
+        make_plan(tiny, bytes(16))
+
+
+def test_the_walk_over_models_is_not_vacuous() -> None:
+    class Inner(BaseModel):
+        x: int
+
+    class Outer(BaseModel):
+        inner: Annotated[Union[Inner, None], Field()] = None  # noqa: UP007
+
+    assert every_model(Outer) == {Inner, Outer}
+    assert get_origin(Outer.model_fields["inner"].annotation) is Union
