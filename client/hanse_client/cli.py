@@ -74,7 +74,7 @@ def explain(
 ) -> None:
     """Say in plain words what a plan would do with your photos, and whether you allow it.
 
-    No photo is read, and nothing is spent.
+    PLAN is the file that the operator gave you. No photo is read, and nothing is spent.
 
     Exit codes: 0 allowed, 3 refused by your policy, 4 no room in your budget, 12 not signed by your operator.
     """

@@ -29,6 +29,9 @@ from hanse_common.vision.taxonomy import Taxonomy
 
 log = logging.getLogger(__name__)
 
+MAX_REASON = 4000
+"""Bound of the reason that the owner is told, in characters."""
+
 
 class _Refusal(Exception):
     """The merchant does not go on; `code` is what the server hears."""
@@ -82,7 +85,7 @@ class Participant:
             code, reason = DeclineCode.MALFORMED, str(error)
         except _Refusal as refusal:
             code, reason = refusal.code, str(refusal)
-        self._tell(f"Declined round {work.round + 1} ({code}): {reason}")
+        self._tell(f"Declined round {work.round + 1} ({code}): {_shown(reason)}")
         return wire.encode(Declined(**work.work, code=code))
 
     def _join(self, invitation: Invitation) -> Joined:
@@ -150,3 +153,8 @@ class Participant:
             raise _Refusal(DeclineCode.BUDGET, str(error)) from None
         except LedgerError as error:
             raise _Refusal(DeclineCode.UNAVAILABLE, str(error)) from None
+
+
+def _shown(reason: str) -> str:
+    """Return `reason` for the owner's log: it may quote what the server sent, at any length, escape codes too."""
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in reason[:MAX_REASON])

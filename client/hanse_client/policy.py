@@ -142,9 +142,11 @@ def _explain_work(plan: Plan) -> Iterator[str]:
         f"The league {plan.league} asks to train a recognizer of {len(classes)} classes ({shown}) in "
         f"{training.rounds} rounds{repeats}."
     )
+    count = training.local_steps
+    steps = "one training step here, on" if count == 1 else f"{count} training steps here, each on"
     yield (
-        f"Your photos stay on this machine. A round takes {training.local_steps} training steps here, "
-        f"each on a secret random choice of about {100 * training.sampling_rate:.3g} % of the photos."
+        f"Your photos stay on this machine. A round takes {steps} a secret random choice of about "
+        f"{100 * training.sampling_rate:.3g} % of the photos."
     )
     yield (
         f"After a round {plan.dimension} numbers ({_bytes(4 * plan.dimension)}) leave this machine. The "

@@ -5,10 +5,12 @@ figures = run(experiment, new_folder(Path("results"), experiment.name))
 
 import runpy
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.markup import escape
 
 from hanse_client.training import Examples, resolve_device
@@ -49,6 +51,17 @@ def run(experiment: Experiment, folder: Path, cache: Path) -> dict[str, Any]:
     return train_and_write(experiment, members, shops.test, folder, started)
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch use one thread: microbatches are too small to share, and busy machines make threads wait."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def tell(merchant: str, text: str) -> None:
     """Print what a merchant's owner would be told."""
     console.print(f"  [yellow]{merchant}[/yellow]: ", escape(text), sep="", soft_wrap=True)
@@ -73,6 +86,7 @@ def train_and_write(
                 text += f", accuracy {100 * curve.accuracies[-1]:.1f} %"
             shown.update(number, text=text)
 
-        model = league.train(on_round)
+        with one_thread():
+            model = league.train(on_round)
     report = evaluator.report(model)
     return results.write(league, model, report, curve, time.perf_counter() - started, folder)

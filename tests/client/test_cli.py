@@ -1,6 +1,7 @@
 """The command `hanse-client` as a shop owner meets it: what it prints, and what it exits with."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from PIL import Image
 from hanse_client import cli
 from hanse_client.config import ClientConfig
 from hanse_client.ledger import Budget, Charge, Ledger
-from hanse_common import signing, wire
+from hanse_common import errors, signing, wire
 from hanse_common.config import load
 from hanse_common.plan import Plan, SignedPlan
 from hanse_common.vision.recognizer import Recognizer
@@ -218,14 +219,16 @@ def test_catalog_when_something_is_missing(
 def test_a_configuration_with_several_faults_lists_them_all(run: Run, shop: Path) -> None:
     config = shop / "hanse-client.yaml"
     text = config.read_text().replace("photos: photos\n", "").replace("epsilon: 4.0", "epsilon: many")
-    config.write_text(text.replace("0.25", "0.75").replace("recognizer:", "recogniser:") + "  modes: [all]\n")
+    config.write_text(
+        text.replace("0.25", "0.75").replace("recognizer:", "recogniser:") + "  minimum_cohort: 1\n"
+    )
     result = run("catalog")
     assert result.code == 10 and result.out == ""
     lines = result.err.splitlines()
     assert all(line.startswith("error: hanse-client.yaml:") for line in lines)
     for fault in (
         "photos: missing", "epsilon: found 'many'", "holdout_fraction: found 0.75", "did you mean recognizer?",
-        "modes",
+        "minimum_cohort: found 1, expected",
     ):  # fmt: skip
         assert sum(fault in line for line in lines) == 1, fault
     assert len(lines) == 5
@@ -317,7 +320,7 @@ def test_without_arguments_it_shows_its_help(run: Run) -> None:
 
 
 def test_the_installed_command(shop: Path, bad_photos: dict[str, int]) -> None:
-    """As installed, in a process of its own, with a pipe that is closed early."""
+    """As installed, in a process of its own."""
     command = [
         str(Path(sys.executable).with_name("hanse-client")),
         "classify",
@@ -327,3 +330,21 @@ def test_the_installed_command(shop: Path, bad_photos: dict[str, int]) -> None:
     done = subprocess.run(command, cwd=shop, capture_output=True, text=True, timeout=120)
     assert done.returncode == 22
     assert done.stdout.startswith("photos/shoe/6.png: ") and done.stderr.startswith("error: text.txt: ")
+
+
+def test_an_interrupted_command_says_so(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hanse_client.shop.Catalog.load", interrupted)
+    result = run("catalog")
+    assert result.code == 130 and "Traceback" not in result.err
+
+
+def test_the_guide_lists_every_exit_code(root: Path) -> None:
+    guide = (root / "client" / "README.md").read_text()
+    rows = re.findall(r"^\| (\d+) \| (.*) \|$", guide.partition("## Exit codes")[2], re.MULTILINE)
+    kinds = [value for value in vars(errors).values() if isinstance(value, type)]
+    raised = {kind.exit_code for kind in kinds if issubclass(kind, errors.HanseError)}
+    assert [int(code) for code, _ in rows] == sorted(raised | {0, 2, 130})
+    assert all(cell.strip() for code, cells in rows if code != "0" for cell in cells.split(" | "))

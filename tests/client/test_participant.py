@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -333,6 +334,15 @@ def test_what_is_no_request(shop: Shop, make_plan: MakePlan) -> None:
 def test_an_oversized_request(shop: Shop) -> None:
     assert shop.ask(bytes(messages.MAX_MESSAGE_BYTES + 1)).code == DeclineCode.MALFORMED
     assert str(messages.MAX_MESSAGE_BYTES) in shop.told[0]
+
+
+def test_what_the_owner_reads_is_text_of_bounded_length(shop: Shop, make_plan: MakePlan) -> None:
+    """A server can't write escape codes into the owner's terminal, nor fill the disk that holds the log."""
+    fields = invite(make_plan()).model_dump() | {"\x1b[2J" + "x" * 100_000: 1}
+    data = msgpack.packb([wire.WIRE_VERSION, Invitation.kind, fields], use_bin_type=True)
+    assert shop.ask(data).code == DeclineCode.MALFORMED
+    (text,) = shop.told
+    assert "[2Jxxx" in text and text.isprintable() and len(text) < 5000
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

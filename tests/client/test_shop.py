@@ -1,0 +1,178 @@
+"""A shop from its configuration: real photos on disk to a participant that trains on them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from PIL import Image
+
+from hanse_client.config import ClientConfig, LeagueSettings
+from hanse_client.policy import Policy
+from hanse_client.shop import HOLDOUT_KEY_BYTES, Shop
+from hanse_common import messages, signing, wire
+from hanse_common.errors import ConfigError, RecognizerError
+from hanse_common.messages import Invitation, Joined, Start, Upload
+from hanse_common.plan import Plan, SignedPlan
+from hanse_common.vision.recipe import Projection, PublicWhitening, Recipe, Scattering, SmallCnn
+from hanse_common.vision.taxonomy import Taxonomy
+
+KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+
+MakePlan = Callable[..., Plan]
+MakeShop = Callable[..., Shop]
+
+
+@pytest.fixture(autouse=True)
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    for number in range(24):
+        path = folder / ("shirt", "shoe", "bag")[number % 3] / f"{number:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(number).integers(256, size=(9, 9), dtype=np.uint8)
+        Image.fromarray(pixels).save(path)
+    return folder
+
+
+@pytest.fixture
+def make_shop(tmp_path: Path) -> MakeShop:
+    def make(**changes: Any) -> Shop:
+        fields: dict[str, Any] = {
+            "photos": tmp_path / "photos",
+            "state": tmp_path / "state",
+            "holdout_fraction": 0.3,
+            "device": "cpu",
+            "league": LeagueSettings(
+                operator_key=signing.public_bytes(KEY).hex(),
+                taxonomy=Taxonomy(classes=("shirt", "shoe", "bag")),
+            ),
+            "policy": Policy(league="test", epsilon=3.0),
+        }
+        return Shop(ClientConfig(**(fields | changes)))
+
+    return make
+
+
+@pytest.fixture
+def recipe(make_plan: MakePlan) -> Recipe:
+    return make_plan().recipe
+
+
+def test_only_what_is_not_held_out_is_trained_on(make_shop: MakeShop, recipe: Recipe) -> None:
+    shop = make_shop()
+    catalog = shop.catalog()
+    assert len(catalog.train) + len(catalog.holdout) == 24
+    assert 1 <= len(catalog.holdout) <= 16
+    examples, problems = shop.examples(catalog, recipe)
+    assert problems == ()
+    assert examples.labels.tolist() == [record.label for record in catalog.train]
+    everything, _ = make_shop(holdout_fraction=0.0).examples(
+        make_shop(holdout_fraction=0.0).catalog(), recipe
+    )
+    chosen = [index for index, record in enumerate(catalog.records) if not record.holdout]
+    assert torch.equal(examples.inputs, everything.inputs[chosen])
+
+
+def test_the_division_lasts_and_a_lost_key_is_said(make_shop: MakeShop, tmp_path: Path) -> None:
+    held_out = [record.path for record in make_shop().catalog().holdout]
+    assert [record.path for record in make_shop().catalog().holdout] == held_out
+    key = tmp_path / "state" / "holdout.key"
+    assert len(key.read_bytes()) == HOLDOUT_KEY_BYTES
+    assert key.stat().st_mode & 0o777 == 0o600 and key.parent.stat().st_mode & 0o777 == 0o700
+    for damaged in (b"", bytes(HOLDOUT_KEY_BYTES - 1), bytes(HOLDOUT_KEY_BYTES + 1)):
+        key.write_bytes(damaged)
+        with pytest.raises(ConfigError, match=r"holdout\.key.*expected 32.*backup"):
+            make_shop().catalog()
+
+
+def test_two_shops_divide_differently(make_shop: MakeShop, tmp_path: Path) -> None:
+    sides = [[r.holdout for r in make_shop(state=tmp_path / f"{i}").catalog().records] for i in range(2)]
+    assert sides[0] != sides[1]
+
+
+def test_the_cache_follows_the_photos(make_shop: MakeShop, recipe: Recipe, photos: Path) -> None:
+    shop = make_shop()
+    heard: list[int] = []
+    shop.examples(shop.catalog(), recipe, lambda done, total: heard.append(done))
+    assert heard == [0, 24]
+    for path in sorted(photos.rglob("*.png"))[:4]:
+        path.unlink()
+    heard.clear()
+    shop.examples(shop.catalog(), recipe, lambda done, total: heard.append(done))
+    assert heard == [20]
+    another = recipe.model_copy(
+        update={"backbone": Scattering(scales=1, angles=2, groups=None, projection=Projection(dimensions=5))}
+    )
+    shop.examples(shop.catalog(), another)
+    heard.clear()
+    shop.examples(shop.catalog(), recipe, lambda done, total: heard.append(done))
+    assert heard == [0, 20], "one recipe is kept at a time"
+
+
+def test_a_photo_that_breaks_after_the_catalog_was_read(
+    make_shop: MakeShop, recipe: Recipe, photos: Path
+) -> None:
+    shop = make_shop(holdout_fraction=0.0)
+    catalog = shop.catalog()
+    (photos / "shoe" / "01.png").write_bytes(b"not a picture any more")
+    examples, problems = shop.examples(catalog, recipe)
+    assert len(examples) == 23 and examples.labels.tolist().count(1) == 7
+    assert len(problems) == 1 and "01.png" in problems[0]
+
+
+def test_labels_of_ones_own(make_shop: MakeShop, tmp_path: Path, photos: Path) -> None:
+    (photos / "bag").rename(photos / "Taschen")
+    (tmp_path / "labels.yaml").write_text("Taschen: bag\n")
+    assert dict(make_shop().catalog().unmapped) == {"Taschen": 8}
+    catalog = make_shop(labels=tmp_path / "labels.yaml").catalog()
+    assert len(catalog.records) == 24 and not catalog.unmapped
+    (tmp_path / "labels.yaml").write_text("Taschen: sock\n")
+    with pytest.raises(ConfigError, match=r"labels\.yaml:1: Taschen: found 'sock'"):
+        make_shop(labels=tmp_path / "labels.yaml").catalog()
+
+
+def test_a_net_trained_whole_gets_pictures(make_shop: MakeShop, recipe: Recipe) -> None:
+    whole = recipe.model_copy(update={"backbone": None, "model": SmallCnn(width=4)})
+    shop = make_shop(holdout_fraction=0.0)
+    examples, _ = shop.examples(shop.catalog(), whole)
+    assert examples.inputs.shape == (24, 1, 8, 8)
+
+
+def test_a_whitening_that_is_missing_is_named(make_shop: MakeShop, recipe: Recipe) -> None:
+    backbone = Scattering(
+        scales=1, angles=2, groups=None, whitening=PublicWhitening(dimensions=4, weights="0" * 64)
+    )
+    shop = make_shop()
+    with pytest.raises(RecognizerError, match="name that file"):
+        shop.examples(shop.catalog(), recipe.model_copy(update={"backbone": backbone}))
+
+
+def test_cuda_where_there_is_none(
+    make_shop: MakeShop, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    shop = make_shop(device="cuda")
+    with pytest.raises(ConfigError, match="choose auto or cpu"):
+        shop.examples(shop.catalog(), recipe)
+
+
+def test_its_participant_takes_part_and_pays(make_shop: MakeShop, make_plan: MakePlan) -> None:
+    plan, shop = make_plan(), make_shop()
+    examples, _ = shop.examples(shop.catalog(), plan.recipe)
+    told: list[str] = []
+    participant = shop.participant(plan.recipe, examples, told.append)
+    work: dict[str, Any] = {"plan_digest": plan.digest, "round": 0, "attempt": 0}
+    model = messages.model_to_bytes(np.zeros(plan.dimension, dtype=np.float32))
+    invitation = Invitation(**work, signed_plan=SignedPlan.sign(plan, KEY), model=model)
+    wire.decode(Joined, participant.handle(wire.encode(invitation)))
+    assert shop.ledger().counter == 0
+    start = Start(**work, cohort_size=2)
+    upload = wire.decode(Upload, participant.handle(wire.encode(start)))
+    assert len(upload.vector) == 4 * plan.dimension and any(upload.vector)
+    ledger = shop.ledger()
+    assert ledger.counter == 1 and ledger.path == shop.config.state / "ledger.sqlite"
+    assert (ledger.budget.epsilon, ledger.budget.delta) == (3.0, 1e-5)
+    assert told == []

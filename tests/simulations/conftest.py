@@ -1,0 +1,67 @@
+"""A tiny experiment on real photos, and one torch thread: the workers of a test run share few cores."""
+
+import copy
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from hanse_simulations.datasets import CLASSES
+
+TINY: dict[str, Any] = {
+    "name": "tiny",
+    "seed": 7,
+    "data": {"dataset": "fashion-mnist", "merchants": 3, "photos_per_merchant": 60, "test_photos": 50},
+    "plan": {
+        "league": "tiny",
+        "taxonomy": {"classes": list(CLASSES)},
+        "recipe": {
+            "preprocessing": {"size": 8, "channels": 1},
+            "backbone": {"name": "scattering", "scales": 1, "angles": 2, "groups": None},
+        },
+        "training": {
+            "rounds": 4,
+            "local_steps": 2,
+            "sampling_rate": 0.5,
+            "expected_batch": 30,
+            "clipping_norm": 0.5,
+            "learning_rate": 2,
+        },
+        "privacy": {"epsilon": 3, "delta": 1e-5},
+        "cohort": {"min_merchants": 2, "max_merchants": 3},
+        "update_bound": 16,
+    },
+    "optimization": {"optimizer": {"name": "sgd", "momentum": 0.5}, "tail_average": 0.5},
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def write_experiment(tmp_path: Path, data_folder: Path) -> Callable[..., Path]:
+    """Return a function that writes the tiny experiment, changed by dotted keys, and returns the file."""
+
+    def write(changes: dict[str, Any] | None = None, name: str = "tiny.yaml") -> Path:
+        tree = copy.deepcopy(TINY)
+        tree["data"]["folder"] = str(data_folder)
+        for where, value in (changes or {}).items():
+            *outer, key = where.split(".")
+            section = tree
+            for step in outer:
+                section = section.setdefault(step, {})
+            section[key] = value
+        path = tmp_path / name
+        path.write_text(yaml.safe_dump(tree))
+        return path
+
+    return write
