@@ -1,10 +1,14 @@
 """What several test files need: a small plan, and the folder of public data."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+# Tests run side by side, one process a core; torch's threads would only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from hanse_common.plan import Cohort, LocalTraining, Plan
 from hanse_common.vision.recipe import Linear, Preprocessing, Projection, Recipe, Scattering

@@ -196,17 +196,22 @@ def _visible(folder: Path) -> list[Path]:
 def _from_csv(source: Path) -> tuple[list[_Entry], list[Problem]]:
     entries, problems = [], []
     folder = os.path.realpath(source.parent)
+    lines: dict[str, int] = {}  # a photo listed twice would pay twice for each charge
     for line, row in _rows(source):
         path = source.parent / row["path"]
         if "\0" in row["path"]:
             raise CatalogError(f"{source}:{line}: path holds a NUL character, expected a path.")
-        if Path(os.path.realpath(path)).is_relative_to(folder):
-            entries.append(_Entry(path, row["label"], row.get("sku") or None, row.get("title") or None))
-        else:
+        real = os.path.realpath(path)
+        if not Path(real).is_relative_to(folder):
             reason = (
                 f"{source}:{line}: path {row['path']!r} leads out of the file's folder, expected one inside."
             )
             problems.append(Problem(path, reason))
+        elif (first := lines.setdefault(real, line)) != line:
+            reason = f"{source}:{line}: found {row['path']!r} again, expected it once (line {first})."
+            problems.append(Problem(path, reason))
+        else:
+            entries.append(_Entry(path, row["label"], row.get("sku") or None, row.get("title") or None))
     entries.sort(key=lambda e: (str(e.path), e.label, e.sku or "", e.title or ""))
     return entries, problems
 

@@ -8,8 +8,9 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from hanse_client.charges import Budget, Charge
 from hanse_client.config import ClientConfig
-from hanse_client.ledger import Budget, Charge, Ledger
+from hanse_client.ledger import Ledger
 from hanse_common import commands, wire
 from hanse_common.commands import out
 from hanse_common.config import load

@@ -18,11 +18,13 @@ What is guaranteed
   whatever the float32 arithmetic before it did.
 - *Sensitivity.* Adding an example changes the sum by its contribution alone, hence by at most C, provided
   that no other example's gradient changes, not even in its last bit. A matrix kernel may add up a row in
-  another order when the matrix has another height (here: below four rows), so the model always runs on
-  exactly `microbatch` rows, in one block of memory, the last ones padded with zeros. That a row's bits then
-  depend neither on the other rows nor on its own position is a property of today's kernels, not a promise
-  of theirs: the tests compare bits (torch 2.13 on x86-64; linear, convolution, group normalisation; every
-  mode). `microbatch=1` needs no such property.
+  another order when the matrix has another height (here: below four rows) or the row another alignment in
+  memory (here: widths that are no multiple of 4, before fewer than 16 outputs). Small as they are, thousands
+  of such changes add up to more than C has room for. So the model always runs on exactly `microbatch` rows,
+  aligned to 64 bytes, the last ones padded with zeros. That a row's bits then depend neither on the other rows
+  nor on its own position is a property of today's kernels, not a promise of theirs. So it is tried out
+  before the first sum, on random numbers in every position; where it fails, rows are computed one at a time,
+  which is slow and needs no such property. The tests compare bits, too.
 - *Dropout* masks come from torch's default generator, one for each row, so the example added shifts the masks
   of those behind it. Masks are identically distributed and independent of the photos: pair each photo with
   its mask, and the bound holds for every outcome of the masks.
@@ -37,6 +39,7 @@ Shoemate, Vadhan, Wagaman 2022, "Widespread Underestimation of Sensitivity in Di
 and How to Fix It" (why float sums do not do); Yousefpour et al. 2021, "Opacus".
 """
 
+import logging
 import math
 import warnings
 from types import TracebackType
@@ -50,8 +53,12 @@ from opacus.validators import ModuleValidator
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 from hanse_common.errors import RecognizerError
+from hanse_common.randomness import AesCtrStream
+
+log = logging.getLogger(__name__)
 
 GradSampleMode = Literal["hooks", "functorch", "ew"]
 """How Opacus obtains per-example gradients: its own formula for each layer, `torch.func`, or torch's expanded
@@ -67,6 +74,8 @@ weights (supports fewer layers). The results differ in rounding only."""
 DEFAULT_MODE: GradSampleMode = "hooks"
 
 _SLACK = 1 - 2.0**-20
+_ALIGNMENT = 16  # numbers: 64 bytes of float32, a cache line and the widest vector register
+_TRIALS = 2
 _EXACT = 2**53  # float64 has no finer steps to offer beyond
 _BLOCK = {
     "cpu": 2**15,
@@ -119,6 +128,7 @@ class ClippedSum:
         _refuse_unsupported(model)
         self._model = model
         self._microbatch = microbatch
+        self._tried: tuple[int, ...] = ()
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._wrapped = wrap_model(model, mode, loss_reduction="sum")
         self._in_place = [layer for layer in model.modules() if getattr(layer, "inplace", False) is True]
@@ -166,7 +176,7 @@ class ClippedSum:
         self._check(inputs, targets)
         device = inputs.device
         total = torch.zeros(self.dimension, dtype=torch.int64, device=device)
-        rows = torch.zeros((self._microbatch, *inputs.shape[1:]), dtype=inputs.dtype, device=device)
+        rows = self._rows(inputs)
         labels = torch.zeros(self._microbatch, dtype=torch.int64, device=device)
         for start in range(0, len(inputs), self._microbatch):
             chunk = inputs[start : start + self._microbatch]
@@ -199,6 +209,42 @@ class ClippedSum:
             raise ValueError(
                 f"Expected a sum within int64, found {len(inputs)} examples. Sum fewer at a time."
             )
+
+    def _rows(self, inputs: Tensor) -> Tensor:
+        """Return the block of memory for a microbatch of `inputs`, after a trial of what rests on it."""
+        if self._tried != inputs.shape[1:] and self._microbatch > 1:
+            if self._position_matters(_aligned(self._microbatch, inputs)):
+                log.warning("Here a row's gradient depends on its position; rows are computed one at a time.")
+                self._microbatch = 1
+            self._tried = tuple(inputs.shape[1:])
+        return _aligned(self._microbatch, inputs)
+
+    def _position_matters(self, rows: Tensor) -> bool:
+        """Return whether equal rows get gradients that differ. Uses random numbers, no photo."""
+        kept = [parameter.detach().clone() for parameter in self._parameters]
+        dropouts = [
+            layer for layer in self._model.modules() if isinstance(layer, _DropoutNd) and layer.training
+        ]
+        source = AesCtrStream(bytes(32))
+        labels = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
+        try:
+            for layer in dropouts:
+                layer.eval()
+            for parameter in self._parameters:
+                _fill(parameter.data, source, 0.1)
+            for _ in range(_TRIALS):
+                _fill(rows, source, 1.0)
+                rows[1:] = rows[:1]
+                if any(
+                    not torch.equal(part, part[:1].expand_as(part)) for part in self._gradients(rows, labels)
+                ):
+                    return True
+            return False
+        finally:
+            for parameter, value in zip(self._parameters, kept, strict=True):
+                parameter.data.copy_(value)
+            for layer in dropouts:
+                layer.train()
 
     def _gradients(self, rows: Tensor, labels: Tensor) -> list[Tensor]:
         """Return each parameter's per-example gradients, flat: shapes (microbatch, numbers in it)."""
@@ -290,3 +336,18 @@ def _refuse_unsupported(model: nn.Module) -> None:
         raise RecognizerError(
             "Model: cannot be trained under differential privacy:\n- " + "\n- ".join(faults)
         )
+
+
+def _aligned(count: int, like: Tensor) -> Tensor:
+    """Return zeros of shape (count, …) as `like` has it, each row at a multiple of `_ALIGNMENT` numbers."""
+    shape = like.shape[1:]
+    stride = -(-math.prod(shape) // _ALIGNMENT) * _ALIGNMENT
+    block = torch.zeros((count, stride), dtype=like.dtype, device=like.device)
+    rows: Tensor = block[:, : math.prod(shape)].view(count, *shape)
+    return rows
+
+
+def _fill(tensor: Tensor, source: AesCtrStream, scale: float) -> None:
+    """Fill `tensor` with numbers in ±scale."""
+    uniform = source.words(tensor.numel()) / 2.0**63 - 1.0
+    tensor.copy_(torch.from_numpy(scale * uniform).reshape(tensor.shape))

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hanse_client.ledger import Charge, Ledger, Repeated, Spent
+from hanse_client.charges import Charge, Spent
+from hanse_client.ledger import Ledger, Repeated
 from hanse_client.policy import Policy
 from hanse_client.training import Trainer
 from hanse_common import messages, wire
@@ -114,7 +115,7 @@ class Participant:
                 f"found a cohort of {start.cohort_size}, the policy needs {self._policy.minimum_cohort}.",
             )
         self._ledger_says(self._ledger.charge, joined.plan, start)
-        # From here on photos are read, and nothing that happens may show outside.
+        # From here on photos are read. But for the time it takes, nothing that happens may show outside.
         update = self._trainer.update(joined.plan, start.round, joined.model)
         residues = joined.plan.ring.encode(update)
         return Upload(**start.work, vector=ring.to_bytes(residues))

@@ -21,6 +21,7 @@ from pydantic import Field
 from hanse_common.config import Section
 from hanse_common.errors import PlanRefused
 from hanse_common.plan import Name, Plan
+from hanse_common.privacy.accounting import STEPS_MAX
 from hanse_common.vision.taxonomy import Taxonomy
 
 SUSPICION = 0.01
@@ -38,10 +39,12 @@ class Policy(Section):
             at 1 a suspicion of 1 % can grow to 2.7 %, at 3 to 17 %, at 8 to 97 %.
         delta: the most δ, the chance that this bound fails, for all plans together. Each plan takes its own δ
             out of it. Keep it below one in the number of photos.
-        minimum_cohort: how many merchants, this one included, must take part in every round.
+        minimum_cohort: how many merchants, this one included, must take part in every round. In this release
+            the server's word is taken for it.
         modes: the ways of training that are allowed. In `local` the noise that protects the photos is added
             on this machine in full, so that no one else need be trusted for it.
-        max_rounds: the most rounds one plan may have, repeats included: a bound on work and traffic, not on
+        max_rounds: the most rounds one plan may have, repeats included: a bound on traffic, not on privacy.
+        max_steps: the most training steps one plan may take in all its rounds: a bound on work, not on
             privacy.
     """
 
@@ -51,6 +54,7 @@ class Policy(Section):
     minimum_cohort: Annotated[int, Field(ge=2, le=300)] = 2
     modes: Annotated[tuple[Literal["local"], ...], Field(min_length=1)] = ("local",)
     max_rounds: Annotated[int, Field(ge=1, le=100_000)] = 1000
+    max_steps: Annotated[int, Field(ge=1, le=STEPS_MAX)] = 20_000
 
     def check(self, plan: Plan, taxonomy: Taxonomy) -> None:
         """Return if the policy allows `plan` in a shop that uses `taxonomy`.
@@ -62,8 +66,18 @@ class Policy(Section):
             raise PlanRefused("\n".join(reasons))
 
     def reasons(self, plan: Plan, taxonomy: Taxonomy) -> list[str]:
-        """Return every reason to refuse `plan`, in plain words; none if it is allowed."""
-        return [*self._against_choices(plan), *_against_classes(plan, taxonomy), *self._against_numbers(plan)]
+        """Return every reason to refuse `plan`, in plain words; none if it is allowed.
+
+        The ε of a plan that takes too many steps is not computed: that is work, too.
+        """
+        reasons = [*self._against_choices(plan), *_against_classes(plan, taxonomy)]
+        steps = plan.training.total_steps
+        if steps > self.max_steps:
+            return [
+                *reasons,
+                f"steps: found {steps} in all, your policy allows {self.max_steps} (max_steps).",
+            ]
+        return [*reasons, *self._against_numbers(plan)]
 
     def explain(self, plan: Plan) -> list[str]:
         """Return sentences that tell a shop's owner what `plan` would do, and what its ε means."""

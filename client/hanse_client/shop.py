@@ -11,9 +11,10 @@ from collections.abc import Callable
 import numpy as np
 
 from hanse_client.catalog import Catalog
+from hanse_client.charges import Budget
 from hanse_client.config import ClientConfig
 from hanse_client.embeddings import EmbeddingCache, Progress, embed
-from hanse_client.ledger import Budget, Ledger
+from hanse_client.ledger import Ledger
 from hanse_client.participant import Participant
 from hanse_client.training import Examples, LocalTrainer, resolve_device
 from hanse_common.errors import ConfigError

@@ -36,6 +36,9 @@ from hanse_common.vision.taxonomy import Taxonomy
 
 log = logging.getLogger(__name__)
 
+CHUNK = 512
+"""Photos of a sample that are gathered, and augmented, at once."""
+
 
 @dataclass(frozen=True)
 class Examples:
@@ -130,12 +133,15 @@ class LocalTrainer:
                 )
             chosen = torch.from_numpy(sample).to(self._examples.labels.device)
             seed = int(self._randomness.words(1)[0] >> np.uint64(1))
+            generator = torch.Generator().manual_seed(seed)
+            total = np.zeros(mechanism.dimension, dtype=np.int64)
             with torch.random.fork_rng():
                 torch.manual_seed(seed)  # dropout and augmentation: they protect nobody, but must repeat
-                inputs = self._examples.inputs[chosen]
-                if self._recipe.augmentation is not None:
-                    inputs = augment(inputs, self._recipe, torch.Generator().manual_seed(seed))
-                return clipped.sum(inputs, self._examples.labels[chosen])
+                # Memory must not grow with the sample: running out of it would depend on the photos' number.
+                for part in torch.split(chosen, CHUNK):
+                    inputs = augment(self._examples.inputs[part], self._recipe, generator)
+                    total += clipped.sum(inputs, self._examples.labels[part])
+            return total
         except Exception:  # whatever went wrong may depend on a photo, so it must not show: noise alone
             log.exception("A training step failed and contributes noise alone.")
             return np.zeros(mechanism.dimension, dtype=np.int64)

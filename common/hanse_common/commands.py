@@ -7,8 +7,8 @@ from rich.console import Console
 
 from hanse_common.errors import HanseError
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(highlight=False, soft_wrap=True, stderr=True)
+out = Console(highlight=False, soft_wrap=True, emoji=False)
+err = Console(highlight=False, soft_wrap=True, emoji=False, stderr=True)
 
 
 def new_app(help_text: str) -> typer.Typer:

@@ -40,6 +40,9 @@ from hanse_common.errors import ConfigError
 MAX_BYTES = 1 << 20
 """Bound of a configuration file, in bytes."""
 
+MAX_NUMBER = 64
+"""Bound of a number's length, in characters: Python refuses, or takes long, to read thousands of digits."""
+
 MAX_DEPTH = 32
 """Bound of how deeply lists and mappings nest."""
 
@@ -56,7 +59,6 @@ class Section(BaseModel):
         strict=True,
         allow_inf_nan=False,
         hide_input_in_errors=True,
-        validate_default=True,
     )
 
 
@@ -72,7 +74,8 @@ def _beside_the_file(value: object, read: ValidatorFunctionWrapHandler, info: Va
 
 
 ConfigPath = Annotated[Path, WrapValidator(_beside_the_file)]
-"""A path; a relative one counts from the folder of the file it is written in, `~` is the user's home."""
+"""A path; a relative one counts from the folder of the file it is written in, `~` is the user's home. A field's
+default is one, too, with `Field(validate_default=True)`."""
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -191,11 +194,14 @@ class _Document:
             return self._mapping(node, where)
         if isinstance(node, yaml.SequenceNode):
             return [self._plain(child, (*where, i)) for i, child in enumerate(node.value)]
+        return self._value(node.tag, node)
+
+    def _value(self, tag: str, node: yaml.Node) -> object:
         try:
-            return _scalar(node.tag, node.value)
+            return _scalar(tag, node.value)
         except ValueError:
             raise yaml.MarkedYAMLError(
-                problem=f"found a value that is not valid for {node.tag.rpartition(':')[2]}",
+                problem=f"found a value that is not valid for {tag.rpartition(':')[2]}",
                 problem_mark=node.start_mark,
             ) from None
 
@@ -207,7 +213,7 @@ class _Document:
                     problem="found a key that is a list or a mapping, expected a word",
                     problem_mark=key_node.start_mark,
                 )
-            line, key = key_node.start_mark.line + 1, str(_scalar(_STR, key_node.value))
+            line, key = key_node.start_mark.line + 1, str(self._value(_STR, key_node))
             if key in found:
                 first = self.lines[(*where, key)]
                 name = _dotted((*where, key))
@@ -223,6 +229,8 @@ class _Document:
 def _scalar(tag: str, text: str) -> object:
     """Return the value of `text`; raises ValueError where it has none."""
     text.encode()  # refuses lone surrogates
+    if tag in (_INT, _FLOAT) and len(text) > MAX_NUMBER:
+        raise ValueError(text[:MAX_NUMBER])
     lower = text.lower()
     if tag == _NULL:
         return None

@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 
 from hanse_common import signing, wire
 from hanse_common.errors import PlanRefused, SignatureInvalid
+from hanse_common.privacy.accounting import STEPS_MAX
 from hanse_common.privacy.mechanism import Mechanism
 from hanse_common.secagg.ring import Ring
 from hanse_common.vision.recipe import Recipe
@@ -52,6 +53,14 @@ class LocalSchedule(Value):
     learning_rate: Positive
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     decay: bool = False
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        if self.total_steps > STEPS_MAX:
+            raise ValueError(
+                f"(rounds + repeats)·local_steps is {self.total_steps}; expected at most {STEPS_MAX}"
+            )
+        return self
 
     @property
     def total_steps(self) -> int:

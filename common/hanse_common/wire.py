@@ -9,8 +9,8 @@
 
 A message is a frozen pydantic model. Its bytes are one MessagePack array `[version, kind, {field: value, …}]`,
 fields in the order in which the class names them, integers in their shortest form, floats as 64 bits. There is
-exactly one encoding of a value: `decode` encodes what it understood again and refuses bytes that differ, so a
-digest or a signature over the bytes is one over the meaning.
+exactly one encoding of a value (0.0 and −0.0 are two): `decode` encodes what it understood again and refuses
+bytes that differ, so a digest or a signature over the bytes is one over the meaning.
 
 Bytes from outside are bounded before they are parsed (`max_bytes`), typed while they are parsed (no extension
 types, no nesting deeper than the models), and validated after (pydantic, strict, no unknown fields).
@@ -28,6 +28,9 @@ WIRE_VERSION = 1
 
 MAX_DOCUMENT_BYTES = 1 << 20
 """Bound of a message that carries no vector, in bytes."""
+
+MAX_ITEMS = 1024
+"""Bound of the entries of one array or map: a taxonomy's classes are the most that any has."""
 
 
 class Value(BaseModel):
@@ -93,7 +96,14 @@ def decode_any(expected: tuple[type[M], type[N]], data: bytes, max_bytes: int = 
 def _unpack(names: str, data: bytes) -> tuple[Any, Any, Any]:
     try:
         parts = msgpack.unpackb(
-            data, use_list=False, raw=False, strict_map_key=True, max_ext_len=0, max_map_len=1024
+            data,
+            use_list=False,
+            raw=False,
+            strict_map_key=True,
+            max_ext_len=0,
+            # An empty map costs one byte here and a hundred in memory.
+            max_array_len=MAX_ITEMS,
+            max_map_len=MAX_ITEMS,
         )
     except (ValueError, TypeError, RecursionError, msgpack.exceptions.UnpackException):
         raise WireError(f"{names}: the bytes are not MessagePack.") from None

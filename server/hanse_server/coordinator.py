@@ -19,6 +19,7 @@ from hanse_common import messages, wire
 from hanse_common.errors import RoundFailed, WireError
 from hanse_common.messages import DeclineCode, Declined, Invitation, Joined, Start, Upload, Work
 from hanse_common.plan import Plan, SignedPlan
+from hanse_common.secagg import ring
 from hanse_server.aggregation import PlainAggregator
 from hanse_server.transport import Transport
 
@@ -75,7 +76,14 @@ def run_round(
     joined = [
         merchant
         for merchant, reply in _trip(
-            transport, "join", Joined, work, dict.fromkeys(invited, invitation), cohort.join_deadline, roll
+            transport,
+            "join",
+            Joined,
+            work,
+            dict.fromkeys(invited, invitation),
+            cohort.join_deadline,
+            wire.MAX_DOCUMENT_BYTES,
+            roll,
         )
         if _holds(reply.model_digest == model_digest, merchant, "joined with another model", roll)
     ]
@@ -85,7 +93,14 @@ def run_round(
     aggregator = PlainAggregator(plan.dimension)
     uploaded = []
     for merchant, reply in _trip(
-        transport, "upload", Upload, work, dict.fromkeys(joined, start), cohort.upload_deadline, roll
+        transport,
+        "upload",
+        Upload,
+        work,
+        dict.fromkeys(joined, start),
+        cohort.upload_deadline,
+        ring.WORD.itemsize * plan.dimension + wire.MAX_DOCUMENT_BYTES,
+        roll,
     ):
         try:
             aggregator.add(reply.vector)
@@ -113,6 +128,7 @@ def _trip(
     work: Work,
     payloads: Mapping[str, bytes],
     deadline: float,
+    max_bytes: int,
     roll: _Roll,
 ) -> Iterator[tuple[str, R]]:
     """Yield the valid replies of the expected type as they arrive; note all others in `roll`."""
@@ -123,7 +139,7 @@ def _trip(
             continue
         answered.add(merchant)
         try:
-            reply: R | Declined = wire.decode_any((expected, Declined), data, messages.MAX_MESSAGE_BYTES)
+            reply: R | Declined = wire.decode_any((expected, Declined), data, max_bytes)
         except WireError as error:
             roll.blamed[merchant] = f"{kind}: {error}"
             continue

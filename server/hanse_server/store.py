@@ -8,12 +8,13 @@
 Files are replaced whole (temporary file, fsync, rename), so a crash leaves the old one or the new one.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
@@ -21,6 +22,7 @@ from hanse_common import wire
 from hanse_common.errors import ConfigError, WireError
 from hanse_common.files import write_atomically
 from hanse_common.plan import SignedPlan
+from hanse_common.wire import Value
 
 FORMAT = "hanse-checkpoint-1"
 MAX_ATTEMPT_BYTES = 4096
@@ -37,6 +39,11 @@ class Checkpoint:
     optimizer: dict[str, NDArray[np.float64]]
     average_total: NDArray[np.float64]
     average_count: int
+
+
+class _Attempt(Value):
+    round: Annotated[int, Field(ge=0, lt=1 << 31)]
+    attempt: Annotated[int, Field(ge=0, lt=1 << 31)]
 
 
 class Store:
@@ -102,13 +109,12 @@ class Store:
             )
         except (SafetensorError, OSError, KeyError, ValueError) as error:
             raise ConfigError(
-                f"{self._checkpoint}: the checkpoint is damaged ({error}); restore it from a backup or move "
-                "it away to start over."
+                f"{self._checkpoint}: the checkpoint is damaged ({error}); restore it from a backup, or "
+                "begin another training, in another folder, with a newly signed plan."
             ) from None
         if metadata.get("format") != FORMAT or found.plan_digest != plan_digest:
             raise ConfigError(
-                f"{self._checkpoint}: found a checkpoint of another plan or version; name another folder or "
-                "move it away."
+                f"{self._checkpoint}: found a checkpoint of another plan or version; name another folder."
             )
         if found.model.shape != (dimension,):
             raise ConfigError(
@@ -123,12 +129,12 @@ class Store:
             with self._attempt.open("rb") as file:
                 data = file.read(MAX_ATTEMPT_BYTES)
             try:
-                last = json.loads(data)
-                if last["round"] == round_:
-                    attempt = int(last["attempt"]) + 1
-            except (ValueError, KeyError, TypeError):
+                last = _Attempt.model_validate_json(data)
+            except ValidationError:
                 raise ConfigError(
                     f"{self._attempt}: found no round and attempt, expected both; restore it from a backup."
                 ) from None
-        write_atomically(self._attempt, json.dumps({"round": round_, "attempt": attempt}).encode())
+            if last.round == round_:
+                attempt = last.attempt + 1
+        write_atomically(self._attempt, _Attempt(round=round_, attempt=attempt).model_dump_json().encode())
         return attempt

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from hanse_common.errors import RecognizerError
-from hanse_common.vision.backbones import BATCH, extract, raw_features
+from hanse_common.vision.backbones import batch_rows, extract, raw_features
 from hanse_common.vision.recipe import PublicWhitening, Recipe
 from hanse_common.vision.whitening import Whitening
 
@@ -42,9 +42,9 @@ def fit_whitening(
     if recipe.backbone is None:
         raise RecognizerError("The recipe has no backbone, so it has no features to whiten.")
     network = raw_features(recipe, weights=weights)
-    source = iter(images)
+    source, rows = iter(images), batch_rows(recipe.preprocessing)
     parts = [np.empty((0, recipe.raw_dimension), dtype=np.float32)]
-    while batch := list(islice(source, BATCH)):
+    while batch := list(islice(source, rows)):
         parts.append(extract(network, batch, recipe.preprocessing))
     features = np.concatenate(parts)
     file = Whitening.fit(features, dimensions).to_bytes()

@@ -33,6 +33,7 @@ from hanse_simulations.simulation import Member, operator_key
 HOLDOUT_FRACTION = 0.1
 
 
+@run.one_thread()
 def demo(experiment: Experiment, folder: Path) -> dict[str, Any]:
     """Run the demo in `folder` and return its figures."""
     started = time.perf_counter()
@@ -63,9 +64,7 @@ def demo(experiment: Experiment, folder: Path) -> dict[str, Any]:
             shown.update,
         )
 
-    console.print(
-        "They train one recognizer. What leaves a shop is clipped, noisy, and charged to its ledger."
-    )
+    console.print("They train one recognizer. What leaves a shop is noisy and paid for.")
     figures = run.train_and_write(experiment, members, test, result, started)
     photo, name = write_try_photo(experiment, folder / "photo-to-try.png")
     tell_result(figures, configs, budget(experiment), result, photo, name)

@@ -38,6 +38,19 @@ def load_extensions(experiment: Experiment) -> None:
     create(experiment.optimization.optimizer)
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch use one thread. Two are hardly faster here, and on a busy machine they spend their time waiting
+    for each other: embedding on two busy cores took ten times as long with two threads as with one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@one_thread()
 def run(experiment: Experiment, folder: Path, cache: Path) -> dict[str, Any]:
     """Run or resume `experiment` in `folder` and return its figures. `cache` keeps embeddings between runs."""
     started = time.perf_counter()
@@ -49,17 +62,6 @@ def run(experiment: Experiment, folder: Path, cache: Path) -> dict[str, Any]:
         shops = make_shops(experiment, cache, whitening, resolve_device("auto"), shown.update)
     members = seeded_members(experiment, shops.merchants, folder, tell)
     return train_and_write(experiment, members, shops.test, folder, started)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Let torch use one thread: microbatches are too small to share, and busy machines make threads wait."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def tell(merchant: str, text: str) -> None:
@@ -86,7 +88,6 @@ def train_and_write(
                 text += f", accuracy {100 * curve.accuracies[-1]:.1f} %"
             shown.update(number, text=text)
 
-        with one_thread():
-            model = league.train(on_round)
+        model = league.train(on_round)
     report = evaluator.report(model)
     return results.write(league, model, report, curve, time.perf_counter() - started, folder)

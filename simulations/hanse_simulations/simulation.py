@@ -22,7 +22,8 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
-from hanse_client.ledger import Budget, Ledger
+from hanse_client.charges import Budget
+from hanse_client.ledger import Ledger
 from hanse_client.participant import Participant
 from hanse_client.policy import Policy
 from hanse_client.training import Examples, LocalTrainer

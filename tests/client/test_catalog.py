@@ -241,3 +241,11 @@ def test_sources_without_photos_are_refused(tmp_path):
     put(tmp_path / "Shirt" / "a.png", b"")
     with pytest.raises(CatalogError, match=r"1 with problems, the first: .*a\.png"):
         load(tmp_path)
+
+
+def test_a_photo_listed_twice_is_one_record(shop):
+    rows = "Hemden/0.png,Shirt\nHemden/1.png,Shirt\nHemden/../Hemden/0.png,Shirt\n"
+    catalog = load(csv_file(shop, f"path,label\n{rows}"))
+    assert len(catalog.records) == 2
+    (problem,) = catalog.problems
+    assert ":4: found 'Hemden/../Hemden/0.png' again, expected it once (line 2)" in problem.reason

@@ -15,8 +15,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from PIL import Image
 
 from hanse_client import cli
+from hanse_client.charges import Budget, Charge
 from hanse_client.config import ClientConfig
-from hanse_client.ledger import Budget, Charge, Ledger
+from hanse_client.ledger import Ledger
 from hanse_common import errors, signing, wire
 from hanse_common.config import load
 from hanse_common.plan import Plan, SignedPlan

@@ -371,3 +371,55 @@ def test_cuda_agrees_with_cpu(name: str, mode: GradSampleMode) -> None:
     found = own_sum(model.cuda(), inputs.cuda(), targets.cuda(), mode)
     assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
     np.testing.assert_array_equal(found, own_sum(model, inputs.cuda(), targets.cuda(), mode))
+
+
+@pytest.mark.parametrize(("features", "classes"), [(33, 7), (3969, 10), (11907, 3), (5, 2)])
+def test_odd_widths_do_not_let_one_example_move_the_others(features: int, classes: int) -> None:
+    """Unaligned rows are rounded by their position: thousands of others would move by more than C has room for."""
+    torch.manual_seed(features)
+    model = nn.Linear(features, classes)
+    inputs = torch.nn.functional.normalize(torch.randn(200, features))
+    targets = torch.randint(0, classes, (200,))
+    with ClippedSum(model, 0.3, FINE) as clipped:
+        whole = clipped.sum(inputs, targets)
+        for left_out in (0, 1, 2, 77):
+            kept = [i for i in range(200) if i != left_out]
+            own = clipped.sum(inputs[left_out : left_out + 1], targets[left_out : left_out + 1])
+            assert np.array_equal(whole - own, clipped.sum(inputs[kept], targets[kept]))
+
+
+class _PositionDependent(nn.Module):
+    """Stands for a kernel that rounds a row by its place in the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        places = torch.arange(len(inputs), dtype=inputs.dtype)[:, None]
+        logits: Tensor = self.linear(inputs) * (1 + 1e-6 * places)
+        return logits
+
+
+def test_where_kernels_depend_on_position_rows_are_computed_one_at_a_time(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    torch.manual_seed(1)
+    model = _PositionDependent()
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    inputs, targets = torch.randn(70, 6), torch.randint(0, 3, (70,))
+    with ClippedSum(model, 1.0, FINE) as clipped:
+        whole = clipped.sum(inputs, targets)
+        own = clipped.sum(inputs[:1], targets[:1])
+        assert np.array_equal(whole - own, clipped.sum(inputs[1:], targets[1:]))
+    assert "one at a time" in caplog.text
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_the_trial_leaves_dropout_and_parameters_as_they_were() -> None:
+    model = nn.Sequential(nn.Dropout(0.5), nn.Linear(6, 3))
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    with ClippedSum(model, 1.0, FINE) as clipped:
+        clipped.sum(torch.randn(5, 6), torch.zeros(5, dtype=torch.int64))
+    assert model[0].training
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))

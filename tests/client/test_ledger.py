@@ -19,7 +19,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from hanse_client.ledger import _INSERT, Budget, Charge, Ledger, Repeated, _hash
+from hanse_client.charges import Budget, Charge
+from hanse_client.ledger import _INSERT, Ledger, Repeated, _hash
 from hanse_common.errors import BudgetExceeded, HanseError, LedgerError
 from hanse_common.privacy.mechanism import Mechanism
 
@@ -540,7 +541,8 @@ def test_a_full_disk_says_so_and_charges_nothing(path, ledger, monkeypatch):
 SHOPKEEPER = """
 import sys
 from pathlib import Path
-from hanse_client.ledger import Budget, Charge, Ledger
+from hanse_client.charges import Budget, Charge
+from hanse_client.ledger import Ledger
 from hanse_common.errors import BudgetExceeded, LedgerError
 from hanse_common.privacy.mechanism import Mechanism
 

@@ -20,7 +20,8 @@ from pathlib import Path
 import pytest
 
 from hanse_client import ledger as ledger_module
-from hanse_client.ledger import Budget, Charge, Ledger
+from hanse_client.charges import Budget, Charge
+from hanse_client.ledger import Ledger
 from hanse_common.privacy.mechanism import Mechanism
 
 BUDGET = Budget(epsilon=10.0, delta=1e-5)

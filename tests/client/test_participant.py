@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from hanse_client.ledger import Budget, Charge, Ledger
+from hanse_client.charges import Budget, Charge
+from hanse_client.ledger import Ledger
 from hanse_client.participant import Participant
 from hanse_client.policy import Policy
 from hanse_client.training import Examples, LocalTrainer

@@ -32,7 +32,7 @@ class League(Section):
     optimizer: Annotated[Sgd | Adam, Field(discriminator="kind")] = Sgd(kind="sgd")
     layers: tuple[Layer, ...] = ()
     shape: tuple[int, float] = (1, 2.0)
-    photos: ConfigPath = Path("photos")
+    photos: Annotated[ConfigPath, Field(validate_default=True)] = Path("photos")
     colour: Literal["red", "green"] = "red"
     limit: int | None = None
     name: int | str = "x"
@@ -261,3 +261,18 @@ def test_scalars_survive_a_writer_that_is_not_ours(tmp_path, value):
     path = tmp_path / "any.yaml"
     path.write_text(yaml.safe_dump({"value": value}, allow_unicode=True))
     assert load(Anything, path).value == value
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (f"cohort: 0x{'f' * 9000}", "not valid for int"),
+        (f"cohort: {'9' * 9000}", "not valid for int"),
+        ('"\\ud800": 1', "not valid for str"),
+    ],
+)
+def test_what_python_cannot_write_down_is_a_fault_like_others(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "league.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=words):
+        load(League, path)

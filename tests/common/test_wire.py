@@ -146,3 +146,11 @@ def test_decode_any_tells_types_apart() -> None:
 def test_digest_is_the_sha256_of_the_bytes() -> None:
     assert wire.digest(Other(count=1)) != wire.digest(Other(count=2))
     assert len(wire.digest(Other(count=1))) == 32
+
+
+@pytest.mark.parametrize("item", [b"\x80", b"\xc0", b"\x90"])
+def test_a_small_bomb_of_many_small_items_is_refused_unbuilt(item: bytes) -> None:
+    """A megabyte of empty maps would take a hundred in memory."""
+    count = 1_000_000
+    with pytest.raises(WireError, match="not MessagePack"):
+        wire.decode(Letter, b"\xdd" + count.to_bytes(4, "big") + item * count, 1 << 28)

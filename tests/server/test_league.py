@@ -125,3 +125,12 @@ def test_a_damaged_file_is_named_and_left_alone(make_plan: MakePlan, tmp_path: P
     with pytest.raises(ConfigError, match=name):
         go(plan, Deterministic(plan), tmp_path)
     assert (tmp_path / name).read_bytes() == b"half of"
+
+
+@pytest.mark.parametrize(
+    "content", [b'{"round":0,"attempt":Infinity}', b"[" * 4000, b'{"round":0,"attempt":-5}']
+)
+def test_an_attempt_file_that_makes_no_sense_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "attempt.json").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"attempt\.json"):
+        Store(tmp_path).next_attempt(0)

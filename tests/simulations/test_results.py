@@ -1,6 +1,7 @@
 """`hanse-sim run` on real photos: the folder it leaves is complete, runs again, and is resumed."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from hanse_client.ledger import Budget, Ledger
+from hanse_client.charges import Budget
+from hanse_client.ledger import Ledger
 from hanse_common.config import load
 from hanse_common.errors import ConfigError
 from hanse_common.vision.recognizer import Recognizer
@@ -49,9 +51,20 @@ def figures(folder: Path) -> dict[str, Any]:
 
 
 def test_a_result_folder_is_complete_and_runs_again(
-    write_experiment: Write, tmp_path: Path, sim: Sim
+    write_experiment: Write,
+    tmp_path: Path,
+    data_folder: Path,
+    sim: Sim,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    path = write_experiment({"whiten": {"dimensions": 20, "photos": 100}, "evaluate_every": 3})
+    # Relative paths, which mean something else from the result folder.
+    monkeypatch.chdir(tmp_path)
+    changes = {
+        "whiten": {"dimensions": 20, "photos": 100},
+        "evaluate_every": 3,
+        "data.folder": os.path.relpath(data_folder, tmp_path),
+    }
+    path = write_experiment(changes).relative_to(tmp_path)
     root = tmp_path / "results"
     code, text = sim("run", path, "--results", root, "--json", tmp_path / "figures.json")
     assert code == 0, text
@@ -61,7 +74,7 @@ def test_a_result_folder_is_complete_and_runs_again(
     assert json.loads((tmp_path / "figures.json").read_text()).items() >= found.items()
     assert f"accuracy {100 * found['accuracy']:.2f} %" in text
     assert found["rounds"] == [3, 4]
-    assert found["accuracies"][-1] == found["accuracy"] > 0.2  # of ten classes, from 180 photos
+    assert found["accuracies"][-1] == found["accuracy"]
     assert found["epsilon_max"] == max(found["epsilon"].values()) <= 3
     assert (first / "metrics.csv").read_text().splitlines()[0] == "round,merchants,accuracy"
 
@@ -148,5 +161,5 @@ def test_smoke_repeats_to_the_bit(root: Path, tmp_path: Path, sim: Sim) -> None:
         assert code == 0, text
     first, second = (figures(tmp_path / "smoke" / name) for name in ("run-001", "run-002"))
     assert first == second
-    assert first["accuracy"] > 0.5
+    assert first["accuracy"] > 0.8
     assert load(Experiment, tmp_path / "smoke" / "run-001" / "experiment.yaml").seed == 1

@@ -10,10 +10,10 @@ Clipping norm and dimension are public, and everything here follows from them. T
 a *step* γ, the grid on which noise is added and sums are released, with 10√d ≤ C/γ < 20√d; and a *fine* unit
 γ·2⁻²⁰, in which one example's gradient is written. The caller's duty, on which all privacy rests: every
 example contributes a vector of integers in fine units whose exact Euclidean norm is at most C, and at most
-`Grid.max_examples` of them are added. Scaling a float32 gradient to `Grid.clip_target` by a norm taken in
+`Grid.max_examples` of them are added. Scaling a float32 gradient to C·(1 − 2⁻²⁰) by a norm taken in
 float64, then cutting toward zero, does it: the roundings on the way are below 2⁻²², the target leaves 2⁻²⁰,
-and cutting toward zero never lengthens. Sums then stay below 2⁵³ in magnitude: float64 and int64 hold them
-exactly, in any order of addition.
+and cutting toward zero never lengthens. Sums then stay below 2⁶² in magnitude: int64 holds them exactly, in any
+order of addition.
 
 **Sensitivity after rounding.** The sum S is released as R_u(S) = ⌊(S + u)/2²⁰⌋, u uniform on {0, …, 2²⁰ − 1}
 and independent for each coordinate. Take neighbouring sums S and S + g, ‖g‖ ≤ C, and *the same* u for both,
@@ -54,7 +54,7 @@ FINE_BITS = 20
 """One grid step is 2^FINE_BITS fine units."""
 
 _STEPS_PER_NORM = 10  # C/γ ≥ 10√d: rounding then adds under 1 % to the sensitivity from d = 1000 on
-_EXACT = 2**53  # integers up to here are exact in float64
+_EXACT = 2**62  # int64 holds sums up to here, and room to add the rounding's u
 _EXAMPLES_MIN = 2**16
 
 
@@ -101,13 +101,8 @@ class Grid:
         return self.step_exponent - FINE_BITS
 
     @property
-    def clip_target(self) -> float:
-        """The norm to clip to in floating point, C·(1 − 2⁻²⁰): the integers' exact norm is then at most C."""
-        return self.clipping_norm * (1 - 2.0**-20)
-
-    @property
     def max_examples(self) -> int:
-        """How many examples one sum may hold and stay below 2⁵³ fine units in every coordinate."""
+        """How many examples one sum may hold and stay below 2⁶² fine units in every coordinate."""
         return int(_EXACT * Fraction(self.fine_unit) / Fraction(self.clipping_norm))
 
     @cached_property
@@ -135,7 +130,7 @@ class Grid:
                 f"found {fine_sum.dtype} of shape {fine_sum.shape}."
             )
         if fine_sum.max() > _EXACT or fine_sum.min() < -_EXACT:
-            raise ValueError("fine_sum: expected magnitudes up to 2^53. Add at most max_examples examples.")
+            raise ValueError("fine_sum: expected magnitudes up to 2^62. Add at most max_examples examples.")
         uniform = randomness.words(self.dimension) >> np.uint64(64 - FINE_BITS)
         return (fine_sum + uniform.astype(np.int64)) >> FINE_BITS
 

@@ -32,8 +32,8 @@ from hanse_common.vision.recipe import Preprocessing, Projection, Recipe
 from hanse_common.vision.scattering import ScatterNet
 from hanse_common.vision.whitening import Whitening
 
-BATCH = 64
-"""Photos that a network sees at once."""
+BATCH_PIXELS = 1 << 21
+"""Bound of the numbers in the batch that a network sees at once; more take gigabytes within some networks."""
 
 MAX_WEIGHTS_BYTES = 4 << 30
 """Bound of a weights' file."""
@@ -74,6 +74,11 @@ def raw_features(
     return load_backbone(bare, device=device, weights=weights)
 
 
+def batch_rows(preprocessing: Preprocessing) -> int:
+    """Return how many photos a network sees at once: 64, fewer of large ones. Follows from the recipe alone."""
+    return min(64, BATCH_PIXELS // (preprocessing.channels * preprocessing.size**2))
+
+
 def extract(
     network: nn.Module | None,
     images: Sequence[Image.Image],
@@ -82,15 +87,16 @@ def extract(
 ) -> NDArray[np.float32]:
     """Return what `network` makes of decoded `images`, (n, …) float32; without one, the preprocessed images.
 
-    The network always runs on `BATCH` rows, the last ones padded with zeros: a kernel may round a row
+    The network always runs on the same number of rows, the last ones padded with zeros: a kernel may round a row
     differently in a batch of another height, and a photo's embedding must not depend on its neighbours.
     """
     parts = []
-    for first in range(0, len(images), BATCH):
-        inputs = preprocess(images[first : first + BATCH], preprocessing).to(device)
+    rows = batch_rows(preprocessing)
+    for first in range(0, len(images), rows):
+        inputs = preprocess(images[first : first + rows], preprocessing).to(device)
         count = len(inputs)
         if network is not None:
-            padded = F.pad(inputs, (0, 0) * (inputs.ndim - 1) + (0, BATCH - count))
+            padded = F.pad(inputs, (0, 0) * (inputs.ndim - 1) + (0, rows - count))
             with torch.inference_mode():
                 inputs = network(padded)[:count]
         parts.append(inputs.float().cpu().numpy())

@@ -29,13 +29,8 @@ def build(recipe: Recipe, classes: int) -> nn.Module:
     else:
         layer = nn.Linear(recipe.feature_dimension, classes)
         module = nn.Sequential(OrderedDict(dropout=nn.Dropout(recipe.model.dropout), linear=layer))
-    load_vector(module, np.zeros(dimension(recipe, classes), dtype=np.float32))
+    load_vector(module, np.zeros(recipe.dimension(classes), dtype=np.float32))
     return module
-
-
-def dimension(recipe: Recipe, classes: int) -> int:
-    """Return the length of the model's vector."""
-    return recipe.dimension(classes)
 
 
 def initial_vector(recipe: Recipe, classes: int, seed: int) -> NDArray[np.float32]:

@@ -27,6 +27,9 @@ EFFICIENTNET_LITE0_WEIGHTS = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdb
 MAX_FEATURES = 1 << 17
 """Bound of the numbers that describe one photo: what a merchant caches and a head multiplies."""
 
+MAX_SCATTERING = 1 << 22
+"""Bound of channels × coefficients × pixels, what scattering holds of one photo at a time (float32, 16 MiB)."""
+
 MAX_PROJECTION_ENTRIES = 1 << 27
 """Bound of a projection's matrix (float32 entries, 512 MiB)."""
 
@@ -227,6 +230,12 @@ class Recipe(Message):
                 raise ValueError(
                     f"size is {size}; scattering with {backbone.scales} scales needs a multiple of {step}, "
                     f"at least {2 * step}"
+                )
+            held = channels * backbone.coefficients * size**2
+            if held > MAX_SCATTERING:
+                raise ValueError(
+                    f"scattering {size} pixels with {backbone.scales} scales and {backbone.angles} angles holds "
+                    f"{held} numbers of a photo, expected at most {MAX_SCATTERING}; reduce the size"
                 )
             if backbone.groups is not None and channels * backbone.coefficients % backbone.groups:
                 raise ValueError(

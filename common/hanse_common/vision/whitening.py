@@ -74,8 +74,8 @@ class Whitening:
             raise RecognizerError(f"Whitening: found SHA-256 {found}, the recipe names {digest}.")
         try:
             arrays = load(data)
-        except SafetensorError as error:
-            raise RecognizerError(f"Whitening: not a safetensors file ({error}).") from None
+        except (SafetensorError, KeyError, ValueError) as error:  # KeyError: a type that numpy does not have
+            raise RecognizerError(f"Whitening: not a safetensors file of numpy's types ({error}).") from None
         expected = {"mean": (raw,), "matrix": (raw, dimensions)}
         shapes = {name: array.shape for name, array in arrays.items() if array.dtype == np.float32}
         if shapes != expected:

@@ -165,3 +165,17 @@ def test_arguments_out_of_range_are_refused(change, field):
 def test_impossible_noise_is_refused(fields, field):
     with pytest.raises(ValueError, match=field):
         Noise(*fields)
+
+
+@pytest.mark.parametrize("delta", [1e-10, 3e-10, 1e-9, 1e-7])
+def test_rounding_errors_of_many_steps_do_not_lower_epsilon(delta):
+    """At small δ the Fourier transforms alone come out below the exact ε (Balle, Wang 2018, Theorem 8)."""
+    noise = accounting.Noise(sigma=150_000.0, sensitivity=1000.0, dimension=1)
+    steps = 40_000
+    mu = mpmath.sqrt(steps) / mpmath.mpf(noise.multiplier)
+
+    def exact_delta(epsilon):
+        return mpmath.ncdf(mu / 2 - epsilon / mu) - mpmath.exp(epsilon) * mpmath.ncdf(-mu / 2 - epsilon / mu)
+
+    found = accounting.epsilon(noise, sampling_rate=1.0, steps=steps, delta=delta)
+    assert exact_delta(mpmath.mpf(found)) <= delta

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hanse_common.errors import RecognizerError
-from hanse_common.vision.backbones import BATCH, extract, load_backbone, projection_matrix, raw_features
+from hanse_common.vision.backbones import batch_rows, extract, load_backbone, projection_matrix, raw_features
 from hanse_common.vision.recipe import Preprocessing, Projection, Recipe, Scattering, SmallCnn
 from hanse_common.vision.scattering import ScatterNet
 from hanse_common.vision.torchvision_compat import models
@@ -365,11 +365,18 @@ def extractor(kind: str, folder: Path) -> tuple[torch.nn.Module | None, Preproce
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_photos_bits_do_not_depend_on_its_neighbours(kind: str, tmp_path: Path) -> None:
     network, preprocessing = extractor(kind, tmp_path)
-    photos = photographs(BATCH + 3)
+    batch = batch_rows(preprocessing)
+    photos = photographs(batch + 3)
 
     def rows(which: list[int]) -> NDArray[np.float32]:
         return extract(network, [photos[i] for i in which], preprocessing)
 
     whole = rows(list(range(len(photos))))
-    for which in ([0], [BATCH], [5, 3, 60], list(range(40, BATCH + 3)), list(reversed(range(len(photos))))):
+    for which in (
+        [0],
+        [batch],
+        [5, 3, batch - 4],
+        list(range(batch // 2, batch + 3)),
+        list(reversed(range(len(photos)))),
+    ):
         assert rows(which).tobytes() == whole[which].tobytes()

@@ -78,3 +78,10 @@ def test_other_bytes_than_the_recipe_names_are_refused(tmp_path: Path) -> None:
         Whitening.from_bytes(b"x", digest(b"x"), 20, 5)
     with pytest.raises(RecognizerError, match="cannot read"):
         Whitening.load(tmp_path / "none", digest(b"x"), 20, 5)
+
+
+def test_a_type_that_numpy_does_not_have_is_refused() -> None:
+    header = b'{"mean":{"dtype":"BF16","shape":[1],"data_offsets":[0,2]}}'
+    data = len(header).to_bytes(8, "little") + header + bytes(2)
+    with pytest.raises(RecognizerError, match="not a safetensors file of numpy's types"):
+        Whitening.from_bytes(data, digest(data), 20, 5)
