@@ -36,7 +36,7 @@ lint: install
 	@$(BIN)/mypy
 
 bench: install
-	@$(BIN)/hanse-sim bench $(ARGS)
+	@$(BIN)/hanse-sim bench gradients $(ARGS)
 
 # Takes the newest versions that pyproject.toml allows. Only packages, never the machine's own torch build tag.
 lock: .venv/installed

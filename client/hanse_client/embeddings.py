@@ -11,7 +11,7 @@ computed again: a damaged one is thrown away. Embeddings tell of photos, so nobo
 
 import logging
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -29,7 +29,7 @@ from hanse_common.vision.recipe import Recipe
 log = logging.getLogger(__name__)
 
 CHUNK = 256
-"""Photos decoded and embedded at a time: bounds memory, and is what an interruption may lose."""
+"""Photos embedded between two writes to the cache: what an interruption may lose."""
 
 FLOAT = np.dtype("<f4")
 
@@ -210,12 +210,11 @@ def embed(
     problems: dict[int, str] = {}
     for first in range(0, len(todo), CHUNK):
         chunk = todo[first : first + CHUNK]
-        images = _open(photos, chunk, problems)
-        if images:
-            opened = list(images)
-            features[opened] = extract(network, list(images.values()), recipe.preprocessing, device)
-            if network is not None:
-                cache.put(name, ((photos[index].digest, features[index]) for index in opened))
+        opened: list[int] = []
+        rows = extract(network, _open(photos, chunk, opened, problems), recipe.preprocessing, device)
+        features[opened] = rows
+        if network is not None:
+            cache.put(name, zip((photos[index].digest for index in opened), rows, strict=True))
         done += len(chunk)
         progress(done, len(photos))
     kept = np.array([index for index in range(len(photos)) if index not in problems], dtype=np.intp)
@@ -223,13 +222,14 @@ def embed(
 
 
 def _open(
-    photos: Sequence[Photo], indices: Sequence[int], problems: dict[int, str]
-) -> dict[int, Image.Image]:
-    """Return the photos that can be decoded, by index; note the others in `problems`."""
-    images = {}
+    photos: Sequence[Photo], indices: Sequence[int], opened: list[int], problems: dict[int, str]
+) -> Iterator[Image.Image]:
+    """Yield the photos that can be decoded, noting their index in `opened`; note the others in `problems`."""
     for index in indices:
         try:
-            images[index] = photos[index].open()
+            image = photos[index].open()
         except PhotoError as error:
             problems[index] = str(error)
-    return images
+        else:
+            opened.append(index)
+            yield image

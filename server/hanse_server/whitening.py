@@ -8,14 +8,12 @@ fitted.name.weights                             # the digest that the plan names
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 from hanse_common.errors import RecognizerError
-from hanse_common.vision.backbones import batch_rows, extract, raw_features
+from hanse_common.vision.backbones import extract, raw_features
 from hanse_common.vision.recipe import PublicWhitening, Recipe
 from hanse_common.vision.whitening import Whitening
 
@@ -35,18 +33,14 @@ def fit_whitening(
 ) -> FittedWhitening:
     """Return `recipe` with a whitening to `dimensions` numbers, fitted to public `images`; a projection goes.
 
-    Images are taken a batch at a time: only their features, 4·raw_dimension bytes each, stay in memory.
+    Images are taken one by one: only their features, 4·raw_dimension bytes each, stay in memory.
     `weights` is the backbone's local file, if any. Raises `RecognizerError` when the recipe has no backbone, or
     there are fewer images, or features, than dimensions.
     """
     if recipe.backbone is None:
         raise RecognizerError("The recipe has no backbone, so it has no features to whiten.")
     network = raw_features(recipe, weights=weights)
-    source, rows = iter(images), batch_rows(recipe.preprocessing)
-    parts = [np.empty((0, recipe.raw_dimension), dtype=np.float32)]
-    while batch := list(islice(source, rows)):
-        parts.append(extract(network, batch, recipe.preprocessing))
-    features = np.concatenate(parts)
+    features = extract(network, images, recipe.preprocessing)
     file = Whitening.fit(features, dimensions).to_bytes()
     name = PublicWhitening(dimensions=dimensions, weights=hashlib.sha256(file).hexdigest())
     backbone = recipe.backbone.model_copy(update={"projection": None, "whitening": name})

@@ -95,6 +95,27 @@ def new_algorithm(
     out.print(f"Wrote {path}. Its first lines say how an experiment uses it.")
 
 
+bench = commands.new_app("Benchmarks: ratios against a named peer or floor, measured in one run.")
+app.add_typer(bench, name="bench")
+
+
+@bench.callback()
+def _benchmarks() -> None:
+    """Make `bench` a group, also while it has one command."""
+
+
+@bench.command()
+def gradients(
+    quick: Annotated[bool, typer.Option("--quick", help="Repeat less: seconds, and rougher.")] = False,
+    as_json: JsonOption = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.", metavar="DEVICE")] = "cpu",
+) -> None:
+    """Exact sums of clipped gradients, beside plain training and beside Opacus' own optimizer step."""
+    from hanse_simulations.benchmarks.gradients import run as run_benchmark
+
+    _write_json(as_json, run_benchmark(quick, device))
+
+
 def _write_json(path: Path | None, figures: dict[str, Any]) -> None:
     if path is not None:
         write_atomically(path, json.dumps(figures, indent=2).encode() + b"\n")

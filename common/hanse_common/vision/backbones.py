@@ -11,7 +11,8 @@ are read without executing anything they contain (safetensors, or torch's `weigh
 
 import hashlib
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
+from itertools import islice
 from pathlib import Path
 from urllib.error import URLError
 
@@ -81,19 +82,20 @@ def batch_rows(preprocessing: Preprocessing) -> int:
 
 def extract(
     network: nn.Module | None,
-    images: Sequence[Image.Image],
+    images: Iterable[Image.Image],
     preprocessing: Preprocessing,
     device: torch.device | str = "cpu",
 ) -> NDArray[np.float32]:
     """Return what `network` makes of decoded `images`, (n, …) float32; without one, the preprocessed images.
 
-    The network always runs on the same number of rows, the last ones padded with zeros: a kernel may round a row
-    differently in a batch of another height, and a photo's embedding must not depend on its neighbours.
+    Images are taken one by one. The network always runs on the same number of rows, the last ones padded with
+    zeros: a kernel may round a row differently in a batch of another height, and a photo's embedding must not
+    depend on its neighbours.
     """
-    parts = []
-    rows = batch_rows(preprocessing)
-    for first in range(0, len(images), rows):
-        inputs = preprocess(images[first : first + rows], preprocessing).to(device)
+    source, rows, parts = iter(images), batch_rows(preprocessing), []
+    count = rows
+    while count == rows:
+        inputs = preprocess(islice(source, rows), preprocessing).to(device)
         count = len(inputs)
         if network is not None:
             padded = F.pad(inputs, (0, 0) * (inputs.ndim - 1) + (0, rows - count))

@@ -6,7 +6,7 @@
 Preprocessing is deterministic. Resizing rounds to 8 bits a channel, as Pillow does.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -19,12 +19,14 @@ from hanse_common.vision.recipe import Augmentation, Preprocessing, Recipe
 _FILTER = Image.Resampling.BICUBIC
 
 
-def preprocess(images: Sequence[Image.Image], preprocessing: Preprocessing) -> Tensor:
-    """Return `images`, of any size and of mode RGB or L, as one float32 tensor (n, c, size, size)."""
+def preprocess(images: Iterable[Image.Image], preprocessing: Preprocessing) -> Tensor:
+    """Return `images`, of any size and of mode RGB or L, as one float32 tensor (n, c, size, size).
+
+    Images are taken one by one, so that an iterator need hold no more than one large photo at a time.
+    """
     size, channels = preprocessing.size, preprocessing.channels
-    pixels = np.empty((len(images), size, size, channels), dtype=np.uint8)
-    for row, image in zip(pixels, images, strict=True):
-        row[...] = _pixels(image, preprocessing)
+    rows = [_pixels(image, preprocessing) for image in images]
+    pixels = np.stack(rows) if rows else np.empty((0, size, size, channels), dtype=np.uint8)
     scaled = torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div_(255.0)
     mean, std = _statistics(preprocessing)
     return scaled.sub_(mean).div_(std).contiguous()

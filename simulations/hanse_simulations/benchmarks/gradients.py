@@ -1,6 +1,6 @@
 """How fast exact clipped sums are, beside training without privacy and beside Opacus' own optimizer.
 
-    python -m hanse_simulations.benchmarks.gradients [--quick] [--json FILE] [--device cpu]
+    hanse-sim bench gradients [--quick] [--json FILE] [--device cpu]
 
 Three ways through the same photos, in one process and in turn, so that they share the machine's mood:
 `plain`, a forward and a backward pass without privacy; `opacus`, the same with hooks and
@@ -10,17 +10,14 @@ over the repetitions; a ratio is the median of the ratios within one repetition.
 faster than that).
 """
 
-import json
 import statistics
 import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, get_args
+from typing import get_args
 
 import torch
-import typer
 from opacus import GradSampleModule
 from opacus.optimizers import DPOptimizer
 from rich.table import Table
@@ -164,18 +161,3 @@ def _print(figures: dict[str, float], device: str) -> None:
             shown = ["" if ratio is None else f"{ratio:.2f}" for ratio in ratios]
             table.add_row(name, way, f"{figures[f'{name}_{way}_samples_per_second']:,.0f}", *shown)
     console.print(table)
-
-
-def main(
-    quick: Annotated[bool, typer.Option(help="Repeat less: seconds, and rougher.")] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-) -> None:
-    """Measure exact clipped sums against plain training and Opacus' optimizer."""
-    figures = run(quick, device)
-    if json_file is not None:
-        json_file.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    typer.run(main)
