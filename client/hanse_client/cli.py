@@ -15,6 +15,7 @@ from hanse_common import commands, wire
 from hanse_common.commands import out
 from hanse_common.config import load
 from hanse_common.errors import ConfigError, PhotoError, PlanRefused, SignatureInvalid, WireError
+from hanse_common.files import read_bounded
 from hanse_common.plan import Plan, SignedPlan
 from hanse_common.vision.photo import decode, shown
 
@@ -181,11 +182,7 @@ def _photos(count: int) -> str:
 
 def _read_plan(path: Path, operator_key: bytes) -> Plan:
     name = shown(path)
-    try:
-        with path.open("rb") as file:
-            data = file.read(wire.MAX_DOCUMENT_BYTES + 1)
-    except OSError as error:
-        raise ConfigError(f"{name}: cannot be read ({error.strerror}), expected a plan file.") from None
+    data = read_bounded(path, wire.MAX_DOCUMENT_BYTES, "a plan file", ConfigError)
     try:
         return wire.decode(SignedPlan, data).open(operator_key)
     except WireError as error:

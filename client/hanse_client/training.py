@@ -9,7 +9,9 @@ weights, a function of the noisy sums alone.
 
 Nothing observable depends on photos. After the charge nothing here raises: a photo whose gradient is not finite
 counts as zero, an empty sample is noise alone, and a step whose gradients cannot be computed at all uploads
-noise alone too. The owner finds the reason in the local log.
+noise alone too. The owner finds the reason in the local log. (Leaving out a whole step keeps ε only if no photo
+is the cause. So memory does not grow with the sample, and no sum of photos is too large for its integers.) How
+long a training takes does depend on the number of photos sampled, and is not covered by ε.
 
 References: Abadi et al. 2016, "Deep Learning with Differential Privacy", algorithm 1; McMahan et al. 2018,
 "Learning Differentially Private Recurrent Language Models" (the plan's denominator).

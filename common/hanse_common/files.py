@@ -1,8 +1,25 @@
-"""Writing files so that a crash leaves the old content or the new, never half of either."""
+"""Reading files no further than a bound, and writing them so that a crash leaves the old content or the new."""
 
 import os
 import tempfile
 from pathlib import Path
+
+from hanse_common.errors import HanseError
+
+
+def read_bounded(path: Path, max_bytes: int, expected: str, error: type[HanseError]) -> bytes:
+    """Return the content of the file `path`, which is to be `expected` ("a plan file").
+
+    Raises `error`, with a text that names the file, when it cannot be read or has more than `max_bytes` bytes.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(max_bytes + 1)
+    except OSError as fault:
+        raise error(f"{path}: cannot be read ({fault.strerror}), expected {expected}.") from None
+    if len(data) > max_bytes:
+        raise error(f"{path}: found more than {max_bytes} bytes, expected {expected}.")
+    return data
 
 
 def write_atomically(path: Path, data: bytes) -> None:

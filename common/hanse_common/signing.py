@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from hanse_common.errors import ConfigError, SignatureInvalid
+from hanse_common.files import read_bounded
 
 MAX_KEY_FILE_BYTES = 4096
 
@@ -63,11 +64,9 @@ def create_key(path: Path) -> Ed25519PrivateKey:
 
 def load_key(path: Path) -> Ed25519PrivateKey:
     """Return the private key in the file `path`. Raises `ConfigError` when there is none."""
+    data = read_bounded(path, MAX_KEY_FILE_BYTES, "a signing key", ConfigError)
     try:
-        with path.open("rb") as file:
-            key = load_pem_private_key(file.read(MAX_KEY_FILE_BYTES), None)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot read the key ({error.strerror}).") from None
+        key = load_pem_private_key(data, None)
     except (ValueError, TypeError):
         raise ConfigError(f"{path}: found no PEM private key without passphrase, expected one.") from None
     if not isinstance(key, Ed25519PrivateKey):

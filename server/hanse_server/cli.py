@@ -134,7 +134,8 @@ def _describe(plan: Plan) -> None:
         ("league", plan.league),
         ("classes", ", ".join(plan.taxonomy.classes)),
         ("trained numbers", f"{plan.dimension:,}, so an upload of {4 * plan.dimension / 1e6:.2f} MB a round"),
-        ("rounds", f"{training.rounds}{repeats} of {training.local_steps} steps, mode {training.mode}"),
+        ("rounds", f"{training.rounds}{repeats}, mode {training.mode}"),
+        ("steps a round", str(training.local_steps)),
         ("each merchant pays", f"ε = {epsilon:.3f} at δ = {plan.delta:g}, for any one photo"),
         ("noise multiplier", f"{training.noise_multiplier:.3f} at sampling rate {training.sampling_rate:g}"),
         (

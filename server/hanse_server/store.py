@@ -20,7 +20,7 @@ from safetensors.numpy import save
 
 from hanse_common import wire
 from hanse_common.errors import ConfigError, WireError
-from hanse_common.files import write_atomically
+from hanse_common.files import read_bounded, write_atomically
 from hanse_common.plan import SignedPlan
 from hanse_common.wire import Value
 
@@ -67,8 +67,7 @@ class Store:
         """Return the plan kept here, or None. Raises `ConfigError` when the file is damaged."""
         if not self._plan.exists():
             return None
-        with self._plan.open("rb") as file:
-            data = file.read(wire.MAX_DOCUMENT_BYTES + 1)
+        data = read_bounded(self._plan, wire.MAX_DOCUMENT_BYTES, "a plan", ConfigError)
         try:
             return wire.decode(SignedPlan, data)
         except WireError as error:
@@ -126,8 +125,7 @@ class Store:
         """Return an attempt number that was never used for the round `round_`, recorded before it is used."""
         attempt = 0
         if self._attempt.exists():
-            with self._attempt.open("rb") as file:
-                data = file.read(MAX_ATTEMPT_BYTES)
+            data = read_bounded(self._attempt, MAX_ATTEMPT_BYTES, "a round and attempt", ConfigError)
             try:
                 last = _Attempt.model_validate_json(data)
             except ValidationError:

@@ -3,15 +3,21 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib as mpl
+from hanse_common.errors import ConfigError
+from hanse_common.vision.metrics import ClassificationReport
+
+try:
+    import matplotlib as mpl
+except ImportError:
+    raise ConfigError(
+        "matplotlib: not installed, and hanse-sim draws with it. Install it: pip install 'hanse[simulations]'."
+    ) from None
 
 mpl.use("Agg")  # no screen is needed, and none may be there
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-
-from hanse_common.vision.metrics import ClassificationReport
 
 BLUE, GREY = "#1f5fa8", "#9aa5b1"
 DPI = 130

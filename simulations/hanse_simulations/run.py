@@ -1,6 +1,8 @@
 """Run an experiment from its YAML to its result folder, telling a person what happens.
 
-figures = run(experiment, new_folder(Path("results"), experiment.name))
+    figures = run(experiment, new_folder(Path("results"), experiment.name), cache)
+
+Both the experiments and the demo end in `train_and_write`.
 """
 
 import runpy

@@ -117,6 +117,8 @@ def seeded_members(
         epsilon=settings.privacy.epsilon,
         delta=settings.privacy.delta,
         minimum_cohort=settings.cohort.min_merchants,
+        max_rounds=settings.training.rounds + settings.training.repeats,
+        max_steps=settings.training.total_steps,
     )
     members = {}
     for name, examples in shops.items():

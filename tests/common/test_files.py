@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from hanse_common.files import write_atomically
+from hanse_common.errors import ConfigError
+from hanse_common.files import read_bounded, write_atomically
 
 
 def test_a_file_is_made_and_replaced(tmp_path: Path) -> None:
@@ -50,3 +51,13 @@ def test_a_kill_at_any_step_leaves_the_old_or_the_new(
     _, status = os.waitpid(child, 0)
     assert os.WTERMSIG(status) == signal.SIGKILL
     assert path.read_bytes() == b"old"
+
+
+def test_reading_stops_at_the_bound_and_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"12345")
+    assert read_bounded(path, 5, "five bytes", ConfigError) == b"12345"
+    with pytest.raises(ConfigError, match="a: found more than 4 bytes, expected four bytes"):
+        read_bounded(path, 4, "four bytes", ConfigError)
+    with pytest.raises(ConfigError, match=r"b: cannot be read \(No such file.*expected a thing"):
+        read_bounded(tmp_path / "b", 4, "a thing", ConfigError)

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hanse_common.errors import RecognizerError
+from hanse_common.files import read_bounded
 from hanse_common.vision import recipe as recipes
 from hanse_common.vision.efficientnet_lite import CLASSIFIER, EfficientNetLite0
 from hanse_common.vision.preprocessing import preprocess
@@ -281,13 +282,7 @@ _BUILDERS: dict[type, _Builder] = {
 
 def _read_state(path: Path, digest: str) -> dict[str, Tensor]:
     """The state dict in `path`, once its SHA-256 is known to be `digest`."""
-    try:
-        size = path.stat().st_size
-        if size > MAX_WEIGHTS_BYTES:
-            raise RecognizerError(f"{path}: found {size} bytes, expected at most {MAX_WEIGHTS_BYTES}.")
-        data = path.read_bytes()
-    except OSError as error:
-        raise RecognizerError(f"{path}: cannot read the backbone's weights ({error.strerror}).") from None
+    data = read_bounded(path, MAX_WEIGHTS_BYTES, "the backbone's weights", RecognizerError)
     found = hashlib.sha256(data).hexdigest()
     if found != digest:
         raise RecognizerError(

@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from hanse_common.errors import RecognizerError
-from hanse_common.files import write_atomically
+from hanse_common.files import read_bounded, write_atomically
 from hanse_common.vision.backbones import Embedding, extract, load_backbone, load_whitening
 from hanse_common.vision.model import build, load_vector, to_vector
 from hanse_common.vision.recipe import Digest, Recipe
@@ -244,13 +244,4 @@ def _read_card(path: Path, digest: bytes | None) -> Card:
 
 
 def _read(path: Path, max_bytes: int) -> bytes:
-    try:
-        if not path.is_file():
-            raise RecognizerError(f"{path}: no such file, expected a recognizer's folder with it.")
-        with path.open("rb") as file:
-            data = file.read(max_bytes + 1)
-    except OSError as error:
-        raise RecognizerError(f"{path}: cannot be read ({error.strerror}).") from None
-    if len(data) > max_bytes:
-        raise RecognizerError(f"{path}: found more than {max_bytes} bytes, which no such recognizer needs.")
-    return data
+    return read_bounded(path, max_bytes, "a file of a recognizer's folder", RecognizerError)

@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from hanse_common.errors import RecognizerError
+from hanse_common.files import read_bounded
 
 MAX_BYTES = 1 << 30
 """Bound of a whitening's file."""
@@ -87,11 +88,5 @@ class Whitening:
     @classmethod
     def load(cls, path: Path, digest: str, raw: int, dimensions: int) -> Self:
         """Return the whitening in the file `path`. Raises `RecognizerError` as `from_bytes` does."""
-        try:
-            with path.open("rb") as file:
-                data = file.read(MAX_BYTES + 1)
-        except OSError as error:
-            raise RecognizerError(f"{path}: cannot read the whitening ({error.strerror}).") from None
-        if len(data) > MAX_BYTES:
-            raise RecognizerError(f"{path}: found more than {MAX_BYTES} bytes, which no whitening needs.")
+        data = read_bounded(path, MAX_BYTES, "a whitening", RecognizerError)
         return cls.from_bytes(data, digest, raw, dimensions)

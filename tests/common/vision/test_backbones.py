@@ -196,7 +196,7 @@ def test_files_that_are_no_weights(tmp_path: Path, data: bytes) -> None:
 def test_missing_file(tmp_path: Path, resnet_state: dict[str, torch.Tensor]) -> None:
     path = tmp_path / "weights.safetensors"
     path.write_bytes(safetensors.torch.save(resnet_state))
-    with pytest.raises(RecognizerError, match="cannot read the backbone's weights"):
+    with pytest.raises(RecognizerError, match="expected the backbone's weights"):
         load_backbone(resnet(path), weights=tmp_path / "other")
 
 
@@ -331,7 +331,7 @@ def test_a_whitening_that_is_missing_or_another_is_refused(tmp_path: Path) -> No
     made, path = whitened(tmp_path)
     with pytest.raises(RecognizerError, match="name that file"):
         load_backbone(made)
-    with pytest.raises(RecognizerError, match="cannot read"):
+    with pytest.raises(RecognizerError, match="cannot be read"):
         load_backbone(made, whitening=tmp_path / "nowhere")
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     with pytest.raises(RecognizerError, match="SHA-256"):

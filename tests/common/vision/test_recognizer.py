@@ -204,8 +204,8 @@ def _other_size(card: dict[str, Any]) -> None:
 
 F32 = np.float32
 DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
-    "no model": (lambda folder: (folder / MODEL_FILE).unlink(), "no such file"),
-    "no card": (lambda folder: (folder / CARD_FILE).unlink(), "no such file"),
+    "no model": (lambda folder: (folder / MODEL_FILE).unlink(), "No such file"),
+    "no card": (lambda folder: (folder / CARD_FILE).unlink(), "No such file"),
     "model's last bit": (_flip(MODEL_FILE, -1), "do not belong together"),
     "model's header": (_flip(MODEL_FILE, 12), "do not belong together"),
     "model cut": (
@@ -281,7 +281,7 @@ def test_a_digest_from_elsewhere_covers_every_claim(tmp_path: Path) -> None:
 
 
 def test_a_missing_folder(tmp_path: Path) -> None:
-    with pytest.raises(RecognizerError, match="no such file"):
+    with pytest.raises(RecognizerError, match="No such file"):
         Recognizer.load(tmp_path / "nowhere")
 
 
@@ -328,12 +328,12 @@ def test_a_tampered_whitening_is_noticed_at_once(whitened: Recognizer, tmp_path:
 def test_a_missing_whitening_is_noticed_at_once(whitened: Recognizer, tmp_path: Path) -> None:
     whitened.save(tmp_path)
     (tmp_path / WHITENING_FILE).unlink()
-    with pytest.raises(RecognizerError, match="cannot read the whitening"):
+    with pytest.raises(RecognizerError, match="expected a whitening"):
         Recognizer.load(tmp_path)
 
 
 def test_nothing_is_saved_without_the_whitening(whitened: Recognizer, tmp_path: Path) -> None:
     (tmp_path / "from-the-operator.safetensors").unlink()
-    with pytest.raises(RecognizerError, match="cannot read the whitening"):
+    with pytest.raises(RecognizerError, match="expected a whitening"):
         whitened.save(tmp_path / "saved")
     assert not (tmp_path / "saved").exists()

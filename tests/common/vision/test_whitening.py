@@ -76,7 +76,7 @@ def test_other_bytes_than_the_recipe_names_are_refused(tmp_path: Path) -> None:
         Whitening.from_bytes(b"x", digest(b"y"), 20, 5)
     with pytest.raises(RecognizerError, match="not a safetensors"):
         Whitening.from_bytes(b"x", digest(b"x"), 20, 5)
-    with pytest.raises(RecognizerError, match="cannot read"):
+    with pytest.raises(RecognizerError, match="cannot be read"):
         Whitening.load(tmp_path / "none", digest(b"x"), 20, 5)
 
 
