@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from hanse_client.charges import Budget, Charge
+from hanse_client.charges import Charge
 from hanse_client.config import ClientConfig
 from hanse_client.ledger import Ledger
 from hanse_common import commands, wire
@@ -93,13 +93,24 @@ def explain(
 
 
 @app.command()
-def ledger(config: ConfigOption = DEFAULT_CONFIG) -> None:
+def ledger(
+    config: ConfigOption = DEFAULT_CONFIG,
+    entries: Annotated[bool, typer.Option("--entries", help="Also list every entry, oldest first.")] = False,
+) -> None:
     """Show what your photos have paid: ε and δ of each plan, and how much of your budget that is."""
     settings = load(ClientConfig, config)
     if not settings.ledger_path.exists():
         _say(f"{shown(settings.ledger_path)}: no ledger yet. Nothing was ever charged from here.")
         return
     kept = _open_ledger(settings)
+    if entries:
+        for event in kept.events():
+            charge = event.charge
+            _say(
+                f"{event.number:6}  {event.time}  plan {charge.plan_digest.hex()[:16]}  round {charge.round + 1}, "
+                f"attempt {charge.attempt + 1}, {charge.mechanism.steps} steps"
+            )
+        _say("")
     spent = kept.spent()
     table = Table("plan", "rounds", "steps", "ε", "δ", box=None, pad_edge=False)
     for column in table.columns[1:]:
@@ -195,7 +206,7 @@ def _read_plan(path: Path, operator_key: bytes) -> Plan:
 
 
 def _open_ledger(settings: ClientConfig) -> Ledger:
-    return Ledger(settings.ledger_path, Budget(settings.policy.epsilon, settings.policy.delta))
+    return Ledger(settings.ledger_path, settings.policy.budget)
 
 
 def _require_budget(settings: ClientConfig, plan: Plan) -> None:

@@ -18,6 +18,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from hanse_client.charges import Budget
 from hanse_common.config import Section
 from hanse_common.errors import PlanRefused
 from hanse_common.plan import Name, Plan
@@ -56,6 +57,11 @@ class Policy(Section):
     max_rounds: Annotated[int, Field(ge=1, le=100_000)] = 1000
     max_steps: Annotated[int, Field(ge=1, le=STEPS_MAX)] = 20_000
 
+    @property
+    def budget(self) -> Budget:
+        """The ledger's budget."""
+        return Budget(self.epsilon, self.delta)
+
     def check(self, plan: Plan, taxonomy: Taxonomy) -> None:
         """Return if the policy allows `plan` in a shop that uses `taxonomy`.
 
@@ -85,7 +91,7 @@ class Policy(Section):
 
     def _explain_cost(self, plan: Plan) -> Iterator[str]:
         try:
-            epsilon = plan_epsilon(plan)
+            epsilon = plan.epsilon()
         except ValueError:
             epsilon = math.inf
         if math.isinf(epsilon):
@@ -135,7 +141,7 @@ class Policy(Section):
         except ValueError as error:
             yield f"update_bound: updates of this plan cannot be added up. {error}"
         try:
-            epsilon = plan_epsilon(plan)
+            epsilon = plan.epsilon()
         except ValueError as error:
             yield f"noise: no ε can be computed for this plan. {error}"
             return
@@ -167,14 +173,6 @@ def _explain_work(plan: Plan) -> Iterator[str]:
         "noise that hides your photos is added to them before they leave."
     )
     yield f"A round counts when at least {plan.cohort.min_merchants} merchants take part."
-
-
-def plan_epsilon(plan: Plan) -> float:
-    """Return the ε of all of `plan`'s steps at its δ; may be infinite.
-
-    Raises `ValueError` when the mechanism's arithmetic does not allow the plan's numbers.
-    """
-    return plan.mechanism(plan.training.total_steps).epsilon(plan.delta)
 
 
 def posterior_bound(epsilon: float, prior: float) -> float:

@@ -1,8 +1,11 @@
 """One merchant's shop, from its configuration: catalog, embeddings, ledger, and the participant over them.
 
-shop = Shop(config)
-catalog = shop.catalog()
-participant = shop.participant(recipe, shop.examples(catalog, recipe))
+    shop = Shop(config)
+    catalog = shop.catalog()
+    examples, problems = shop.examples(catalog, recipe)
+    participant = shop.participant(recipe, examples, print)
+
+Nothing here talks to a network.
 """
 
 import os
@@ -11,7 +14,6 @@ from collections.abc import Callable
 import numpy as np
 
 from hanse_client.catalog import Catalog
-from hanse_client.charges import Budget
 from hanse_client.config import ClientConfig
 from hanse_client.embeddings import EmbeddingCache, Progress, embed
 from hanse_client.ledger import Ledger
@@ -76,8 +78,7 @@ class Shop:
 
     def ledger(self) -> Ledger:
         """Return the ledger, made when missing. Raises `LedgerError`."""
-        policy = self.config.policy
-        return Ledger(self.config.ledger_path, Budget(policy.epsilon, policy.delta))
+        return Ledger(self.config.ledger_path, self.config.policy.budget)
 
     def participant(
         self,

@@ -6,6 +6,9 @@ from pathlib import Path
 
 from hanse_common.errors import HanseError
 
+PUBLIC = 0o644
+"""Mode of files that are made to be handed out."""
+
 
 def read_bounded(path: Path, max_bytes: int, expected: str, error: type[HanseError]) -> bytes:
     """Return the content of the file `path`, which is to be `expected` ("a plan file").
@@ -22,8 +25,10 @@ def read_bounded(path: Path, max_bytes: int, expected: str, error: type[HanseErr
     return data
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
     """Replace the file `path` by `data`: temporary file beside it, fsync, rename, fsync of the folder.
+
+    The file's `mode` lets nobody else read it unless told otherwise.
 
     Raises `OSError` as the file system does; the old content is then still there.
     """
@@ -31,6 +36,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
+            os.fchmod(file.fileno(), mode)
             file.flush()
             os.fsync(file.fileno())
         Path(temporary).replace(path)

@@ -1,27 +1,13 @@
 """The seam behind which client updates become one sum."""
 
-from typing import Protocol
-
 import numpy as np
 from numpy.typing import NDArray
 
 from hanse_common.secagg import ring
 
 
-class Aggregator(Protocol):
-    """Adds uploads as they arrive, in O(d) memory, and releases one sum."""
-
-    def add(self, upload: bytes) -> None:
-        """Add one upload. Raises `ValueError` when its length is wrong; the sum is then unchanged."""
-        ...
-
-    def total(self) -> NDArray[np.uint32]:
-        """Return the sum of the uploads mod 2³², shape (d,)."""
-        ...
-
-
 class PlainAggregator:
-    """Sums uploads that are not masked: whoever runs this process can read each of them.
+    """Sums uploads as they arrive, in O(d) memory. They are not masked: whoever runs this process can read them.
 
     What a merchant uploads in mode `local` is differentially private by itself, so this hides nothing beyond
     the stated ε; secure aggregation is to take this place.

@@ -4,6 +4,8 @@ Each round's model carries fresh noise; their mean carries less, at no cost in p
 References: Polyak, Juditsky 1992, "Acceleration of Stochastic Approximation by Averaging".
 """
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,7 +17,7 @@ class TailAverage:
     """
 
     def __init__(self, rounds: int, fraction: float, dimension: int) -> None:
-        self._first = min(int(rounds * (1 - fraction)), rounds - 1)
+        self._first = rounds - math.ceil(rounds * fraction - 1e-9)  # 10 · 0.9 is a little more than 9
         self.total = np.zeros(dimension)
         self.count = 0
 

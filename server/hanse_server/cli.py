@@ -12,7 +12,7 @@ from hanse_common import commands, signing, wire
 from hanse_common.commands import out
 from hanse_common.config import load
 from hanse_common.errors import CatalogError, ConfigError, PhotoError
-from hanse_common.files import write_atomically
+from hanse_common.files import PUBLIC, write_atomically
 from hanse_common.plan import Plan, SignedPlan
 from hanse_common.vision import photo
 from hanse_server.config import ServerConfig, make_plan
@@ -58,7 +58,7 @@ def sign(
     create(settings.optimization.optimizer)
     key = signing.load_key(settings.signing_key)
     plan = make_plan(settings.plan, os.urandom(16))
-    write_atomically(plan_file, wire.encode(SignedPlan.sign(plan, key)))
+    write_atomically(plan_file, wire.encode(SignedPlan.sign(plan, key)), PUBLIC)
     _describe(plan)
     out.print(f"Signed as {plan.digest.hex()[:16]} in {plan_file}.")
 
@@ -90,7 +90,7 @@ def fit_whitening(
     taken = paths[:: -(-len(paths) // limit)]
     with out.status(f"looking at {len(taken)} photos"):
         fitted = fit(recipe, _decoded(taken), dimensions, weights)
-    write_atomically(whitening_file, fitted.file)
+    write_atomically(whitening_file, fitted.file, PUBLIC)
     out.print(
         f"Wrote {whitening_file}, fitted to {fitted.photos} of {len(paths)} files. Give it to every merchant."
     )
@@ -128,7 +128,7 @@ def _require_new(path: Path) -> None:
 
 def _describe(plan: Plan) -> None:
     training = plan.training
-    epsilon = plan.mechanism(training.total_steps).epsilon(plan.delta)
+    epsilon = plan.epsilon()
     repeats = f" (and up to {training.repeats} repeated)" if training.repeats else ""
     lines = (
         ("league", plan.league),

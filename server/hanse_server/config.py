@@ -10,6 +10,7 @@ from pydantic import Field
 
 from hanse_common.config import ConfigPath, Section
 from hanse_common.plan import Cohort, LocalSchedule, LocalTraining, Name, Plan, Positive
+from hanse_common.privacy.accounting import EPSILON_MAX
 from hanse_common.privacy.calibration import noise_multiplier
 from hanse_common.vision.recipe import Recipe
 from hanse_common.vision.taxonomy import Taxonomy
@@ -18,7 +19,7 @@ from hanse_common.vision.taxonomy import Taxonomy
 class PrivacyTarget(Section):
     """What a merchant that takes part in every step spends: ε at δ, for any one photo."""
 
-    epsilon: Annotated[float, Field(gt=0, le=100)]
+    epsilon: Annotated[float, Field(gt=0, le=EPSILON_MAX)]
     delta: Annotated[float, Field(gt=0, lt=1e-3)] = 1e-5
 
 
@@ -46,7 +47,6 @@ class ServerConfig(Section):
     """The whole file."""
 
     signing_key: ConfigPath
-    storage: ConfigPath
     plan: PlanSettings
     optimization: Optimization = Optimization()
 

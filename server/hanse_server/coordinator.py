@@ -1,6 +1,6 @@
 """One round, from the invitation to the sum. Read `run_round` from top to bottom.
 
-    outcome = run_round(transport, signed_plan, plan, Work(round=0, attempt=0), model)
+    outcome = run_round(transport, signed_plan, plan, round_, attempt, model)
     model = optimizer.step(model, outcome.update)
 
 The coordinator knows neither Flower nor files: it speaks through `Transport.exchange` and returns what

@@ -1,6 +1,8 @@
 """A whole training: rounds in order, each checkpointed, up to the published model.
 
-    model = train(transport, signed_plan, plan, optimizer, settings, store, initial, on_round=print)
+    model = train(
+        transport, signed_plan, plan, optimizer, store, initial, attempts=3, tail_average=0.2, on_round=print
+    )
 
 Stopped anywhere, a second call with the same store goes on where the last finished round left off.
 """
@@ -21,21 +23,7 @@ from hanse_server.transport import Transport
 
 
 @dataclass(frozen=True)
-class Persistence:
-    """How stubborn a training is: `attempts` tries a round; the last `tail` of the rounds is averaged."""
-
-    attempts: int = 3
-    tail: float = 0.2
-
-    def __post_init__(self) -> None:
-        if self.attempts < 1:
-            raise ValueError(f"Expected at least 1 attempt, found {self.attempts}.")
-        if not 0 <= self.tail <= 1:
-            raise ValueError(f"Expected a tail from 0 to 1, found {self.tail}.")
-
-
-@dataclass(frozen=True)
-class Progress:
+class RoundReport:
     """What is known after a round: its number from 0, its outcome, and the model to publish, shape (d,)."""
 
     round: int
@@ -48,18 +36,22 @@ def train(
     signed_plan: SignedPlan,
     plan: Plan,
     optimizer: ServerOptimizer,  # type: ignore[type-arg]
-    persistence: Persistence,
     store: Store,
     initial: NDArray[np.float32],
-    on_round: Callable[[Progress], None] = lambda progress: None,
+    *,
+    attempts: int,
+    tail_average: float,
+    on_round: Callable[[RoundReport], None] = lambda report: None,
 ) -> NDArray[np.float32]:
     """Run the plan's rounds that are not done yet and return the published model, shape (d,), float32.
+
+    A round is tried `attempts` times at most; the models of the last `tail_average` of the rounds are averaged.
 
     Raises `RoundFailed` when a round fails in all its attempts; the checkpoint of the round before stays.
     """
     store.save_plan(signed_plan)
     rounds = plan.training.rounds
-    average = TailAverage(rounds, persistence.tail, plan.dimension)
+    average = TailAverage(rounds, tail_average, plan.dimension)
     model = initial.astype(np.float64)
     done = 0
     checkpoint = store.load(plan.digest, plan.dimension)
@@ -69,7 +61,7 @@ def train(
         average.total, average.count = checkpoint.average_total, checkpoint.average_count
 
     for round_ in range(done, rounds):
-        outcome = _stubborn_round(transport, signed_plan, plan, round_, model, persistence, store)
+        outcome = _stubborn_round(transport, signed_plan, plan, round_, model, attempts, store)
         model = optimizer.step(model, outcome.update)
         average.add(round_, model)
         store.save(
@@ -82,7 +74,7 @@ def train(
                 average_count=average.count,
             )
         )
-        on_round(Progress(round_, outcome, average.value(model).astype(np.float32)))
+        on_round(RoundReport(round_, outcome, average.value(model).astype(np.float32)))
     return average.value(model).astype(np.float32)
 
 
@@ -92,11 +84,11 @@ def _stubborn_round(
     plan: Plan,
     round_: int,
     model: NDArray[np.float64],
-    persistence: Persistence,
+    attempts: int,
     store: Store,
 ) -> RoundOutcome:
     failures = []
-    for _ in range(persistence.attempts):
+    for _ in range(attempts):
         attempt = store.next_attempt(round_)
         try:
             return run_round(transport, signed_plan, plan, round_, attempt, model.astype(np.float32))

@@ -47,7 +47,7 @@ class Whiten(Section):
     Those photos are then left out of the evaluation.
     """
 
-    dimensions: Annotated[int, Field(ge=1, le=4096)]
+    dimensions: Annotated[int, Field(ge=1, le=1 << 14)]
     photos: Annotated[int, Field(ge=10, le=9_000)] = 5000
 
 

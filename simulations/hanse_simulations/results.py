@@ -7,11 +7,11 @@ results/smoke/run-001/
   learning-curve.png  confusion.png  roc.png
   recognizer/         load it with `hanse-client classify --recognizer`
   merchants/NAME/ledger.sqlite
-  server/             checkpoint
+  whitening.safetensors   where the experiment fits one
+  server/             signed plan, checkpoint, attempts
 """
 
 import csv
-import hashlib
 import io
 import json
 from datetime import UTC, datetime
@@ -126,7 +126,7 @@ def write(
         "rounds": curve.rounds,
         "accuracies": curve.accuracies,
         "plan_digest": league.plan.digest.hex(),
-        "model_digest": hashlib.sha256(messages.model_to_bytes(model)).hexdigest(),
+        "vector_digest": messages.model_digest(messages.model_to_bytes(model)).hex(),
         "report": report.to_json(),
         "seconds": seconds,
     }

@@ -19,7 +19,7 @@ from hanse_client.training import Examples, resolve_device
 from hanse_common.errors import ConfigError
 from hanse_common.vision.recognizer import WHITENING_FILE
 from hanse_server.evaluation import Evaluator
-from hanse_server.league import Progress
+from hanse_server.league import RoundReport
 from hanse_server.optimizers import create
 from hanse_simulations import results
 from hanse_simulations.console import bar, console
@@ -81,10 +81,10 @@ def train_and_write(
     curve = results.Curve(folder / results.METRICS_FILE)
     with bar("rounds", plan.training.rounds, tenths=True) as shown:
 
-        def on_round(progress: Progress) -> None:
-            number, merchants = progress.round + 1, len(progress.outcome.uploaded)
+        def on_round(done: RoundReport) -> None:
+            number, merchants = done.round + 1, len(done.outcome.uploaded)
             if number % experiment.evaluate_every == 0 or number == plan.training.rounds:
-                curve.add(number, merchants, evaluator.accuracy(progress.published))
+                curve.add(number, merchants, evaluator.accuracy(done.published))
             text = f"{merchants} merchants"
             if curve.accuracies:
                 text += f", accuracy {100 * curve.accuracies[-1]:.1f} %"

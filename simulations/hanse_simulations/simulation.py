@@ -1,6 +1,6 @@
 """A league in one process: the server's own training loop and the merchants' own participants.
 
-    league = League.assemble(experiment, seeded_members(experiment, shops, folder), folder)
+    league = League.assemble(experiment, seeded_members(experiment, shops, folder, tell), folder)
     model = league.train(on_round=print)
 
 Everything but the transport is the product's code: plans are signed and judged, ledgers are real SQLite files
@@ -22,7 +22,6 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
-from hanse_client.charges import Budget
 from hanse_client.ledger import Ledger
 from hanse_client.participant import Participant
 from hanse_client.policy import Policy
@@ -32,7 +31,7 @@ from hanse_common.messages import Invitation, Start
 from hanse_common.plan import Plan, SignedPlan
 from hanse_common.vision import model as models
 from hanse_server.config import make_plan
-from hanse_server.league import Persistence, Progress, train
+from hanse_server.league import RoundReport, train
 from hanse_server.optimizers import create
 from hanse_server.store import Store
 from hanse_simulations.experiment import Experiment
@@ -80,7 +79,7 @@ class League:
             store=Store(folder / "server"),
         )
 
-    def train(self, on_round: Callable[[Progress], None] = lambda progress: None) -> NDArray[np.float32]:
+    def train(self, on_round: Callable[[RoundReport], None] = lambda report: None) -> NDArray[np.float32]:
         """Run all rounds, or those that are left, and return the published model, shape (d,), float32."""
         optimization = self.experiment.optimization
         initial = models.initial_vector(
@@ -93,9 +92,10 @@ class League:
             signed_plan=self.signed_plan,
             plan=self.plan,
             optimizer=create(optimization.optimizer),
-            persistence=Persistence(optimization.attempts, optimization.tail_average),
             store=self.store,
             initial=initial,
+            attempts=optimization.attempts,
+            tail_average=optimization.tail_average,
             on_round=on_round,
         )
 
@@ -122,7 +122,7 @@ def seeded_members(
     )
     members = {}
     for name, examples in shops.items():
-        ledger = Ledger(folder / "merchants" / name / "ledger.sqlite", Budget(policy.epsilon, policy.delta))
+        ledger = Ledger(folder / "merchants" / name / "ledger.sqlite", policy.budget)
         randomness = RoundRandomness(experiment.seed, f"merchant {name}")
         participant = Participant(
             operator_key=signing.public_bytes(operator_key(experiment)),

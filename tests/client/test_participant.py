@@ -463,3 +463,10 @@ def test_the_product_trains_with_the_operating_systems_randomness(
         for i in range(2)
     }
     assert len(uploads) == 2
+
+
+def test_a_refused_invitation_ends_the_round_joined_before(shop: Shop, make_plan: MakePlan) -> None:
+    plan = make_plan()
+    assert isinstance(shop.ask(invite(plan)), Joined)
+    assert shop.ask(invite(plan, round_=4)).code == DeclineCode.UNEXPECTED
+    assert shop.ask(start(plan)).code == DeclineCode.UNEXPECTED

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from hanse_client.policy import Policy, plan_epsilon, posterior_bound
+from hanse_client.policy import Policy, posterior_bound
 from hanse_common.config import load
 from hanse_common.errors import ConfigError, PlanRefused
 from hanse_common.plan import Cohort, LocalTraining, Plan
@@ -107,7 +107,7 @@ def test_all_reasons_are_given_at_once():
 
 
 def test_limits_are_inclusive():
-    epsilon = plan_epsilon(plan())
+    epsilon = plan().epsilon()
     Policy(league="textiles", epsilon=epsilon, delta=1e-5, minimum_cohort=3, max_rounds=10).check(
         plan(), TAXONOMY
     )
@@ -120,7 +120,7 @@ def test_limits_are_inclusive():
 def test_epsilon_is_that_of_all_steps_by_dp_accounting(repeats):
     one_step = privacy_loss_distribution.from_gaussian_mechanism(4.0, sampling_prob=0.1)
     expected = one_step.self_compose((10 + repeats) * 4).get_epsilon_for_delta(1e-5)
-    assert plan_epsilon(plan(training=training(repeats=repeats))) == pytest.approx(expected, rel=2e-3)
+    assert plan(training=training(repeats=repeats)).epsilon() == pytest.approx(expected, rel=2e-3)
 
 
 def test_the_bound_on_a_suspicion_is_bayes_rule():
@@ -155,7 +155,7 @@ def test_what_an_owner_reads_is_never_less_than_what_it_costs(noise):
     text = "\n".join(POLICY.explain(asked))
     shown_epsilon = float(re.search(r"costs each photo ε = (\S+) at", text)[1])
     shown_percent = float(re.search(r"to at most (\S+) %", text)[1])
-    epsilon = plan_epsilon(asked)
+    epsilon = asked.epsilon()
     assert epsilon <= shown_epsilon * (1 + 1e-9) and shown_epsilon <= 1.02 * epsilon
     percent = 100 * posterior_bound(epsilon, 0.01)
     assert percent <= shown_percent * (1 + 1e-9) and shown_percent <= 1.11 * percent

@@ -401,3 +401,14 @@ def test_a_net_learns_on_cuda(make_plan: MakePlan) -> None:
     for round_ in range(3):
         vector = (vector + one.update(plan, round_, vector)).astype(np.float32)
     assert loss_of(CNN, vector, inputs, labels) < 0.7 * loss_of(CNN, start, inputs, labels)
+
+
+def test_a_sample_is_summed_alike_in_small_parts_and_in_large(
+    make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = make_plan({"sampling_rate": 1.0})
+    inputs, labels = arrays()
+    start = start_at(plan)
+    whole = trainer(plan, inputs, labels).update(plan, 0, start)
+    monkeypatch.setattr("hanse_client.training.CHUNK", 16)
+    assert np.array_equal(trainer(plan, inputs, labels).update(plan, 0, start), whole)

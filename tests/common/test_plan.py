@@ -9,8 +9,9 @@ from pydantic import ValidationError
 
 from hanse_common import messages, signing, wire
 from hanse_common.errors import SignatureInvalid, WireError
-from hanse_common.messages import DeclineCode, Declined, Invitation, Upload
+from hanse_common.messages import DeclineCode, Declined, Invitation, Start, Upload
 from hanse_common.plan import Cohort, Plan, SignedPlan
+from hanse_common.secagg.ring import Ring
 
 MakePlan = Callable[..., Plan]
 
@@ -113,3 +114,24 @@ def test_models_are_finite_and_of_the_right_length() -> None:
         broken = messages.model_to_bytes(np.array([0.0, bad], dtype=np.float32))
         with pytest.raises(WireError, match="not finite"):
             messages.model_from_bytes(broken, 2)
+
+
+def test_bounds_of_plan_cohort_and_start_hold(make_plan: MakePlan) -> None:
+    for impossible in (
+        lambda: make_plan({"rounds": 100_000, "local_steps": 11}),  # over a million steps
+        lambda: make_plan(delta=1e-2),
+        lambda: Cohort(min_merchants=1, max_merchants=5),
+        lambda: Start(plan_digest=bytes(32), round=0, attempt=0, cohort_size=0),
+        lambda: Start(plan_digest=bytes(32), round=0, attempt=0, cohort_size=301),
+    ):
+        with pytest.raises(ValidationError):
+            impossible()
+
+
+def test_the_ring_has_room_for_the_largest_cohort(make_plan: MakePlan) -> None:
+    plan = make_plan(cohort=Cohort(min_merchants=2, max_merchants=5), update_bound=8.0)
+    assert plan.ring == Ring(8.0, 5)
+
+
+def test_a_model_on_the_wire_is_little_endian() -> None:
+    assert messages.model_to_bytes(np.array([1.0], dtype=np.float32)) == b"\x00\x00\x80\x3f"

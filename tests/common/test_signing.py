@@ -67,3 +67,8 @@ def test_other_files_are_refused_by_name(tmp_path: Path) -> None:
     other.write_bytes(elliptic.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     with pytest.raises(ConfigError, match="Ed25519"):
         signing.load_key(other)
+
+
+def test_what_is_signed_is_the_domain_a_nul_and_the_bytes() -> None:
+    key = Ed25519PrivateKey.from_private_bytes(SECRET)
+    key.public_key().verify(signing.sign(key, "plan", b"data"), b"hanse plan\0data")

@@ -154,3 +154,19 @@ def test_a_small_bomb_of_many_small_items_is_refused_unbuilt(item: bytes) -> Non
     count = 1_000_000
     with pytest.raises(WireError, match="not MessagePack"):
         wire.decode(Letter, b"\xdd" + count.to_bytes(4, "big") + item * count, 1 << 28)
+
+
+def test_a_kind_that_is_no_number_is_refused_without_being_looked_up() -> None:
+    with pytest.raises(WireError, match="kind"):
+        wire.decode(Letter, raw(kind={}))
+
+
+def test_a_map_of_too_many_entries_is_refused_unbuilt() -> None:
+    entries = b"".join(msgpack.packb(str(i)) + b"\x80" for i in range(wire.MAX_ITEMS + 1))
+    with pytest.raises(WireError, match="not MessagePack"):
+        wire.decode(Letter, b"\xdf" + (wire.MAX_ITEMS + 1).to_bytes(4, "big") + entries)
+
+
+def test_a_message_of_just_the_bound_is_taken() -> None:
+    data = wire.encode(Letter(count=1))
+    assert wire.decode(Letter, data, max_bytes=len(data)) == Letter(count=1)

@@ -22,7 +22,6 @@ from hanse_server.config import ServerConfig
 
 CONFIG = {
     "signing_key": "operator.key",
-    "storage": "state",
     "plan": {
         "league": "shoes",
         "taxonomy": {"classes": ["Boot", "Sandal"]},
@@ -124,11 +123,11 @@ def test_check_refuses_an_optimizer_that_is_none(server, folder: Path) -> None:
 
 
 def test_check_lists_every_fault_with_its_line(server, folder: Path) -> None:
-    (folder / "hanse-server.yaml").write_text("signing_key: k\nplan: {league: A}\nnonsense: 1\n")
+    (folder / "hanse-server.yaml").write_text("plan: {league: A}\nnonsense: 1\n")
     code, _, err = server("check")
     assert code == ConfigError.exit_code
     assert all(line.startswith("error: hanse-server.yaml:") for line in err.splitlines())
-    for key in ("storage", "plan.league", "plan.taxonomy", "nonsense"):
+    for key in ("signing_key", "plan.league", "plan.taxonomy", "nonsense"):
         assert key in err
 
 

@@ -84,13 +84,13 @@ def test_a_default_is_what_the_sample_says(sample: Path) -> None:
 
 def test_all_faults_are_listed(sample: Path, tmp_path: Path) -> None:
     text = sample.read_text(encoding="utf-8")
-    text = text.replace("    rounds: 40", "    rounds: many").replace("storage:", "storag:")
+    text = text.replace("    rounds: 40", "    rounds: many").replace("signing_key:", "signing_ky:")
     text = text.replace("    epsilon: 3", "    epsilon: -3")
     path = tmp_path / "bad.yaml"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError) as found:
         load(ServerConfig, path)
-    for words in ("plan.training.rounds", "'many'", "storag", "missing", "plan.privacy.epsilon"):
+    for words in ("plan.training.rounds", "'many'", "signing_ky", "missing", "plan.privacy.epsilon"):
         assert words in str(found.value)
 
 

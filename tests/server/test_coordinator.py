@@ -155,3 +155,48 @@ def test_no_more_than_the_plans_maximum_is_invited(make_plan: MakePlan) -> None:
     plan = make_plan(cohort=Cohort(min_merchants=2, max_merchants=3))
     transport = Merchants({name: honest(plan, 1.0) for name in "abcdef"})
     assert len(go(plan, transport).uploaded) == 3
+
+
+def test_start_tells_how_many_joined(make_plan: MakePlan) -> None:
+    """The merchants' own minimum rests on this number."""
+    plan, sizes = make_plan(), []
+
+    def curious(data: bytes) -> bytes | None:
+        message = wire.decode_any((Invitation, Start), data, messages.MAX_MESSAGE_BYTES)
+        if isinstance(message, Start):
+            sizes.append(message.cohort_size)
+        return honest(plan, 1.0)(data)
+
+    go(plan, Merchants({"a": curious, "b": curious, "silent": lambda data: None}))
+    assert sizes == [2, 2]
+
+
+def test_oversized_answers_are_refused_unparsed(make_plan: MakePlan) -> None:
+    plan = make_plan()
+    upload = joins_then(lambda start: bytes(4 * plan.dimension + wire.MAX_DOCUMENT_BYTES + 1))
+    transport = Merchants(
+        {
+            "a": honest(plan, 1.0),
+            "b": honest(plan, 1.0),
+            "big join": lambda data: bytes(wire.MAX_DOCUMENT_BYTES + 1),
+            "big upload": upload,
+        }
+    )
+    outcome = go(plan, transport)
+    assert set(outcome.blamed) == {"big join", "big upload"}
+    assert all("expected at most" in reason for reason in outcome.blamed.values())
+
+
+def test_each_trip_has_its_own_deadline_and_names_come_sorted(make_plan: MakePlan) -> None:
+    plan, deadlines = make_plan(), []
+
+    class Reversed(Merchants):
+        def exchange(
+            self, kind: str, payloads: Mapping[str, bytes], deadline: float
+        ) -> Iterator[tuple[str, bytes]]:
+            deadlines.append(deadline)
+            yield from reversed(list(super().exchange(kind, payloads, deadline)))
+
+    outcome = go(plan, Reversed({"a": honest(plan, 1.0), "b": honest(plan, 1.0)}))
+    assert deadlines == [plan.cohort.join_deadline, plan.cohort.upload_deadline]
+    assert outcome.uploaded == ("a", "b")

@@ -12,7 +12,7 @@ from hanse_common.errors import ConfigError, RoundFailed
 from hanse_common.messages import Invitation, Joined, Start, Upload
 from hanse_common.plan import Plan, SignedPlan
 from hanse_common.secagg import ring
-from hanse_server.league import Persistence, Progress, train
+from hanse_server.league import RoundReport, train
 from hanse_server.optimizers import create
 from hanse_server.store import Store
 
@@ -59,7 +59,7 @@ def go(
     stop_after: int | None = None,
     key: Ed25519PrivateKey | None = None,
 ) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
-    def on_round(progress: Progress) -> None:
+    def on_round(progress: RoundReport) -> None:
         if progress.round == stop_after:
             raise Stop
 
@@ -69,10 +69,11 @@ def go(
         SignedPlan.sign(plan, key),
         plan,
         create({"name": "adam"}),
-        Persistence(attempts=3, tail=0.5),
         Store(folder),
         np.ones(plan.dimension, dtype=np.float32),
-        on_round,
+        attempts=3,
+        tail_average=0.5,
+        on_round=on_round,
     )
 
 
@@ -134,3 +135,31 @@ def test_an_attempt_file_that_makes_no_sense_is_refused(tmp_path: Path, content:
     (tmp_path / "attempt.json").write_bytes(content)
     with pytest.raises(ConfigError, match=r"attempt\.json"):
         Store(tmp_path).next_attempt(0)
+
+
+def test_what_is_published_is_the_mean_of_the_last_rounds_models(make_plan: MakePlan, tmp_path: Path) -> None:
+    plan = make_plan()
+    after, published = [], []
+
+    def on_round(report: RoundReport) -> None:
+        checkpoint = Store(tmp_path).load(plan.digest, plan.dimension)
+        assert checkpoint is not None
+        after.append(checkpoint.model)
+        published.append(report.published)
+
+    key = Ed25519PrivateKey.from_private_bytes(bytes(32))
+    final = train(
+        Deterministic(plan),
+        SignedPlan.sign(plan, key),
+        plan,
+        create({"name": "adam"}),
+        Store(tmp_path),
+        np.ones(plan.dimension, dtype=np.float32),
+        attempts=1,
+        tail_average=0.5,
+        on_round=on_round,
+    )
+    assert np.array_equal(published[1], after[1].astype(np.float32))  # the tail has not begun
+    assert np.array_equal(final, np.mean(after[2:], axis=0).astype(np.float32))
+    assert np.array_equal(final, published[-1])
+    assert not np.array_equal(final, after[-1].astype(np.float32))

@@ -89,7 +89,8 @@ def test_two_optimizers_of_one_name_are_refused(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize(
-    ("fraction", "averaged"), [(0.0, [9]), (0.2, [8, 9]), (0.25, [7, 8, 9]), (1.0, list(range(10)))]
+    ("fraction", "averaged"),
+    [(0.0, [9]), (0.2, [8, 9]), (0.25, [7, 8, 9]), (0.9, list(range(1, 10))), (1.0, list(range(10)))],
 )
 def test_the_tail_is_averaged(fraction: float, averaged: list[int]) -> None:
     models = [np.full(3, float(index**2)) for index in range(10)]
@@ -99,3 +100,8 @@ def test_the_tail_is_averaged(fraction: float, averaged: list[int]) -> None:
         if round_ < averaged[0]:
             assert np.array_equal(average.value(model), model)
     assert np.allclose(average.value(models[-1]), np.mean([models[i] for i in averaged], axis=0))
+
+
+def test_an_infinite_number_is_refused() -> None:
+    with pytest.raises(ConfigError, match="learning_rate"):
+        create({"name": "sgd", "learning_rate": float("inf")})

@@ -97,7 +97,7 @@ def test_a_result_folder_is_complete_and_runs_again(
 
     code, text = sim("run", path, "--results", root, "--seed", 8)
     assert code == 0, text
-    assert figures(root / "tiny" / "run-003")["model_digest"] != found["model_digest"]
+    assert figures(root / "tiny" / "run-003")["vector_digest"] != found["vector_digest"]
 
     # Resuming what is finished changes nothing, and another experiment is refused before anything is touched.
     code, text = sim("run", path, "--results", root, "--resume", first)

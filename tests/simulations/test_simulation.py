@@ -14,7 +14,7 @@ from hanse_client.training import Examples
 from hanse_common.config import load
 from hanse_common.errors import RoundFailed
 from hanse_server.evaluation import Evaluator
-from hanse_server.league import Progress
+from hanse_server.league import RoundReport
 from hanse_simulations.experiment import Experiment
 from hanse_simulations.shops import merchant_names
 from hanse_simulations.simulation import League, Member, seeded_members
@@ -82,7 +82,7 @@ def test_a_resumed_training_ends_with_the_same_bits(
     uploads: list[tuple[str, ...]] = []
     whole = league(settings, tmp_path / "whole").train(lambda p: uploads.append(p.outcome.uploaded))
 
-    def stop(progress: Progress) -> None:
+    def stop(progress: RoundReport) -> None:
         if progress.round == last:
             raise Stop
 
@@ -114,7 +114,7 @@ def test_below_the_minimum_the_round_fails_and_nothing_is_published(
     experiment: Callable[..., Experiment], tmp_path: Path
 ) -> None:
     settings = experiment(dropout_rate=0.9)
-    seen: list[Progress] = []
+    seen: list[RoundReport] = []
     with pytest.raises(RoundFailed, match="Round 1 of 4 failed"):
         league(settings, tmp_path).train(seen.append)
     assert seen == []

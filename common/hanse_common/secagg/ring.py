@@ -44,10 +44,7 @@ class Ring:
     def step(self) -> float:
         """The distance of two neighbouring values, a power of two, in the model's units."""
         largest = ((1 << (MODULUS_BITS - 1)) - 1) // self.max_merchants
-        exponent = math.ceil(math.log2(self.bound / largest))
-        if round(self.bound / 2.0**exponent) > largest:  # log2 rounded down at an exact power of two
-            exponent += 1
-        return 2.0**exponent
+        return 2.0 ** math.ceil(math.log2(self.bound / largest))
 
     def encode(self, update: NDArray[np.float64]) -> NDArray[np.uint32]:
         """Return `update`, shape (d,), as residues, shape (d,), dtype uint32. Non-finite coordinates become 0."""

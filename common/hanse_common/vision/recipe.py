@@ -33,7 +33,7 @@ MAX_SCATTERING = 1 << 22
 MAX_PROJECTION_ENTRIES = 1 << 27
 """Bound of a projection's matrix (float32 entries, 512 MiB)."""
 
-Digest: TypeAlias = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+HexDigest: TypeAlias = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 """A SHA-256 in hexadecimal, as `sha256sum` prints it."""
 
 Probability: TypeAlias = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -111,7 +111,7 @@ class PublicWhitening(Value):
     """
 
     dimensions: Annotated[int, Field(ge=1, le=1 << 14)]
-    weights: Digest
+    weights: HexDigest
 
 
 class _Backbone(Value):
@@ -147,7 +147,7 @@ class EfficientNetLite0(_Backbone):
     """
 
     name: Literal["efficientnet-lite0"] = "efficientnet-lite0"
-    weights: Digest = EFFICIENTNET_LITE0_WEIGHTS
+    weights: HexDigest = EFFICIENTNET_LITE0_WEIGHTS
 
 
 class TorchvisionBackbone(_Backbone):
@@ -159,7 +159,7 @@ class TorchvisionBackbone(_Backbone):
     name: Literal["torchvision"] = "torchvision"
     architecture: Annotated[str, Field(pattern=r"^[a-z0-9_]{1,64}$")]
     dimension: Annotated[int, Field(ge=1, le=MAX_FEATURES)]
-    weights: Digest
+    weights: HexDigest
 
 
 Backbone: TypeAlias = Annotated[

@@ -27,10 +27,10 @@ from safetensors import SafetensorError
 from torch import nn
 
 from hanse_common.errors import RecognizerError
-from hanse_common.files import read_bounded, write_atomically
+from hanse_common.files import PUBLIC, read_bounded, write_atomically
 from hanse_common.vision.backbones import Embedding, extract, load_backbone, load_whitening
 from hanse_common.vision.model import build, load_vector, to_vector
-from hanse_common.vision.recipe import Digest, Recipe
+from hanse_common.vision.recipe import HexDigest, Recipe
 from hanse_common.vision.taxonomy import Taxonomy
 from hanse_common.wire import Value
 
@@ -57,14 +57,14 @@ class Card(Value):
 
     format_version: Literal[1] = 1
     recipe: Recipe
-    recipe_digest: Digest
+    recipe_digest: HexDigest
     taxonomy: Taxonomy
-    model_digest: Digest
+    model_digest: HexDigest
     metrics: Annotated[dict[MetricName, float | None], Field(max_length=64)] = Field(default_factory=dict)
     epsilon: Annotated[float, Field(ge=0.0)] | None = None
     delta: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
-    plan_digest: Digest | None = None
-    parent_digest: Digest | None = None
+    plan_digest: HexDigest | None = None
+    parent_digest: HexDigest | None = None
     created: AwareDatetime
 
     def to_bytes(self) -> bytes:
@@ -175,9 +175,9 @@ class Recognizer:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if whitened and self.whitening is not None:
-                write_atomically(folder / WHITENING_FILE, self.whitening.read_bytes())
-            write_atomically(folder / MODEL_FILE, data)
-            write_atomically(folder / CARD_FILE, self.card.to_bytes())
+                write_atomically(folder / WHITENING_FILE, self.whitening.read_bytes(), PUBLIC)
+            write_atomically(folder / MODEL_FILE, data, PUBLIC)
+            write_atomically(folder / CARD_FILE, self.card.to_bytes(), PUBLIC)
         except OSError as error:
             raise RecognizerError(f"{folder}: cannot save the recognizer ({error.strerror}).") from None
 

@@ -147,6 +147,7 @@ def test_weights_from_a_local_file(tmp_path: Path, form: str, resnet_state: dict
     else:
         torch.save(resnet_state, path)
     backbone = load_backbone(resnet(path), weights=path)
+    assert not any(parameter.requires_grad for parameter in backbone.parameters())
     reference = models.resnet18()
     reference.load_state_dict(resnet_state)
     reference.fc = torch.nn.Identity()
@@ -380,3 +381,8 @@ def test_a_photos_bits_do_not_depend_on_its_neighbours(kind: str, tmp_path: Path
         list(reversed(range(len(photos)))),
     ):
         assert rows(which).tobytes() == whole[which].tobytes()
+
+
+@pytest.mark.parametrize(("size", "channels", "rows"), [(28, 1, 64), (28, 3, 64), (112, 3, 55), (512, 3, 2)])
+def test_networks_see_fewer_large_photos_at_once(size: int, channels: int, rows: int) -> None:
+    assert batch_rows(Preprocessing(size=size, channels=channels)) == rows
