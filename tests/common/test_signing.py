@@ -1,5 +1,6 @@
 """Signatures and key files, against RFC 8032."""
 
+import os
 import stat
 from pathlib import Path
 
@@ -72,3 +73,16 @@ def test_other_files_are_refused_by_name(tmp_path: Path) -> None:
 def test_what_is_signed_is_the_domain_a_nul_and_the_bytes() -> None:
     key = Ed25519PrivateKey.from_private_bytes(SECRET)
     key.public_key().verify(signing.sign(key, "plan", b"data"), b"hanse plan\0data")
+
+
+def test_a_key_is_on_disk_before_it_signs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[bytes] = []
+    path, fsync = tmp_path / "operator.key", os.fsync
+
+    def spy(handle: int) -> None:
+        synced.append(path.read_bytes())
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", spy)
+    signing.create_key(path)
+    assert path.read_bytes() in synced

@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 
 from hanse_common.config import load
 from hanse_common.errors import ConfigError, PlanRefused
+from hanse_common.privacy.calibration import noise_multiplier
 from hanse_common.vision.recipe import EfficientNetLite0, SmallCnn, TorchvisionBackbone
 from hanse_server.config import Optimization, ServerConfig, make_plan
 from hanse_server.optimizers import create
@@ -110,3 +111,17 @@ def test_the_walk_over_models_is_not_vacuous() -> None:
 
     assert every_model(Outer) == {Inner, Outer}
     assert get_origin(Outer.model_fields["inner"].annotation) is Union
+
+
+def test_the_noise_is_that_of_the_plans_own_numbers(sample: Path) -> None:
+    settings = load(ServerConfig, sample).plan
+    training = settings.training.model_copy(update={"clipping_norm": 0.3})
+    plan = make_plan(settings.model_copy(update={"training": training}), bytes(16))
+    assert plan.training.noise_multiplier == noise_multiplier(
+        epsilon=settings.privacy.epsilon,
+        delta=settings.privacy.delta,
+        sampling_rate=training.sampling_rate,
+        steps=training.total_steps,
+        clipping_norm=0.3,
+        dimension=plan.dimension,
+    )

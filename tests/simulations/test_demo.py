@@ -14,8 +14,8 @@ from hanse_client.catalog import Catalog
 from hanse_client.config import ClientConfig
 from hanse_common.config import load
 from hanse_common.vision.taxonomy import LabelMap
+from hanse_simulations.demo import client_config, write_shops
 from hanse_simulations.demo import demo as run_demo
-from hanse_simulations.demo import write_shops
 from hanse_simulations.experiment import Experiment
 
 HANSE_SIM = Path(sys.executable).with_name("hanse-sim")
@@ -79,3 +79,18 @@ def test_shops_of_another_experiment_leave_no_photos_behind(write_experiment: Wr
     assert catalogs({}) == first
     second = catalogs({"seed": 8, "data.photos_per_merchant": 40})
     assert second["alder"] != first["alder"]
+
+
+def test_another_seed_alone_deals_the_photos_anew(write_experiment: Write, tmp_path: Path) -> None:
+    def photos(seed: int) -> set[str]:
+        configs = write_shops(load(Experiment, write_experiment({"seed": seed})), tmp_path / "shops")
+        return {path.name for path in load(ClientConfig, configs["alder"]).photos.rglob("*.png")}
+
+    assert photos(1) != photos(2)
+
+
+def test_a_shops_budget_is_the_plans_rounded_up(write_experiment: Write) -> None:
+    settings = load(Experiment, write_experiment({"plan.privacy.epsilon": 2.5}))
+    config = client_config(settings, bytes(32))
+    assert config["policy"]["epsilon"] == 3.0
+    assert config["holdout_fraction"] == 0.1

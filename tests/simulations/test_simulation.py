@@ -11,13 +11,15 @@ from dp_accounting.pld import privacy_loss_distribution as pld
 from numpy.typing import NDArray
 
 from hanse_client.training import Examples
+from hanse_common import messages, signing, wire
 from hanse_common.config import load
 from hanse_common.errors import RoundFailed
+from hanse_common.messages import Invitation, Start
 from hanse_server.evaluation import Evaluator
 from hanse_server.league import RoundReport
 from hanse_simulations.experiment import Experiment
 from hanse_simulations.shops import merchant_names
-from hanse_simulations.simulation import League, Member, seeded_members
+from hanse_simulations.simulation import League, Member, operator_key, seeded_members
 
 Write = Callable[..., Path]
 Told = list[tuple[str, str]]
@@ -174,3 +176,41 @@ def test_merchants_draw_from_streams_of_their_own(
     League.assemble(settings, {name: overheard(one) for name, one in members.items()}, tmp_path).train()
     assert len(uploads) == 8
     assert len(set(uploads)) == 8
+
+
+def test_the_seed_is_behind_key_and_initial_model(
+    experiment: Callable[..., Experiment], tmp_path: Path
+) -> None:
+    def begun(seed: int) -> tuple[bytes, bytes]:
+        """The operator's key, and the model of the first invitation."""
+        model = {"name": "linear", "initialisation": "kaiming"}
+        settings = experiment(seed=seed, plan__recipe__model=model)
+        whole = league(settings, tmp_path / str(seed))
+        sent: list[bytes] = []
+        for name, member in whole.members.items():
+
+            def handle(request: bytes, answer: Callable[[bytes], bytes] = member.handle) -> bytes:
+                message = wire.decode_any((Invitation, Start), request, messages.MAX_MESSAGE_BYTES)
+                if isinstance(message, Invitation):
+                    sent.append(message.model)
+                return answer(request)
+
+            whole.grid._merchants[name] = handle
+        whole.train()
+        return signing.public_bytes(operator_key(settings)), sent[0]
+
+    one, two = begun(1), begun(2)
+    assert one[0] != two[0]
+    assert one[1] != two[1]
+
+
+def test_attempts_and_tail_are_the_experiments(experiment: Callable[..., Experiment], tmp_path: Path) -> None:
+    last = trained(experiment(optimization__tail_average=0.0), tmp_path / "a")
+    mean = trained(experiment(optimization__tail_average=1.0), tmp_path / "b")
+    assert not np.array_equal(last, mean)
+    lossy = {"dropout_rate": 0.99, "plan__training__repeats": 8}
+    for attempts in (1, 3):
+        settings = experiment(optimization__attempts=attempts, **lossy)
+        with pytest.raises(RoundFailed) as failed:
+            trained(settings, tmp_path / str(attempts))
+        assert str(failed.value).count("attempt ") == attempts

@@ -386,3 +386,19 @@ def test_a_photos_bits_do_not_depend_on_its_neighbours(kind: str, tmp_path: Path
 @pytest.mark.parametrize(("size", "channels", "rows"), [(28, 1, 64), (28, 3, 64), (112, 3, 55), (512, 3, 2)])
 def test_networks_see_fewer_large_photos_at_once(size: int, channels: int, rows: int) -> None:
     assert batch_rows(Preprocessing(size=size, channels=channels)) == rows
+
+
+def test_a_download_is_checked_against_the_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {}
+
+    def download(url: str, path: str, **options: object) -> None:
+        asked.update(options, url=url)
+        raise OSError("no network")
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    digest = "f37072fd" + "0" * 56  # begins as torchvision's own resnet18 does
+    backbone = {"name": "torchvision", "architecture": "resnet18", "dimension": 512, "weights": digest}
+    with pytest.raises(RecognizerError, match="cannot download"):
+        load_backbone(recipe(backbone, size=32))
+    assert asked["hash_prefix"] == digest

@@ -85,3 +85,7 @@ def test_a_type_that_numpy_does_not_have_is_refused() -> None:
     data = len(header).to_bytes(8, "little") + header + bytes(2)
     with pytest.raises(RecognizerError, match="not a safetensors file of numpy's types"):
         Whitening.from_bytes(data, digest(data), 20, 5)
+
+
+def test_just_enough_photos_do(features: NDArray[np.float32]) -> None:
+    assert Whitening.fit(features[:5], 5).matrix.shape == (20, 5)
