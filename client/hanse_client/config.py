@@ -1,6 +1,8 @@
 """The merchant's YAML file, `hanse-client.yaml`.
 
-config = load(ClientConfig, Path("hanse-client.yaml"))
+    config = load(ClientConfig, Path("hanse-client.yaml"))
+
+Every fault of the file is reported at once; see `hanse_common.config`.
 """
 
 from pathlib import Path

@@ -1,7 +1,9 @@
 """The operator's YAML file, `hanse-server.yaml`, and the plan that follows from it.
 
-config = load(ServerConfig, Path("hanse-server.yaml"))
-plan = make_plan(config.plan, serial=os.urandom(16))
+    config = load(ServerConfig, Path("hanse-server.yaml"))
+    plan = make_plan(config.plan, serial=os.urandom(16))
+
+The operator states a promise, ε at δ; the noise follows from it.
 """
 
 from typing import Annotated, Any

@@ -1,8 +1,10 @@
 """The operator's public reference photos become the recipe's whitening. No merchant's photo is ever here.
 
-fitted = fit_whitening(recipe, images, dimensions=192)
-path.write_bytes(fitted.file)                   # handed to the merchants beside the plan
-fitted.name.weights                             # the digest that the plan names
+    fitted = fit_whitening(recipe, images, dimensions=192)
+    path.write_bytes(fitted.file)                   # handed to the merchants beside the plan
+    fitted.name.weights                             # the digest that the plan names
+
+The mathematics is in `hanse_common.vision.whitening`.
 """
 
 import hashlib

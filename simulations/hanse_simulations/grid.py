@@ -1,6 +1,8 @@
 """A league in one process: the transport calls each participant's `handle` and hands back its reply.
 
-transport = LocalGrid({"alder": alder.handle, "birch": birch.handle})
+    transport = LocalGrid({"alder": alder.handle, "birch": birch.handle})
+
+Nothing waits, and nothing is sent anywhere.
 """
 
 import hashlib

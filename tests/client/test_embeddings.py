@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from hanse_client import embeddings
@@ -45,14 +44,6 @@ class Picture:
 
 def pictures(count: int, first: int = 0) -> list[Picture]:
     return [Picture(number) for number in range(first, first + count)]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Local training against plain DP-SGD stepped by torch's optimizer; its noise; its silence about photos."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -50,15 +50,6 @@ def trainer(
 
 def start_at(plan: Plan, seed: int = 3) -> NDArray[np.float32]:
     return np.random.default_rng(seed).normal(scale=0.3, size=plan.dimension).astype(np.float32)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Several threads wait for each other where tests share the machine's cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

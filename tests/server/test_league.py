@@ -57,16 +57,16 @@ def go(
     transport: Deterministic,
     folder: Path,
     stop_after: int | None = None,
-    key: Ed25519PrivateKey | None = None,
+    on_report: Callable[[RoundReport], None] = lambda report: None,
 ) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
-    def on_round(progress: RoundReport) -> None:
-        if progress.round == stop_after:
+    def on_round(report: RoundReport) -> None:
+        on_report(report)
+        if report.round == stop_after:
             raise Stop
 
-    key = key or Ed25519PrivateKey.from_private_bytes(bytes(32))
     return train(
         transport,
-        SignedPlan.sign(plan, key),
+        SignedPlan.sign(plan, Ed25519PrivateKey.from_private_bytes(bytes(32))),
         plan,
         create({"name": "adam"}),
         Store(folder),
@@ -147,18 +147,7 @@ def test_what_is_published_is_the_mean_of_the_last_rounds_models(make_plan: Make
         after.append(checkpoint.model)
         published.append(report.published)
 
-    key = Ed25519PrivateKey.from_private_bytes(bytes(32))
-    final = train(
-        Deterministic(plan),
-        SignedPlan.sign(plan, key),
-        plan,
-        create({"name": "adam"}),
-        Store(tmp_path),
-        np.ones(plan.dimension, dtype=np.float32),
-        attempts=1,
-        tail_average=0.5,
-        on_round=on_round,
-    )
+    final = go(plan, Deterministic(plan), tmp_path, on_report=on_round)
     assert np.array_equal(published[1], after[1].astype(np.float32))  # the tail has not begun
     assert np.array_equal(final, np.mean(after[2:], axis=0).astype(np.float32))
     assert np.array_equal(final, published[-1])

@@ -1,12 +1,11 @@
-"""A tiny experiment on real photos, and one torch thread: the workers of a test run share few cores."""
+"""A tiny experiment on real photos."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 
 from hanse_simulations.datasets import CLASSES
@@ -36,15 +35,6 @@ TINY: dict[str, Any] = {
     },
     "optimization": {"optimizer": {"name": "sgd", "momentum": 0.5}, "tail_average": 0.5},
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

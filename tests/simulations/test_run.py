@@ -12,7 +12,11 @@ def test_what_an_owner_is_told_is_printed_as_it_is(capsys: pytest.CaptureFixture
 
 
 def test_torchs_threads_are_given_back() -> None:
+    before = torch.get_num_threads()
     torch.set_num_threads(2)
-    with run.one_thread():
-        assert torch.get_num_threads() == 1
-    assert torch.get_num_threads() == 2
+    try:
+        with run.one_thread():
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
