@@ -12,6 +12,7 @@ from pydantic import Field
 
 from hanse_client.policy import Policy
 from hanse_common.config import ConfigPath, Section
+from hanse_common.session import Address
 from hanse_common.vision.taxonomy import Taxonomy
 
 
@@ -22,8 +23,23 @@ class LeagueSettings(Section):
     taxonomy: Taxonomy
 
 
+class Connection(Section):
+    """How to reach the league. `server` is the address for nodes, `authority` the CA certificate to believe.
+
+    `identity` and `node_key` are the merchant's secret keys; without them they lie in the state folder.
+    """
+
+    server: Address
+    authority: ConfigPath
+    identity: ConfigPath | None = None
+    node_key: ConfigPath | None = None
+
+
 class ClientConfig(Section):
-    """The whole file. `state` is the folder of ledger, embeddings and holdout key, which nobody else reads."""
+    """The whole file. `state` is the folder of ledger, embeddings and holdout key, which nobody else reads.
+
+    `connection` is needed by the daemon alone.
+    """
 
     photos: ConfigPath
     labels: ConfigPath | None = None
@@ -35,6 +51,17 @@ class ClientConfig(Section):
     recognizer: ConfigPath | None = None
     league: LeagueSettings
     policy: Policy
+    connection: Connection | None = None
+
+    @property
+    def identity_path(self) -> Path:
+        """Where the directory identity's secret key is."""
+        return (self.connection and self.connection.identity) or self.state / "identity.key"
+
+    @property
+    def node_key_path(self) -> Path:
+        """Where the Flower node's secret key is."""
+        return (self.connection and self.connection.node_key) or self.state / "node.key"
 
     @property
     def ledger_path(self) -> Path:

@@ -1,6 +1,11 @@
 """What the three commands share: how an error becomes one clear line and an exit code of its own."""
 
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 import typer
 from rich.console import Console
@@ -28,6 +33,27 @@ def complain(error: HanseError) -> None:
     for line in str(error).splitlines():
         err.print("[red]error:[/red]", end=" ")
         err.print(line, markup=False)
+
+
+@contextmanager
+def until_stopped() -> Iterator[threading.Event]:
+    """Yield an event that SIGTERM and Ctrl-C set, for a daemon to end in order; a second Ctrl-C ends at once.
+
+    Call it in the main thread.
+    """
+    stop = threading.Event()
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        if stop.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.set()
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def run(app: typer.Typer) -> None:

@@ -14,6 +14,7 @@
     │   └── PhotoTooLarge      over the limit of bytes or pixels
     ├── RecognizerError        a saved recognizer, backbone or recipe is damaged or does not match
     ├── RoundFailed            a round ended without a sum
+    ├── RunStopped             somebody stopped the run
     └── DatasetUnavailable     public data could not be obtained
 
 Each class has an exit code of its own, which the commands return; the guides list them. Texts may name the
@@ -112,3 +113,9 @@ class DatasetUnavailable(HanseError):
     """Public data could not be obtained."""
 
     exit_code = 17
+
+
+class RunStopped(HanseError):
+    """Somebody stopped the run; what was done so far is kept."""
+
+    exit_code = 18

@@ -4,7 +4,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from hanse_common.errors import HanseError
+from hanse_common.errors import ConfigError, HanseError
 
 PUBLIC = 0o644
 """Mode of files that are made to be handed out."""
@@ -23,6 +23,23 @@ def read_bounded(path: Path, max_bytes: int, expected: str, error: type[HanseErr
     if len(data) > max_bytes:
         raise error(f"{path}: found more than {max_bytes} bytes, expected {expected}.")
     return data
+
+
+def create_secret(path: Path, data: bytes) -> None:
+    """Write the new file `path` with mode 0600 and sync it.
+
+    Raises `ConfigError` when `path` exists: a key that was used is never overwritten.
+    """
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        raise ConfigError(f"{path}: there is a key already; move it away to make another.") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot write a key here ({error.strerror}).") from None
+    with os.fdopen(handle, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:

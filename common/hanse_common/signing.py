@@ -5,7 +5,6 @@ else. Keys are files: the private one PKCS #8 PEM with mode 0600, the public one
 enough to read out over the telephone.
 """
 
-import os
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature
@@ -18,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from hanse_common.errors import ConfigError, SignatureInvalid
-from hanse_common.files import read_bounded
+from hanse_common.files import create_secret, read_bounded
 
 MAX_KEY_FILE_BYTES = 4096
 
@@ -48,16 +47,7 @@ def create_key(path: Path) -> Ed25519PrivateKey:
     """
     key = Ed25519PrivateKey.generate()
     pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        raise ConfigError(f"{path}: there is a key already; move it away to make another.") from None
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot write a key here ({error.strerror}).") from None
-    with os.fdopen(handle, "wb") as file:
-        file.write(pem)
-        file.flush()
-        os.fsync(file.fileno())
+    create_secret(path, pem)
     path.with_name(path.name + ".pub").write_text(public_bytes(key).hex() + "\n", encoding="ascii")
     return key
 
@@ -71,6 +61,18 @@ def load_key(path: Path) -> Ed25519PrivateKey:
         raise ConfigError(f"{path}: found no PEM private key without passphrase, expected one.") from None
     if not isinstance(key, Ed25519PrivateKey):
         raise ConfigError(f"{path}: found a key of another kind, expected Ed25519.")
+    return key
+
+
+def load_public(path: Path) -> bytes:
+    """Return the public key, 32 bytes, in the file `path` of 64 hexadecimal digits. Raises `ConfigError`."""
+    data = read_bounded(path, MAX_KEY_FILE_BYTES, "a public key of 64 hexadecimal digits", ConfigError)
+    try:
+        key = bytes.fromhex(data.decode("ascii"))
+    except ValueError:
+        key = b""
+    if len(key) != 32:
+        raise ConfigError(f"{path}: expected a public key of 64 hexadecimal digits; copy it again.")
     return key
 
 

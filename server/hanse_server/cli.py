@@ -1,9 +1,11 @@
 """The command `hanse-server`. Only `fit-whitening` needs torch, and only when it is called."""
 
+import json
 import os
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from PIL import Image
@@ -17,6 +19,9 @@ from hanse_common.plan import Plan, SignedPlan
 from hanse_common.vision import photo
 from hanse_server.config import ServerConfig, make_plan
 from hanse_server.optimizers import create
+
+if TYPE_CHECKING:
+    from hanse_server.daemon import Event, Tell
 
 app = commands.new_app(
     "The operator's side of a Hanse league: make a signing key, see what a plan costs the merchants, and sign it. "
@@ -61,6 +66,40 @@ def sign(
     write_atomically(plan_file, wire.encode(SignedPlan.sign(plan, key)), PUBLIC)
     _describe(plan)
     out.print(f"Signed as {plan.digest.hex()[:16]} in {plan_file}.")
+
+
+@app.command()
+def run(
+    config: ConfigOption = DEFAULT_CONFIG,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the training that the state folder holds.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+) -> None:
+    """Train the signed plan with the merchants of your league, publish the recognizer, and end.
+
+    Stopped or killed, it goes on after the last finished round with --resume.
+
+    Exit codes: 0 published, 16 a round failed for good, 18 stopped.
+    """
+    from hanse_server.daemon import Daemon  # Flower takes seconds to load
+
+    daemon = Daemon(load(ServerConfig, config), _teller(as_json))
+    with commands.until_stopped() as stop:
+        daemon.train(stop, resume=resume)
+
+
+@app.command()
+def serve(
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+) -> None:
+    """Wait for merchants, and train when `flwr run` says so, until you stop it."""
+    from hanse_server.daemon import Daemon
+
+    daemon = Daemon(load(ServerConfig, config), _teller(as_json))
+    with commands.until_stopped() as stop:
+        daemon.serve(stop)
 
 
 @app.command()
@@ -124,6 +163,18 @@ def _require_new(path: Path) -> None:
         raise ConfigError(f"{path}: there is a file already; move it away or name another.")
     if not path.parent.is_dir():
         raise ConfigError(f"{path}: there is no folder {path.parent}; make it first.")
+
+
+def _teller(as_json: bool) -> "Tell":
+    """Return what prints the daemon's events: lines with the time for people, JSON for programs."""
+
+    def tell(event: "Event") -> None:
+        if as_json:
+            typer.echo(json.dumps({"kind": event.kind, "text": event.text} | event.facts))
+        else:
+            out.print(f"{datetime.now():%H:%M:%S}  {event.text}", markup=False)
+
+    return tell
 
 
 def _describe(plan: Plan) -> None:

@@ -6,7 +6,7 @@
 The operator states a promise, ε at δ; the noise follows from it.
 """
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -14,6 +14,7 @@ from hanse_common.config import ConfigPath, Section
 from hanse_common.plan import Cohort, LocalSchedule, LocalTraining, Name, Plan, Positive
 from hanse_common.privacy.accounting import EPSILON_MAX
 from hanse_common.privacy.calibration import noise_multiplier
+from hanse_common.session import MAX_BLOCK_ROUNDS, Address
 from hanse_common.vision.recipe import Recipe
 from hanse_common.vision.taxonomy import Taxonomy
 
@@ -45,12 +46,86 @@ class Optimization(Section):
     tail_average: Annotated[float, Field(ge=0, le=1)] = 0.2
 
 
+Host = Annotated[str, Field(pattern=r"^[A-Za-z0-9.:-]{1,253}$")]
+Port = Annotated[int, Field(ge=0, le=65_535)]
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+
+
+class Tls(Section):
+    """PEM files: the server's certificate with its chain, its key, and the authority that merchants trust."""
+
+    authority: ConfigPath
+    certificate: ConfigPath
+    key: ConfigPath
+
+
+class Admin(Section):
+    """The operator's own listener for Flower's commands, on loopback. `token` is a file that holds the secret."""
+
+    port: Port = 9091
+    token: ConfigPath
+
+
+class Fleet(Section):
+    """Where merchants' nodes connect."""
+
+    host: Host = "0.0.0.0"  # noqa: S104 - merchants come from everywhere
+    port: Port = 9092
+
+
+class AggregatorListener(Section):
+    """Where merchants' streams connect. `address` is what merchants are told, host:port."""
+
+    host: Host = "0.0.0.0"  # noqa: S104 - merchants come from everywhere
+    port: Port = 9093
+    address: Address
+
+
+class Blocks(Section):
+    """How long the daemon waits for merchants.
+
+    A block is `rounds` rounds with the same merchants asked. `patience` is how long it waits for the plan's
+    minimum, `gather` how long it then waits for the others, both in seconds.
+    """
+
+    rounds: Annotated[int, Field(ge=1, le=MAX_BLOCK_ROUNDS)] = 20
+    patience: Seconds = 3600.0
+    gather: Seconds = 30.0
+
+
+class Merchant(Section):
+    """A merchant of the league: its directory identity, 64 hexadecimal digits, and its node's public key file."""
+
+    identity: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    node_key: ConfigPath
+
+
+class Service(Section):
+    """What `hanse-server run` needs besides the plan.
+
+    `plan` is the signed plan, `state` a folder for checkpoints and the recognizer, `whitening` the recipe's
+    whitening file where it names one. `database` is "memory", or a file for Flower's own state.
+    """
+
+    plan: ConfigPath
+    state: ConfigPath
+    whitening: ConfigPath | None = None
+    tls: Tls
+    admin: Admin
+    fleet: Fleet = Fleet()
+    aggregator: AggregatorListener
+    database: Literal["memory"] | ConfigPath = "memory"
+    blocks: Blocks = Blocks()
+    merchants: Annotated[dict[Name, Merchant], Field(min_length=2, max_length=1000)]
+
+
 class ServerConfig(Section):
-    """The whole file."""
+    """The whole file. `service` is needed by the daemon alone."""
 
     signing_key: ConfigPath
     plan: PlanSettings
     optimization: Optimization = Optimization()
+    service: Service | None = None
 
 
 def make_plan(settings: PlanSettings, serial: bytes) -> Plan:

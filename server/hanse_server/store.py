@@ -121,6 +121,10 @@ class Store:
             )
         return found
 
+    def begun(self) -> bool:
+        """Return whether any merchant may have heard of a round."""
+        return self._attempt.exists()
+
     def next_attempt(self, round_: int) -> int:
         """Return an attempt number that was never used for the round `round_`, recorded before it is used."""
         attempt = 0

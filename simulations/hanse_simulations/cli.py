@@ -40,12 +40,15 @@ def demo(
     experiment: Annotated[Path, typer.Option(help="The league's experiment.", metavar="FILE")] = Path(
         "simulations/experiments/demo.yaml"
     ),
+    in_process: Annotated[
+        bool, typer.Option("--in-process", help="Without network and daemons: all of it in one process.")
+    ] = False,
 ) -> None:
     """Five shops with folders of real product photos train one recognizer; then classify a photo with it."""
     from hanse_simulations.demo import demo as run_demo
     from hanse_simulations.experiment import Experiment
 
-    figures = run_demo(load(Experiment, experiment), folder)
+    figures = run_demo(load(Experiment, experiment), folder, in_process=in_process)
     _write_json(as_json, figures)
 
 

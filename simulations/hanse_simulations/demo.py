@@ -1,10 +1,12 @@
-"""The demo: five shops with folders of real product photos train one recognizer, in one process.
+"""The demo: five shops with folders of real product photos train one recognizer.
 
-Each shop is what a merchant has: a folder of photos, a `hanse-client.yaml`, a state folder with its ledger. The
-demo reads them as `hanse-client` does. It begins with empty ledgers each time, which no real shop may do.
+Each shop is what a merchant has: a folder of photos, a `hanse-client.yaml`, a state folder with its ledger. One
+server and a daemon for each shop then run as processes of their own (`daemons`), or all of it in this process. It
+begins with empty ledgers each time, which no real shop may do.
 """
 
 import math
+import os
 import shutil
 import sys
 import time
@@ -24,7 +26,7 @@ from hanse_client.training import resolve_device
 from hanse_common import signing
 from hanse_common.config import load
 from hanse_common.vision.recognizer import WHITENING_FILE, Recognizer
-from hanse_simulations import datasets, partition, run
+from hanse_simulations import daemons, datasets, partition, run
 from hanse_simulations.console import bar, console
 from hanse_simulations.experiment import Experiment
 from hanse_simulations.shops import deal, make_test_examples, require_classes, whitened
@@ -34,7 +36,7 @@ HOLDOUT_FRACTION = 0.1
 
 
 @run.one_thread()
-def demo(experiment: Experiment, folder: Path) -> dict[str, Any]:
+def demo(experiment: Experiment, folder: Path, *, in_process: bool) -> dict[str, Any]:
     """Run the demo in `folder` and return its figures."""
     started = time.perf_counter()
     run.load_extensions(experiment)
@@ -52,8 +54,6 @@ def demo(experiment: Experiment, folder: Path) -> dict[str, Any]:
     configs = write_shops(experiment, folder / "shops")
     forget_ledgers(configs)
 
-    console.print("Each shop looks through its own photos and embeds them, once, on its own disk.")
-    members = {name: open_shop(name, config, experiment) for name, config in configs.items()}
     console.print("The operator embeds public test photos, which belong to no shop.")
     with bar("test photos", experiment.data.test_photos) as shown:
         test = make_test_examples(
@@ -64,8 +64,20 @@ def demo(experiment: Experiment, folder: Path) -> dict[str, Any]:
             shown.update,
         )
 
-    console.print("They train one recognizer. What leaves a shop is noisy and paid for.")
-    figures = run.train_and_write(experiment, members, test, result, started)
+    if in_process:
+        console.print("Each shop looks through its own photos and embeds them, once, on its own disk.")
+        members = {name: open_shop(name, config, experiment) for name, config in configs.items()}
+        console.print("They train one recognizer. What leaves a shop is noisy and paid for.")
+        figures = run.train_and_write(experiment, members, test, result, started)
+    else:
+        shops = {name: config.parent for name, config in configs.items()}
+        signed_plan = daemons.make_server(experiment, folder / "server", shops, os.urandom(16))
+        console.print(
+            "A server and a daemon for each shop start, each a process of its own, with TLS between them.\n"
+            "Each shop looks through its own photos and embeds them, once, on its own disk. Then they train one\n"
+            "recognizer. What leaves a shop is noisy and paid for."
+        )
+        figures = daemons.train(experiment, signed_plan, configs, test, folder, started)
     photo, name = write_try_photo(experiment, folder / "photo-to-try.png")
     tell_result(figures, configs, budget(experiment), result, photo, name)
     return figures

@@ -14,6 +14,7 @@ results/smoke/run-001/
 import csv
 import io
 import json
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,15 +23,16 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from hanse_client.ledger import Ledger
 from hanse_common import messages
 from hanse_common.config import load
 from hanse_common.errors import ConfigError
 from hanse_common.files import write_atomically
+from hanse_common.plan import Plan
 from hanse_common.vision.metrics import ClassificationReport
 from hanse_common.vision.recognizer import WHITENING_FILE, Recognizer
 from hanse_simulations import plots
 from hanse_simulations.experiment import Experiment
-from hanse_simulations.simulation import League
 
 METRICS_FILE = "metrics.csv"
 
@@ -104,50 +106,51 @@ def write_config(experiment: Experiment, folder: Path) -> None:
 
 
 def write(
-    league: League,
+    experiment: Experiment,
+    plan: Plan,
+    ledgers: Mapping[str, Ledger],
     model: NDArray[np.float32],
     report: ClassificationReport,
     curve: Curve,
     seconds: float,
     folder: Path,
 ) -> dict[str, Any]:
-    """Write figures, pictures and recognizer to `folder`; return the figures."""
-    spent = {name: member.ledger.spent() for name, member in league.members.items()}
+    """Write figures, pictures and recognizer to `folder`; return the figures. `ledgers` are the merchants'."""
+    spent = {name: ledger.spent() for name, ledger in ledgers.items()}
     epsilon_max = max(one.epsilon for one in spent.values())
     figures = {
-        "name": league.experiment.name,
-        "seed": league.experiment.seed,
+        "name": experiment.name,
+        "seed": experiment.seed,
         "accuracy": report.accuracy,
         "macro_f1": report.macro_f1,
         "epsilon_max": epsilon_max,
-        "delta": league.plan.delta,
+        "delta": plan.delta,
         "epsilon": {name: one.epsilon for name, one in spent.items()},
-        "noise_multiplier": league.plan.training.noise_multiplier,
+        "noise_multiplier": plan.training.noise_multiplier,
         "rounds": curve.rounds,
         "accuracies": curve.accuracies,
-        "plan_digest": league.plan.digest.hex(),
+        "plan_digest": plan.digest.hex(),
         "vector_digest": messages.model_digest(messages.model_to_bytes(model)).hex(),
         "report": report.to_json(),
         "seconds": seconds,
     }
     write_atomically(folder / "result.json", json.dumps(figures, indent=2).encode() + b"\n")
-    title = f"{league.experiment.name}: ε = {epsilon_max:.2f}, δ = {league.plan.delta:g}"
+    title = f"{experiment.name}: ε = {epsilon_max:.2f}, δ = {plan.delta:g}"
     plots.learning_curve(curve.rounds, curve.accuracies, title, folder / "learning-curve.png")
-    plots.confusion(report, league.plan.taxonomy.classes, folder / "confusion.png")
-    plots.roc(report, league.plan.taxonomy.classes, folder / "roc.png")
-    save_recognizer(league, model, report, epsilon_max, folder / "recognizer")
+    plots.confusion(report, plan.taxonomy.classes, folder / "confusion.png")
+    plots.roc(report, plan.taxonomy.classes, folder / "roc.png")
+    save_recognizer(plan, model, report, epsilon_max, folder / "recognizer")
     return figures
 
 
 def save_recognizer(
-    league: League,
+    plan: Plan,
     model: NDArray[np.float32],
     report: ClassificationReport,
     epsilon: float,
     folder: Path,
 ) -> None:
     """Save the published model with its card to `folder`."""
-    plan = league.plan
     Recognizer.create(
         plan.recipe,
         plan.taxonomy,

@@ -92,4 +92,6 @@ def train_and_write(
 
         model = league.train(on_round)
     report = evaluator.report(model)
-    return results.write(league, model, report, curve, time.perf_counter() - started, folder)
+    ledgers = {name: member.ledger for name, member in members.items()}
+    seconds = time.perf_counter() - started
+    return results.write(experiment, plan, ledgers, model, report, curve, seconds, folder)

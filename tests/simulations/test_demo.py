@@ -36,7 +36,9 @@ def experiment(write_experiment: Write) -> Path:
 
 def test_the_demo_twice_and_the_commands_it_prints(experiment: Path, tmp_path: Path) -> None:
     folder, figures = tmp_path / "demo", tmp_path / "figures.json"
-    done = typed(HANSE_SIM, "demo", "--experiment", experiment, "--folder", folder, "--json", figures)
+    done = typed(
+        HANSE_SIM, "demo", "--experiment", experiment, "--folder", folder, "--json", figures, "--in-process"
+    )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert "\x1b" not in done.stdout
@@ -57,7 +59,7 @@ def test_the_demo_twice_and_the_commands_it_prints(experiment: Path, tmp_path: P
     for picture in ("confusion.png", "learning-curve.png", "roc.png"):
         assert str(folder / "result" / picture) in done.stdout
 
-    again = run_demo(load(Experiment, experiment), folder)
+    again = run_demo(load(Experiment, experiment), folder, in_process=True)
     assert again["epsilon_max"] == found["epsilon_max"]
     assert (folder / "result-001" / "result.json").exists()  # the first one is put aside, not lost
 

@@ -1,0 +1,245 @@
+"""The merchant's end of a block's stream: open it, prove who we are, answer what is asked, one trip at a time.
+
+    code = serve_block(assignment, identity, authority, participant.handle, stop, limits)
+
+The server's certificate is fetched and verified first, and the gRPC channel then trusts that one certificate and
+no other: its fingerprint is in our signature, so that nobody with another certificate, be it of the same
+authority, can pass our hello on. A lost stream is opened again; a question that was answered already gets the
+same answer, byte by byte, without asking `handle` again.
+"""
+
+import hashlib
+import logging
+import queue
+import secrets
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from hanse_common import wire
+from hanse_common.errors import WireError
+from hanse_common.session import (
+    FRAME_BYTES,
+    MAX_HELLO_BYTES,
+    METHOD,
+    Answer,
+    Ask,
+    Assignment,
+    Challenge,
+    Hello,
+    RecordReader,
+    ReportCode,
+    frames,
+)
+
+log = logging.getLogger(__name__)
+
+CONNECT_SECONDS = 10.0
+FIRST_PAUSE = 0.1
+LONGEST_PAUSE = 5.0
+POLL_SECONDS = 0.2
+
+_JITTER = secrets.SystemRandom()
+
+_FINAL = {grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.INVALID_ARGUMENT}
+"""How the server says that trying again is of no use."""
+
+_OPTIONS = (
+    ("grpc.max_receive_message_length", FRAME_BYTES),
+    ("grpc.max_metadata_size", 8192),
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.enable_retries", 0),
+)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds of a block: bytes of one record, seconds without a working stream, seconds in all."""
+
+    record_bytes: int
+    patience: float
+    deadline: float
+
+
+def serve_block(
+    assignment: Assignment,
+    identity: Ed25519PrivateKey,
+    authority: bytes,
+    handle: Callable[[bytes], bytes],
+    stop: threading.Event,
+    limits: Limits,
+) -> ReportCode:
+    """Serve the block to its end and return DONE, or LOST when it could not be served to its end.
+
+    `authority` is the PEM of the certificate authority that the server's certificate must come from. `handle` is
+    called in this thread. `stop` ends the block, though not a `handle` that runs. Why a stream was lost is logged.
+    """
+    return _Block(assignment, identity, authority, handle, stop, limits).serve()
+
+
+class _Lost(Exception):
+    """This stream is lost; another may be opened."""
+
+
+class _Ended(Exception):
+    """The block is over for us, with `code`."""
+
+    def __init__(self, code: ReportCode, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+
+
+class _Block:
+    def __init__(
+        self,
+        assignment: Assignment,
+        identity: Ed25519PrivateKey,
+        authority: bytes,
+        handle: Callable[[bytes], bytes],
+        stop: threading.Event,
+        limits: Limits,
+    ) -> None:
+        self._assignment = assignment
+        self._identity = identity
+        self._authority = authority
+        self._handle = handle
+        self._stop = stop
+        self._limits = limits
+        self._trip = 0
+        self._asked = b""
+        self._answer = b""
+
+    def serve(self) -> ReportCode:
+        ends = time.monotonic() + self._limits.deadline
+        worked = time.monotonic()
+        pause = FIRST_PAUSE
+        while not self._stop.is_set():
+            before = self._trip
+            try:
+                self._stream(ends)
+            except _Ended as end:
+                if end.code is not ReportCode.DONE:
+                    log.warning("The block ended: %s", end)
+                return end.code
+            except _Lost as loss:
+                log.info("The stream was lost: %s", loss)
+            now = time.monotonic()
+            if self._trip > before:
+                worked, pause = now, FIRST_PAUSE
+            if now - worked > self._limits.patience or now > ends:
+                break
+            self._stop.wait(pause * _JITTER.uniform(0.5, 1.5))
+            pause = min(2 * pause, LONGEST_PAUSE)
+        log.warning("The block ended: %s", "stopped" if self._stop.is_set() else "no stream could be opened")
+        return ReportCode.LOST
+
+    def _stream(self, ends: float) -> None:
+        """Open one stream and serve it until it is lost. Raises `_Lost` and `_Ended`, never returns normally."""
+        leaf = self._certificate()
+        pinned = grpc.ssl_channel_credentials(ssl.DER_cert_to_PEM_cert(leaf).encode())
+        said: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        over = threading.Event()
+        with grpc.secure_channel(self._assignment.aggregator, pinned, options=_OPTIONS) as channel:
+            heard = channel.stream_stream(METHOD)(
+                iter(said.get, None), timeout=max(0.1, ends - time.monotonic())
+            )
+            watcher = threading.Thread(target=self._cancel_on_stop, args=(heard, over), daemon=True)
+            watcher.start()
+            try:
+                self._converse(heard, said, hashlib.sha256(leaf).digest())
+            except grpc.RpcError as error:
+                raise self._meaning(error) from None
+            except WireError as error:
+                raise _Ended(ReportCode.LOST, f"the server broke the protocol: {error}") from None
+            finally:
+                over.set()
+                said.put(None)
+                heard.cancel()
+                watcher.join()
+        raise _Ended(ReportCode.DONE, "the server ended it")
+
+    def _converse(self, heard: Any, said: "queue.SimpleQueue[bytes | None]", certificate: bytes) -> None:
+        """Say hello, then answer until the server ends the stream."""
+        records = _records(heard, RecordReader(MAX_HELLO_BYTES))
+        first = next(records, None)
+        if first is None:
+            raise _Lost("the server ended it before its challenge")
+        challenge = wire.decode(Challenge, first, MAX_HELLO_BYTES)
+        hello = Hello.sign(self._identity, challenge.nonce, certificate, self._assignment.block)
+        _say(said, wire.encode(hello))
+        for record in _records(heard, RecordReader(self._limits.record_bytes)):
+            ask = wire.decode(Ask, record, self._limits.record_bytes)
+            _say(said, self._answer_to(ask))
+
+    def _answer_to(self, ask: Ask) -> bytes:
+        """Return the record that answers `ask`: a new trip is handled, the last one is repeated.
+
+        Raises `WireError` for an earlier trip, or the last one with another question.
+        """
+        asked = hashlib.sha256(ask.payload).digest()
+        if ask.trip > self._trip:
+            answer = self._handle(ask.payload)
+            self._trip, self._asked = ask.trip, asked
+            self._answer = wire.encode(Answer(trip=ask.trip, payload=answer))
+        elif ask.trip < self._trip or asked != self._asked:
+            raise WireError("a trip was asked again with another question.")
+        return self._answer
+
+    def _certificate(self) -> bytes:
+        """Return the server's own certificate, DER, verified for the host and the authority.
+
+        Raises `_Lost` when there is no connection, `_Ended` when the certificate is not to be believed.
+        """
+        host, _, port = self._assignment.aggregator.rpartition(":")
+        host = host.strip("[]")
+        context = ssl.create_default_context(cadata=self._authority.decode("ascii", "replace"))
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.set_alpn_protocols(["h2"])
+        try:
+            with (
+                socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS) as plain,
+                context.wrap_socket(plain, server_hostname=host) as secured,
+            ):
+                certificate = secured.getpeercert(binary_form=True)
+        except ssl.SSLCertVerificationError as error:
+            reason = f"{self._assignment.aggregator} is not the league's server: {error.verify_message}"
+            raise _Ended(ReportCode.LOST, reason) from None
+        except (OSError, OverflowError) as error:
+            raise _Lost(str(error)) from None
+        if not certificate:
+            raise _Lost("the server showed no certificate")
+        return certificate
+
+    def _meaning(self, error: Any) -> Exception:
+        code = error.code()
+        if code in _FINAL:
+            return _Ended(ReportCode.LOST, f"the server refused ({code.name.lower()}).")
+        return _Lost(f"{code.name.lower()}")
+
+    def _cancel_on_stop(self, heard: Any, over: threading.Event) -> None:
+        while not over.wait(POLL_SECONDS):
+            if self._stop.is_set():
+                heard.cancel()
+                return
+
+
+def _say(said: "queue.SimpleQueue[bytes | None]", record: bytes) -> None:
+    for frame in frames(record):
+        said.put(frame)
+
+
+def _records(heard: Any, reader: RecordReader) -> Iterator[bytes]:
+    """Yield records until the server ends the stream. Raises `WireError`, `grpc.RpcError`."""
+    for frame in heard:
+        record = reader.add(frame)
+        if record is not None:
+            yield record

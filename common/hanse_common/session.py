@@ -1,0 +1,187 @@
+"""What a merchant and the server say to each other around the rounds: which block, who is there, what is next.
+
+    over Flower       server: Assignment                       merchant: BlockReport, when the block is done
+    over the stream   server: Challenge                        merchant: Hello
+                      server: Ask (trip 1), Ask (trip 2), …    merchant: Answer to each, in order
+
+A block is some rounds in a row. For each, a merchant opens one gRPC stream to `METHOD` of the aggregator at the
+assignment's address and proves who it is: `Hello` is signed with its directory identity over the server's fresh
+nonce, the fingerprint of the certificate that it sees and the block, so that a hello can neither be replayed nor
+passed on. What an `Ask` and its `Answer` carry are the messages of `hanse_common.messages`, as bytes.
+
+On the stream a record is one message of this module in `wire`'s form, cut into frames, so that neither end ever
+holds more than a frame that it did not ask for.
+
+A stream that is lost is opened again with the same block. The server then asks its open question again, byte by
+byte the same, under the same trip number; the merchant answers with the same bytes as before. Trip numbers only
+grow. A block ends when the server ends the stream with status OK.
+"""
+
+from collections.abc import Iterator
+from enum import StrEnum
+from typing import Annotated, ClassVar, Self
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from pydantic import Field
+
+from hanse_common import signing, wire
+from hanse_common.errors import WireError
+from hanse_common.messages import MAX_MESSAGE_BYTES
+from hanse_common.plan import Digest, SignedPlan
+from hanse_common.wire import MAX_DOCUMENT_BYTES, Message
+
+METHOD = "/hanse.Aggregator/Block"
+"""The gRPC method, a bidirectional stream of frames."""
+
+FRAME_BYTES = 1 << 18
+"""Bound of one frame: a byte that says whether the record goes on (1) or ends (0), then a piece of the record."""
+
+MAX_HELLO_BYTES = 1 << 10
+"""Bound of the records before a merchant is known, in bytes."""
+
+MAX_BLOCK_ROUNDS = 1000
+"""Most rounds of one block, repeated attempts included."""
+
+BlockId = Annotated[bytes, Field(min_length=16, max_length=16)]
+Address = Annotated[str, Field(pattern=r"^(\[[0-9a-fA-F:.]{2,45}\]|[A-Za-z0-9.-]{1,253}):[1-9][0-9]{0,4}$")]
+Trip = Annotated[int, Field(ge=1, lt=1 << 31)]
+
+
+def record_bytes(dimension: int) -> int:
+    """Return the bound, in bytes, of a record in a block whose model has `dimension` parameters."""
+    return 4 * dimension + 2 * MAX_DOCUMENT_BYTES
+
+
+def frames(record: bytes) -> Iterator[bytes]:
+    """Yield `record` as frames of at most `FRAME_BYTES` bytes."""
+    step = FRAME_BYTES - 1
+    for first in range(0, max(len(record), 1), step):
+        more = first + step < len(record)
+        yield (b"\1" if more else b"\0") + record[first : first + step]
+
+
+class RecordReader:
+    """Puts frames together to records of at most `max_bytes` bytes."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self._pieces: list[bytes] = []
+        self._size = 0
+
+    def add(self, frame: bytes) -> bytes | None:
+        """Return the record that `frame` ends, None when it goes on. Raises `WireError` for what is no frame."""
+        if len(frame) > FRAME_BYTES or frame[:1] not in (b"\0", b"\1"):
+            raise WireError("A stream's frame: expected 0 or 1 and a piece of a record.")
+        more = frame[0] == 1
+        if more and len(frame) < FRAME_BYTES:
+            raise WireError("A stream's frame: found a short one before the last.")
+        self._size += len(frame) - 1
+        if self._size > self.max_bytes:
+            raise WireError(f"A stream's record: found over {self.max_bytes} bytes.")
+        self._pieces.append(frame[1:])
+        if more:
+            return None
+        record = b"".join(self._pieces)
+        self._pieces, self._size = [], 0
+        return record
+
+
+class ReportCode(StrEnum):
+    """How a block ended for a merchant. None depends on a photo; no text leaves."""
+
+    DONE = "done"
+    LOST = "lost"
+    """The stream could not be opened, or was lost and not opened again in time."""
+    MALFORMED = "malformed"
+    """The message was no assignment."""
+    UNKNOWN = "unknown"
+    """The message was of a type that this merchant does not serve."""
+    SIGNATURE = "signature"
+    POLICY = "policy"
+    BUDGET = "budget"
+    UNAVAILABLE = "unavailable"
+
+
+class Assignment(Message):
+    """The server asks a merchant to take part in a block of at most `rounds` rounds, at the aggregator named."""
+
+    kind: ClassVar[int] = 8
+
+    block: BlockId
+    signed_plan: SignedPlan
+    rounds: Annotated[int, Field(ge=1, le=MAX_BLOCK_ROUNDS)]
+    aggregator: Address
+
+
+class BlockReport(Message):
+    """The merchant's only reply to an assignment. An assignment that can't be read is answered with block 0¹⁶."""
+
+    kind: ClassVar[int] = 9
+
+    block: BlockId
+    code: Annotated[ReportCode, Field(strict=False)]
+
+
+class Challenge(Message):
+    """The first record of a stream, from the server: a nonce drawn for this stream alone."""
+
+    kind: ClassVar[int] = 10
+
+    nonce: Annotated[bytes, Field(min_length=32, max_length=32)]
+
+
+class _Statement(Message):
+    """What a hello's signature is over."""
+
+    kind: ClassVar[int] = 14
+
+    nonce: Annotated[bytes, Field(min_length=32, max_length=32)]
+    certificate: Digest
+    block: BlockId
+    identity: Annotated[bytes, Field(min_length=32, max_length=32)]
+
+
+class Hello(Message):
+    """The merchant's first record: who it is, by its directory identity (Ed25519), and for which block."""
+
+    kind: ClassVar[int] = 11
+
+    block: BlockId
+    identity: Annotated[bytes, Field(min_length=32, max_length=32)]
+    signature: Annotated[bytes, Field(min_length=64, max_length=64)]
+
+    DOMAIN: ClassVar[str] = "hello"
+
+    @classmethod
+    def sign(cls, key: Ed25519PrivateKey, nonce: bytes, certificate: bytes, block: bytes) -> Self:
+        """Return the hello for `block`, answering `nonce`, 32 bytes, of the server that showed `certificate`.
+
+        `certificate` is the SHA-256 of the DER form of the server's own certificate, 32 bytes.
+        """
+        identity = signing.public_bytes(key)
+        statement = _Statement(nonce=nonce, certificate=certificate, block=block, identity=identity)
+        signature = signing.sign(key, cls.DOMAIN, wire.encode(statement))
+        return cls(block=block, identity=identity, signature=signature)
+
+    def verify(self, nonce: bytes, certificate: bytes) -> None:
+        """Raise `SignatureInvalid` unless `identity` signed this hello for that nonce and certificate."""
+        statement = _Statement(nonce=nonce, certificate=certificate, block=self.block, identity=self.identity)
+        signing.verify(self.identity, self.DOMAIN, wire.encode(statement), self.signature)
+
+
+class Ask(Message):
+    """The server asks the question of one trip."""
+
+    kind: ClassVar[int] = 12
+
+    trip: Trip
+    payload: Annotated[bytes, Field(max_length=MAX_MESSAGE_BYTES)]
+
+
+class Answer(Message):
+    """The merchant answers it."""
+
+    kind: ClassVar[int] = 13
+
+    trip: Trip
+    payload: Annotated[bytes, Field(max_length=MAX_MESSAGE_BYTES)]

@@ -1,0 +1,213 @@
+"""Blocks: who is asked for the next rounds, and when there are enough of them.
+
+    with BlockTransport(streams, membership, signed_plan, plan, address, settings) as transport:
+        train(transport, signed_plan, plan, ...)
+
+A block is some rounds in a row with the same assignment. At its start every merchant that is online gets one
+`Assignment` over Flower; those that allow the plan open a stream, and all trips of the block's rounds go over it.
+Merchants that come later join at the next round. This module knows neither Flower nor gRPC: it holds the two
+together for a coordinator that sees only `Transport`.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Protocol, Self
+
+from hanse_common.errors import RoundFailed
+from hanse_common.plan import Plan, SignedPlan
+from hanse_common.session import Assignment, ReportCode, record_bytes
+from hanse_server.config import Blocks
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.25
+"""How often Flower is asked who is online and who has reported, while a block gathers or ends."""
+
+RETURN_SECONDS = 2.0
+"""How long a round waits for merchants whose stream was lost since the round before, in seconds."""
+
+FAREWELL_SECONDS = 5.0
+"""How long the last block waits for its reports, in seconds."""
+
+
+class Streams(Protocol):
+    """Merchants' streams, one block at a time; see `hanse_server.stream`."""
+
+    def open_block(self, block: bytes, max_record_bytes: int) -> None:
+        """Let merchants open streams for `block`, with records of at most `max_record_bytes` bytes."""
+        ...
+
+    def close_block(self) -> None:
+        """End the block's streams."""
+        ...
+
+    def connected(self) -> tuple[str, ...]:
+        """Return the merchants that have a stream now, sorted."""
+        ...
+
+    def wait(self, seconds: float, until: Callable[[frozenset[str]], bool]) -> bool:
+        """Wait until the connected merchants satisfy `until`; return whether they did within `seconds`.
+
+        Raises `RunStopped` when the run was stopped.
+        """
+        ...
+
+    def exchange(
+        self, kind: str, payloads: Mapping[str, bytes], deadline: float
+    ) -> Iterator[tuple[str, bytes]]:
+        """As `Transport.exchange`. Raises `RunStopped` when the run was stopped."""
+        ...
+
+
+class Membership(Protocol):
+    """Who is there and takes part, by Flower; see `hanse_server.flower_grid`."""
+
+    def online(self) -> frozenset[str]:
+        """Return the league's merchants whose nodes are online."""
+        ...
+
+    def assign(self, assignment: Assignment, names: frozenset[str]) -> None:
+        """Send the assignment to each of `names`, once. Another block's assignment forgets the one before."""
+        ...
+
+    def reports(self) -> Mapping[str, ReportCode]:
+        """Return how the present block ended for those that said so."""
+        ...
+
+
+class BlockTransport:
+    """A `Transport` over streams, which begins a new block whenever the rounds of one are used up.
+
+    `listed` are all merchants of the league. `tell` hears a line for the operator.
+    """
+
+    def __init__(
+        self,
+        streams: Streams,
+        membership: Membership,
+        signed_plan: SignedPlan,
+        plan: Plan,
+        address: str,
+        listed: frozenset[str],
+        settings: Blocks,
+        tell: Callable[[str], None] = log.info,
+    ) -> None:
+        self._streams = streams
+        self._membership = membership
+        self._signed_plan = signed_plan
+        self._cohort = plan.cohort
+        self._record_bytes = record_bytes(plan.dimension)
+        self._address = address
+        self._listed = listed
+        self._settings = settings
+        self._tell = tell
+        self._assignment: Assignment | None = None
+        self._assigned: frozenset[str] = frozenset()
+        self._seen: frozenset[str] = frozenset()
+        self._told: set[str] = set()
+        self._rounds_left = 0
+        self._awaits_all = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._end()
+
+    def merchants(self) -> tuple[str, ...]:
+        """Return who takes part in the next round, sorted; begins a block first when none has rounds left.
+
+        Raises `RoundFailed` when the plan's minimum does not gather in time, `RunStopped` when stopped.
+        """
+        if self._rounds_left == 0:
+            self._end()
+            self._begin()
+        self._rounds_left -= 1
+        self._assign_new()
+        self._streams.wait(RETURN_SECONDS, lambda connected: self._seen <= connected | self._reported())
+        connected = self._streams.connected()
+        self._seen = frozenset(connected)
+        return connected
+
+    def exchange(
+        self, kind: str, payloads: Mapping[str, bytes], deadline: float
+    ) -> Iterator[tuple[str, bytes]]:
+        """Carry one trip over the block's streams."""
+        return self._streams.exchange(kind, payloads, deadline)
+
+    def _begin(self) -> None:
+        """Open a block, ask everyone who is online, and wait until enough have come."""
+        self._assignment = Assignment(
+            block=os.urandom(16),
+            signed_plan=self._signed_plan,
+            rounds=self._settings.rounds,
+            aggregator=self._address,
+        )
+        self._assigned = self._seen = frozenset()
+        self._told.clear()
+        self._streams.open_block(self._assignment.block, self._record_bytes)
+        self._rounds_left = self._settings.rounds
+        self._gather()
+        self._awaits_all = False
+
+    def _gather(self) -> None:
+        """Wait until those that may come have come, or, once the minimum is there, `gather` seconds more."""
+        started, enough_since = time.monotonic(), None
+        minimum = self._cohort.min_merchants
+        shown = None
+        while True:
+            self._assign_new()
+            connected = frozenset(self._streams.connected())
+            declined = self._reported() - connected
+            if connected != shown:
+                self._tell(f"{len(connected)} of {len(self._listed)} merchants are there, {minimum} needed.")
+                shown = connected
+            now = time.monotonic()
+            if len(connected) >= minimum:
+                enough_since = enough_since or now
+                expected = self._listed if self._awaits_all else self._assigned
+                if expected <= connected | declined or now - enough_since > self._settings.gather:
+                    return
+            elif len(self._listed - declined) < minimum:
+                raise RoundFailed(
+                    f"The plan needs {minimum} merchants; too many decline: {self._declines()}."
+                )
+            elif now - started > self._settings.patience:
+                raise RoundFailed(
+                    f"Waited {self._settings.patience:g} s; {len(connected)} merchants came, the plan needs "
+                    f"{minimum}. Declined: {self._declines() or 'none'}."
+                )
+            self._streams.wait(POLL_SECONDS, lambda found, before=connected: found != before)  # type: ignore[misc]
+
+    def _assign_new(self) -> None:
+        """Ask those who came online since the block began."""
+        new = self._membership.online() - self._assigned
+        if new and self._assignment is not None:
+            self._membership.assign(self._assignment, new)
+            self._assigned |= new
+
+    def _reported(self) -> frozenset[str]:
+        """Return who is done with the block, and tell the operator of those who declined it."""
+        reports = self._membership.reports()
+        for name, code in reports.items():
+            if code is not ReportCode.DONE and name not in self._told:
+                self._told.add(name)
+                self._tell(f"{name} does not take part in this block ({code}).")
+        return frozenset(reports)
+
+    def _declines(self) -> str:
+        return ", ".join(f"{name} ({code})" for name, code in sorted(self._membership.reports().items()))
+
+    def _end(self) -> None:
+        """Close the block, if one is open, and hear those out who took part."""
+        if self._assignment is None:
+            return
+        asked = frozenset(self._streams.connected())
+        self._streams.close_block()
+        self._assignment = None
+        self._rounds_left = 0
+        given_up = time.monotonic() + FAREWELL_SECONDS
+        while not asked <= self._reported() and time.monotonic() < given_up:
+            time.sleep(POLL_SECONDS / 4)

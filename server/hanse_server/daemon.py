@@ -1,0 +1,181 @@
+"""The server as one process: Flower's SuperLink, the aggregator's streams, and the run that trains.
+
+    Daemon(config, tell).train(stop, resume=False)     # one training, then end
+    Daemon(config, tell).serve(stop)                   # trainings begin with `flwr run`
+
+Flower keeps membership and runs; what a training came to is in our own checkpoint, which alone is the truth. A
+Flower run that ended, however it did, is followed by another that goes on from there.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from hanse_common.credentials import load_node_public, node_public_pem
+from hanse_common.errors import ConfigError, HanseError, RunStopped
+from hanse_common.files import read_bounded
+from hanse_server.blocks import BlockTransport
+from hanse_server.config import ServerConfig, Service
+from hanse_server.flower_executor import Executor, RunContext
+from hanse_server.flower_grid import FlowerMembership
+from hanse_server.flower_link import SuperLink
+from hanse_server.league import RoundReport
+from hanse_server.stream import StreamServer
+from hanse_server.training import Training
+
+MAX_PEM_BYTES = 1 << 20
+POLL_SECONDS = 0.5
+
+Tell = Callable[["Event"], None]
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something the operator hears: a kind for programs, a text for people, and the facts in it."""
+
+    kind: str
+    text: str
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class Daemon:
+    """One league's server. `tell` hears of each round, from another thread than the caller's."""
+
+    def __init__(self, config: ServerConfig, tell: Tell) -> None:
+        if config.service is None:
+            raise ConfigError(
+                "service: missing; expected a section with plan, state, tls, … See hanse-server.yaml."
+            )
+        self._config = config
+        self._service: Service = config.service
+        self._tell = tell
+        self._training = Training.open(config, self._service)
+        self._nodes = {
+            node_public_pem(load_node_public(merchant.node_key)): name
+            for name, merchant in self._service.merchants.items()
+        }
+        self._identities = {
+            bytes.fromhex(merchant.identity): name for name, merchant in self._service.merchants.items()
+        }
+        for found, what in ((self._nodes, "node_key"), (self._identities, "identity")):
+            if len(found) != len(self._service.merchants):
+                raise ConfigError(
+                    f"service.merchants: two merchants have the same {what}; expected one each."
+                )
+        self._ended = threading.Event()
+        self._failure: Exception | None = None
+
+    def train(self, stop: threading.Event, *, resume: bool) -> None:
+        """Run the plan's training to its end, or until `stop` is set.
+
+        Raises `ConfigError` when a training was begun and `resume` is not set, or the reverse; `RunStopped` when
+        stopped; `RoundFailed` when the training fails. The checkpoint of the last round stays in each case.
+        """
+        begun = self._training.store.begun()
+        if begun and not resume:
+            raise ConfigError(
+                f"{self._service.state}: found a training of this plan with {self._training.rounds_done()} of "
+                f"{self._training.plan.training.rounds} rounds done; go on with --resume, or sign another plan "
+                "and name another state folder."
+            )
+        if resume and not begun:
+            raise ConfigError(f"{self._service.state}: found no training to go on with; leave out --resume.")
+        with self._listening() as link:
+            run = link.start_run()
+            while not self._ended.wait(POLL_SECONDS):
+                if stop.is_set():
+                    link.stop_run(run)
+        if self._failure is not None:
+            raise self._failure
+
+    def serve(self, stop: threading.Event) -> None:
+        """Keep the listeners up until `stop` is set; runs begin with `flwr run`. Their failures end only them."""
+        with self._listening():
+            stop.wait()
+
+    @contextmanager
+    def _listening(self) -> Iterator[SuperLink]:
+        """Bring everything up, in the order in which it is needed, and down again."""
+        service = self._service
+        tls = service.tls
+        with ExitStack() as stack:
+            streams = stack.enter_context(
+                StreamServer(
+                    host=service.aggregator.host,
+                    port=service.aggregator.port,
+                    certificate=read_bounded(
+                        tls.certificate, MAX_PEM_BYTES, "a PEM certificate", ConfigError
+                    ),
+                    key=read_bounded(tls.key, MAX_PEM_BYTES, "a PEM key", ConfigError),
+                    identities=self._identities,
+                )
+            )
+            link = stack.enter_context(SuperLink(service))
+            for pem in self._nodes:
+                link.register(pem)
+            executor = Executor(link.state, lambda context: self._run(context, streams), streams.abort)
+            stack.enter_context(executor)
+            self._say(
+                "listening",
+                f"Merchants' nodes: port {link.fleet_port}. Streams: port {streams.port}. "
+                f"Your own flwr commands: FLWR_HOME={link.flwr_home}",
+                fleet_port=link.fleet_port,
+                stream_port=streams.port,
+                admin_port=link.admin_port,
+            )
+            yield link
+
+    def _run(self, context: RunContext, streams: StreamServer) -> None:
+        """Be the pinned ServerApp: train, publish. What went wrong is kept for `train` and goes to Flower, too."""
+        training, plan = self._training, self._training.plan
+        self._failure = None
+
+        def say(kind: str, text: str, **facts: Any) -> None:
+            context.log(text)
+            self._say(kind, text, **facts)
+
+        def on_round(report: RoundReport) -> None:
+            outcome = report.outcome
+            text = f"Round {report.round + 1} of {plan.training.rounds}: {len(outcome.uploaded)} merchants."
+            text += "".join(f" {name} declined ({code})." for name, code in sorted(outcome.declined.items()))
+            text += "".join(f" {name}: {reason}." for name, reason in sorted(outcome.blamed.items()))
+            say(
+                "round",
+                text,
+                round=report.round + 1,
+                rounds=plan.training.rounds,
+                uploaded=list(outcome.uploaded),
+                declined=dict(outcome.declined),
+                blamed=sorted(outcome.blamed),
+            )
+
+        try:
+            done = training.rounds_done()
+            if done:
+                say("resumed", f"Going on after round {done} of {plan.training.rounds}.", rounds_done=done)
+            membership = FlowerMembership(context.grid, self._nodes)
+            with BlockTransport(
+                streams,
+                membership,
+                training.signed_plan,
+                plan,
+                self._service.aggregator.address,
+                frozenset(self._service.merchants),
+                self._service.blocks,
+                lambda text: say("merchants", text),
+            ) as transport:
+                model = training.run(transport, on_round)
+            folder = training.publish(model)
+            say("published", f"The recognizer is in {folder}.", recognizer=str(folder))
+        except Exception as error:
+            self._failure = error
+            reason = str(error) if isinstance(error, HanseError) else type(error).__name__
+            say("stopped" if isinstance(error, RunStopped) else "failed", reason)
+            raise
+        finally:
+            self._ended.set()
+
+    def _say(self, kind: str, text: str, **facts: Any) -> None:
+        self._tell(Event(kind, text, facts))

@@ -1,0 +1,150 @@
+"""A set of keys for trying a league out on one machine or a few: an authority, a certificate, a token, merchants.
+
+    made = make_keys(folder, hosts=("localhost", "127.0.0.1"), merchants=("alder", "birch"))
+
+In production the certificate comes from an authority that merchants know already, and merchants make their own
+keys with `hanse-client keygen`: whoever made a key can use it.
+"""
+
+import ipaddress
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from hanse_common import signing
+from hanse_common.credentials import create_node_key
+from hanse_common.errors import ConfigError
+from hanse_common.files import PUBLIC, create_secret, write_atomically
+
+AUTHORITY_DAYS = 365
+CERTIFICATE_DAYS = 90
+BACKDATED = timedelta(hours=1)
+"""Certificates are valid a little earlier than now, for machines whose clocks are late."""
+
+
+@dataclass(frozen=True)
+class DevelopmentKeys:
+    """Where everything is. `merchants` has each merchant's folder, with its secret keys."""
+
+    authority: Path
+    certificate: Path
+    key: Path
+    token: Path
+    merchants: dict[str, Path]
+
+
+def make_keys(folder: Path, hosts: Sequence[str], merchants: Sequence[str]) -> DevelopmentKeys:
+    """Make the keys in `folder`; `hosts` are names and addresses by which merchants reach the server.
+
+    The authority's secret key is dropped, so that nobody can ever sign another certificate with it.
+
+    Raises `ConfigError`, before anything is written, when `folder` exists and is not empty.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder}: found something there, expected a new or empty folder; name another.")
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot be made ({error.strerror}).") from None
+    made = DevelopmentKeys(
+        authority=folder / "ca.crt",
+        certificate=folder / "server.crt",
+        key=folder / "server.key",
+        token=folder / "admin.token",
+        merchants={name: folder / name for name in merchants},
+    )
+    authority_key = ec.generate_private_key(ec.SECP256R1())
+    authority = _authority(authority_key)
+    server_key = ec.generate_private_key(ec.SECP256R1())
+    certificate = _certificate(server_key, hosts, authority, authority_key)
+    write_atomically(made.authority, authority.public_bytes(Encoding.PEM), PUBLIC)
+    write_atomically(made.certificate, certificate.public_bytes(Encoding.PEM), PUBLIC)
+    create_secret(made.key, server_key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    create_secret(made.token, secrets.token_urlsafe(32).encode() + b"\n")
+    for own in made.merchants.values():
+        own.mkdir(mode=0o700)
+        signing.create_key(own / "identity.key")
+        create_node_key(own / "node.key")
+    return made
+
+
+def _authority(key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
+    name = _name("Hanse development CA")
+    usage = _usage(key_cert_sign=True, crl_sign=True)
+    identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
+    return (
+        _builder(name, name, key.public_key(), AUTHORITY_DAYS)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(usage, critical=True)
+        .add_extension(identifier, critical=False)
+        .sign(key, hashes.SHA256())
+    )
+
+
+def _certificate(
+    key: ec.EllipticCurvePrivateKey,
+    hosts: Sequence[str],
+    authority: x509.Certificate,
+    authority_key: ec.EllipticCurvePrivateKey,
+) -> x509.Certificate:
+    issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key())
+    return (
+        _builder(_name(hosts[0]), authority.subject, key.public_key(), CERTIFICATE_DAYS)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_usage(digital_signature=True), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(x509.SubjectAlternativeName([_general_name(host) for host in hosts]), critical=False)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(issuer, critical=False)
+        .sign(authority_key, hashes.SHA256())
+    )
+
+
+def _builder(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, days: int
+) -> x509.CertificateBuilder:
+    now = datetime.now(UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - BACKDATED)
+        .not_valid_after(now + timedelta(days=days))
+    )
+
+
+def _name(common_name: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name[:64])])
+
+
+def _general_name(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
+
+
+def _usage(
+    *, digital_signature: bool = False, key_cert_sign: bool = False, crl_sign: bool = False
+) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=digital_signature,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=key_cert_sign,
+        crl_sign=crl_sign,
+        encipher_only=False,
+        decipher_only=False,
+    )

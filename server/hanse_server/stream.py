@@ -1,0 +1,432 @@
+"""The aggregator's end of merchants' streams: gRPC over TLS 1.3, one authenticated stream a merchant.
+
+    with StreamServer(host, port, certificate, key, {identity: "alder"}, max_record_bytes) as server:
+        server.open_block(block, max_record_bytes)
+        server.wait(30, lambda connected: len(connected) >= 3)
+        for merchant, reply in server.exchange("join", payloads, deadline=60): ...
+        server.close_block()
+
+An asyncio loop in a thread of its own serves the streams; the methods are for one other thread. Each stream
+alternates: one ask, then its answer. Nothing else is read, so a merchant that floods or dawdles fills its own
+flow-control window and nobody's memory. See `hanse_common.session` for what is said.
+"""
+
+import asyncio
+import logging
+import os
+import queue
+import socket
+import ssl
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import grpc
+
+from hanse_common import wire
+from hanse_common.credentials import fingerprint
+from hanse_common.errors import ConfigError, RunStopped, SignatureInvalid, WireError
+from hanse_common.session import (
+    FRAME_BYTES,
+    MAX_HELLO_BYTES,
+    METHOD,
+    Answer,
+    Ask,
+    Challenge,
+    Hello,
+    RecordReader,
+    frames,
+)
+
+log = logging.getLogger(__name__)
+
+HELLO_SECONDS = 10.0
+"""How long a stream may take to say who it is."""
+
+MAX_PENDING = 512
+"""Streams at once that have not said who they are."""
+
+MAX_PENDING_PER_ADDRESS = 32
+"""Of these, from one network address: a flood from one place shuts nobody else out."""
+
+STOP_SECONDS = 2.0
+
+_NOBODY = object()
+"""What the queue of replies holds when a run was stopped."""
+
+_OPTIONS = (
+    ("grpc.max_receive_message_length", FRAME_BYTES),
+    ("grpc.max_concurrent_streams", 4),
+    ("grpc.max_metadata_size", 8192),
+    ("grpc.server_handshake_timeout_ms", 10_000),
+    ("grpc.so_reuseport", 0),
+    # Both ends notice within half a minute that the other is gone.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 0),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.max_ping_strikes", 4),
+)
+
+
+@dataclass
+class _Stream:
+    """One authenticated stream. `over` is done when it must end, with the status that the merchant is to see."""
+
+    name: str
+    over: "asyncio.Future[grpc.StatusCode]"
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    last_trip: int = 0
+
+
+@dataclass
+class _Trip:
+    """The question that is open: each merchant's record, and who has answered."""
+
+    number: int
+    records: Mapping[str, bytes]
+    replies: "queue.SimpleQueue[Any]"
+    answered: set[str] = field(default_factory=set)
+
+
+@dataclass
+class _Block:
+    """The open block and its streams by merchant."""
+
+    id: bytes
+    max_record_bytes: int
+    streams: dict[str, _Stream] = field(default_factory=dict)
+    trip: _Trip | None = None
+    trips: int = 0
+
+
+class StreamServer:
+    """Implements `hanse_server.blocks.Streams`. `identities` maps each directory identity to the merchant's name.
+
+    `certificate` and `key` are PEM. `port` may be 0; the bound one is in `port` once started. Raises
+    `ConfigError` when certificate, key, host or port can't be used.
+    """
+
+    def __init__(
+        self, host: str, port: int, certificate: bytes, key: bytes, identities: Mapping[bytes, str]
+    ) -> None:
+        self.port = port
+        self._host = host
+        self._certificate = certificate
+        self._key = key
+        self._fingerprint = fingerprint(certificate)
+        self._identities = dict(identities)
+        self._pending: Counter[str] = Counter()
+        self._block: _Block | None = None
+        self._replies: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._changed = threading.Condition()
+        self._stopped = False
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="streams", daemon=True)
+        self._server: grpc.aio.Server | None = None
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        try:
+            self._call(self._start())
+            self._require_tls_1_3()
+        except BaseException:
+            self._end_loop()
+            raise
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close_block()
+        if self._server is not None:
+            self._call(self._server.stop(STOP_SECONDS))
+        self._end_loop()
+
+    def open_block(self, block: bytes, max_record_bytes: int) -> None:
+        """Let merchants open streams for `block`, with records of at most `max_record_bytes` bytes.
+
+        The block before is closed first.
+        """
+        self.close_block()
+        self._block = _Block(block, max_record_bytes)
+
+    def close_block(self) -> None:
+        """End the block's streams, with status OK."""
+        block, self._block = self._block, None
+        if block is not None:
+            self._loop.call_soon_threadsafe(_end_all, block)
+
+    def connected(self) -> tuple[str, ...]:
+        """Return the merchants that have a stream now, sorted."""
+        with self._changed:
+            return tuple(sorted(self._block.streams)) if self._block else ()
+
+    def wait(self, seconds: float, until: Callable[[frozenset[str]], bool]) -> bool:
+        """Wait until the connected merchants satisfy `until`; return whether they did within `seconds`.
+
+        Raises `RunStopped` after `abort`.
+        """
+        with self._changed:
+            done = self._changed.wait_for(
+                lambda: self._stopped or until(frozenset(self._block.streams if self._block else ())),
+                timeout=seconds,
+            )
+            self._raise_if_stopped()
+        return done
+
+    def exchange(
+        self, kind: str, payloads: Mapping[str, bytes], deadline: float
+    ) -> Iterator[tuple[str, bytes]]:
+        """As `Transport.exchange`: a stream lost meanwhile is asked again, byte by byte, when it is back.
+
+        Raises `RunStopped` after `abort`.
+        """
+        until = time.monotonic() + deadline
+        block = self._block
+        if block is None:
+            return
+        replies: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._replies = replies
+        block.trips += 1
+        number = block.trips
+        records: dict[bytes, bytes] = {}  # of equal payloads there is one record, however many merchants
+        for payload in payloads.values():
+            if payload not in records:
+                records[payload] = wire.encode(Ask(trip=number, payload=payload))
+        trip = _Trip(number, {name: records[payload] for name, payload in payloads.items()}, replies)
+        del records
+        self._loop.call_soon_threadsafe(_ask, block, trip)
+        left = len(payloads)
+        try:
+            while left:
+                self._raise_if_stopped()
+                try:
+                    reply = replies.get(timeout=max(0.0, until - time.monotonic()))
+                except queue.Empty:
+                    return
+                if reply is not _NOBODY:
+                    left -= 1
+                    yield reply
+        finally:
+            self._loop.call_soon_threadsafe(_close_trip, block, trip)
+
+    def abort(self) -> None:
+        """Make `wait` and `exchange`, running or later, raise `RunStopped` until `resume`. For any thread."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+        self._replies.put(_NOBODY)
+
+    def resume(self) -> None:
+        """Take `abort` back, for another run."""
+        self._stopped = False
+
+    def _raise_if_stopped(self) -> None:
+        if self._stopped:
+            raise RunStopped("The run was stopped. The checkpoint of its last round is kept.")
+
+    def _call(self, work: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def _end_loop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _require_tls_1_3(self) -> None:
+        """Fail closed unless a handshake of TLS 1.2 fails here: the switch for it works at gRPC's import only."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        context.maximum_version = ssl.TLSVersion.TLSv1_2
+        host = "127.0.0.1" if self._host == "0.0.0.0" else self._host  # noqa: S104 - a comparison
+        with socket.create_connection((host, self.port), timeout=HELLO_SECONDS) as plain:
+            try:
+                context.wrap_socket(plain).close()
+            except OSError:
+                return
+        raise ConfigError(
+            "service.aggregator: the listener would speak TLS 1.2; expected 1.3 alone. Something imported grpc "
+            "before hanse_common; start the server with the command hanse-server."
+        )
+
+    async def _start(self) -> None:
+        # Beyond every merchant, one replaced stream of each, and those that have not said who they are, there is
+        # nobody to serve.
+        limit = 2 * len(self._identities) + MAX_PENDING
+        self._server = grpc.aio.server(options=_OPTIONS, maximum_concurrent_rpcs=limit)
+        self._server.add_generic_rpc_handlers((_Handler(self._serve),))
+        try:
+            credentials = grpc.ssl_server_credentials([(self._key, self._certificate)])
+            self.port = self._server.add_secure_port(f"{_bracketed(self._host)}:{self.port}", credentials)
+            await self._server.start()
+        except (RuntimeError, ValueError):
+            raise ConfigError(
+                f"service.aggregator: cannot listen on {self._host}:{self.port}; expected a free port, an address "
+                "of this machine, and under service.tls a certificate with its own key."
+            ) from None
+
+    async def _serve(self, frames_in: object, context: Any) -> None:
+        """Serve one stream, from the challenge to its end."""
+        address = context.peer().rpartition(":")[0]
+        if self._pending[address] >= MAX_PENDING_PER_ADDRESS or self._pending.total() >= MAX_PENDING:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many streams")
+        self._pending[address] += 1
+        try:
+            hello, block = await asyncio.wait_for(self._meet(context), HELLO_SECONDS)
+        except (TimeoutError, WireError, SignatureInvalid) as error:
+            log.info("A stream from %s was refused: %s", address, _reason(error))
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "no valid hello")
+        finally:
+            self._pending[address] -= 1
+            if not self._pending[address]:
+                del self._pending[address]  # addresses are not collected
+        if block is None:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "no such block")
+            return  # never reached: abort raises
+        stream = self._join(block, self._identities[hello.identity])
+        try:
+            status = await self._converse(block, stream, context)
+        except (WireError, _Violation) as error:
+            log.warning("%s: the stream was ended: %s", stream.name, error)
+            status = grpc.StatusCode.INVALID_ARGUMENT
+        finally:
+            self._leave(block, stream)
+        if status is not grpc.StatusCode.OK:
+            await context.abort(status, "")
+
+    async def _meet(self, context: Any) -> tuple[Hello, _Block | None]:
+        """Return the merchant's hello, once it is proven, and its block if that is open.
+
+        Raises `SignatureInvalid`, `WireError`.
+        """
+        nonce = os.urandom(32)
+        await _write(context, wire.encode(Challenge(nonce=nonce)))
+        hello = wire.decode(Hello, await _read(context, RecordReader(MAX_HELLO_BYTES)), MAX_HELLO_BYTES)
+        if hello.identity not in self._identities:
+            raise SignatureInvalid("not a merchant of this league")
+        hello.verify(nonce, self._fingerprint)
+        block = self._block
+        return hello, block if block is not None and block.id == hello.block else None
+
+    def _join(self, block: _Block, name: str) -> _Stream:
+        """Make the stream the merchant's only one: a reconnect must not wait until the old one is missed."""
+        stream = _Stream(name, asyncio.get_running_loop().create_future())
+        with self._changed:
+            older = block.streams.get(name)
+            block.streams[name] = stream
+            self._changed.notify_all()
+        if older is not None:
+            _end(older, grpc.StatusCode.ABORTED)
+        if block is not self._block:
+            _end(stream, grpc.StatusCode.OK)  # closed since the hello
+        return stream
+
+    def _leave(self, block: _Block, stream: _Stream) -> None:
+        with self._changed:
+            if block.streams.get(stream.name) is stream:
+                del block.streams[stream.name]
+                self._changed.notify_all()
+
+    async def _converse(self, block: _Block, stream: _Stream, context: Any) -> grpc.StatusCode:
+        """Ask and hear answers until the stream is over, and return the status to end it with.
+
+        Raises `WireError` and `_Violation` for what the merchant said.
+        """
+        reader = RecordReader(block.max_record_bytes)
+        while True:
+            trip = await self._next_trip(block, stream)
+            if trip is None:
+                return stream.over.result()
+            stream.last_trip = trip.number
+            talk = asyncio.ensure_future(_question(context, trip.records[stream.name], reader))
+            await asyncio.wait({talk, stream.over}, return_when=asyncio.FIRST_COMPLETED)
+            if not talk.done():
+                # Cancelling it would cancel the stream, and the merchant would not see the status.
+                talk.add_done_callback(lambda done: done.cancelled() or done.exception())
+                return stream.over.result()
+            record = talk.result()
+            answer = wire.decode(Answer, record, block.max_record_bytes)
+            if answer.trip != trip.number:
+                raise _Violation(f"answered trip {answer.trip}, was asked {trip.number}")
+            if trip is block.trip and stream.name not in trip.answered:
+                trip.answered.add(stream.name)
+                trip.replies.put((stream.name, answer.payload))
+
+    async def _next_trip(self, block: _Block, stream: _Stream) -> _Trip | None:
+        """Return the next question for this stream, or None when it is over."""
+        while not stream.over.done():
+            trip = block.trip
+            if trip and trip.number > stream.last_trip and stream.name in trip.records.keys() - trip.answered:
+                return trip
+            stream.wake.clear()
+            await stream.wake.wait()
+        return None
+
+
+class _Violation(Exception):
+    """A merchant broke the stream's rules."""
+
+
+class _Handler(grpc.GenericRpcHandler):  # type: ignore[misc]
+    """Routes the one method there is; records stay bytes."""
+
+    def __init__(self, serve: Callable[..., Any]) -> None:
+        self._method = grpc.stream_stream_rpc_method_handler(serve)
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        return self._method if handler_call_details.method == METHOD else None
+
+
+def _ask(block: _Block, trip: _Trip) -> None:
+    block.trip = trip
+    for name in trip.records:
+        if name in block.streams:
+            block.streams[name].wake.set()
+
+
+def _close_trip(block: _Block, trip: _Trip) -> None:
+    if block.trip is trip:
+        block.trip = None
+
+
+def _end_all(block: _Block) -> None:
+    block.trip = None
+    for stream in block.streams.values():
+        _end(stream, grpc.StatusCode.OK)
+
+
+def _end(stream: _Stream, status: grpc.StatusCode) -> None:
+    if not stream.over.done():
+        stream.over.set_result(status)
+        stream.wake.set()
+
+
+async def _question(context: Any, record: bytes, reader: RecordReader) -> bytes:
+    await _write(context, record)
+    return await _read(context, reader)
+
+
+async def _write(context: Any, record: bytes) -> None:
+    for frame in frames(record):
+        await context.write(frame)
+
+
+async def _read(context: Any, reader: RecordReader) -> bytes:
+    """Return the next record. Raises `WireError` when the merchant ends the stream or sends none."""
+    while True:
+        frame = await context.read()
+        if frame is grpc.aio.EOF:
+            raise WireError("the merchant ended the stream")
+        record = reader.add(frame)
+        if record is not None:
+            return record
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _reason(error: Exception) -> str:
+    return "no hello in time" if isinstance(error, TimeoutError) else str(error)

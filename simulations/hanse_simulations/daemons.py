@@ -1,0 +1,188 @@
+"""The demo's league as it will run: one `hanse-server`, a `hanse-client` for each shop, TLS between them.
+
+    figures = train(experiment, configs, test, folder, started)
+
+Each is a process of its own with its own folder, keys and log. The demo only looks at what an operator would see:
+the server's lines and its checkpoint, from which it takes each round's accuracy on public photos.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from hanse_client.config import ClientConfig
+from hanse_client.ledger import Ledger
+from hanse_client.training import Examples
+from hanse_common import signing, wire
+from hanse_common.config import load
+from hanse_common.credentials import create_node_key
+from hanse_common.errors import RoundFailed
+from hanse_common.files import write_atomically
+from hanse_common.plan import Plan, SignedPlan
+from hanse_common.vision.recognizer import WHITENING_FILE, Recognizer
+from hanse_server.averaging import TailAverage
+from hanse_server.config import make_plan
+from hanse_server.development_keys import make_keys
+from hanse_server.evaluation import Evaluator
+from hanse_server.store import Store
+from hanse_simulations import results
+from hanse_simulations.console import bar, console
+from hanse_simulations.experiment import Experiment
+from hanse_simulations.processes import Processes, command, free_ports
+
+POLL_SECONDS = 0.1
+MAX_LINE_BYTES = 1 << 16
+
+
+def make_server(experiment: Experiment, folder: Path, shops: Mapping[str, Path], serial: bytes) -> SignedPlan:
+    """Write the operator's folder, anew: keys, signed plan, `hanse-server.yaml`; return the plan.
+
+    `shops` are the shops' folders. Each makes its own keys and pins the operator's; both are part of what
+    `hanse-server.yaml` and the shops' own files say of each other.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    key = signing.create_key(folder / "operator.key")
+    make_keys(folder / "keys", hosts=("localhost", "127.0.0.1"), merchants=())
+    plan = make_plan(experiment.plan, serial)
+    signed = SignedPlan.sign(plan, key)
+    write_atomically(folder / "plan.hanse", wire.encode(signed))
+    admin, fleet, streams = free_ports(3)
+    text = yaml.safe_dump(
+        {
+            "signing_key": "operator.key",
+            "plan": experiment.plan.model_dump(mode="json", exclude_none=True),
+            "optimization": experiment.optimization.model_dump(mode="json"),
+            "service": {
+                "plan": "plan.hanse",
+                "state": "state",
+                "whitening": f"../result/{WHITENING_FILE}",
+                "tls": {
+                    "authority": "keys/ca.crt",
+                    "certificate": "keys/server.crt",
+                    "key": "keys/server.key",
+                },
+                "admin": {"port": admin, "token": "keys/admin.token"},
+                "fleet": {"host": "127.0.0.1", "port": fleet},
+                "aggregator": {
+                    "host": "127.0.0.1",
+                    "port": streams,
+                    "address": f"localhost:{streams}",
+                },
+                "blocks": {"rounds": 20, "patience": 600, "gather": 60},
+                "merchants": {name: _make_merchant(shop) for name, shop in shops.items()},
+            },
+        },
+        sort_keys=False,
+        allow_unicode=True,
+    )
+    (folder / "hanse-server.yaml").write_text(text, encoding="utf-8")
+    for shop in shops.values():
+        _connect(shop / "hanse-client.yaml", f"localhost:{fleet}", signing.public_bytes(key).hex())
+    return signed
+
+
+def _make_merchant(shop: Path) -> dict[str, str]:
+    """Make the keys of the shop in the folder `shop`, anew, as `hanse-client keygen` does."""
+    state = shop / "state"
+    state.mkdir(mode=0o700, exist_ok=True)
+    for path in (*state.glob("identity.key*"), *state.glob("node.key*")):
+        path.unlink()
+    identity = signing.create_key(state / "identity.key")
+    create_node_key(state / "node.key")
+    return {
+        "identity": signing.public_bytes(identity).hex(),
+        "node_key": str((state / "node.key.pub").resolve()),
+    }
+
+
+def _connect(path: Path, server: str, operator_key: str) -> None:
+    """Add to a shop's configuration how to reach the server, and whose plans to believe."""
+    settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    settings["league"]["operator_key"] = operator_key
+    settings["connection"] = {"server": server, "authority": "../../server/keys/ca.crt"}
+    path.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+
+
+def train(
+    experiment: Experiment,
+    signed_plan: SignedPlan,
+    configs: Mapping[str, Path],
+    test: Examples,
+    folder: Path,
+    started: float,
+) -> dict[str, Any]:
+    """Start server and daemons, show the rounds, end them all, write `folder`/result, and return the figures.
+
+    Raises `RoundFailed` when the server ends without a recognizer.
+    """
+    server, result = folder / "server", folder / "result"
+    plan = wire.decode(Plan, signed_plan.plan)
+    evaluator = Evaluator(plan.recipe, plan.taxonomy, test.inputs, test.labels)
+    curve = results.Curve(result / results.METRICS_FILE)
+    log = server / "server.log"
+    with Processes() as processes:
+        arguments = [command("hanse-server"), "run", "--json", "--config", str(server / "hanse-server.yaml")]
+        running = processes.start("server", arguments, log)
+        for name, config in configs.items():
+            arguments = [command("hanse-client"), "run", "--config", str(config)]
+            processes.start(name, arguments, config.parent / "daemon.log")
+        console.print(
+            f"{1 + len(configs)} processes started; the server's lines are in {log}.", soft_wrap=True
+        )
+        with bar("rounds", plan.training.rounds, tenths=True) as shown:
+            for event in _events(log, lambda: running.poll() is not None):
+                if event["kind"] == "merchants":
+                    shown.update(0, text=event["text"])
+                if event["kind"] != "round":
+                    continue
+                model = _published(server / "state", experiment, plan)
+                if model is not None and event["round"] not in curve.rounds:
+                    curve.add(event["round"], len(event["uploaded"]), evaluator.accuracy(model))
+                text = f"{len(event['uploaded'])} merchants, accuracy {100 * curve.accuracies[-1]:.1f} %"
+                shown.update(event["round"], text=text)
+        code = running.wait()
+    if code != 0:
+        raise RoundFailed(f"The server ended with exit code {code}; its last lines are in {log}.")
+    model = Recognizer.load(server / "state" / "recognizer").vector
+    ledgers = {name: _ledger(config) for name, config in configs.items()}
+    report = evaluator.report(model)
+    seconds = time.perf_counter() - started
+    return results.write(experiment, plan, ledgers, model, report, curve, seconds, result)
+
+
+def _events(log: Path, ended: Any) -> Iterator[dict[str, Any]]:
+    """Yield the server's JSON lines as they come, until the server has `ended`."""
+    with log.open("rb") as file:
+        rest = b""
+        while True:
+            over = ended()  # before the last look: what was written until then is still read
+            for line in (rest + file.read()).splitlines(keepends=True):
+                rest = b"" if line.endswith(b"\n") else line[:MAX_LINE_BYTES]
+                if line.startswith(b"{") and line.endswith(b"\n"):
+                    yield json.loads(line)
+            if over:
+                return
+            time.sleep(POLL_SECONDS)
+
+
+def _published(state: Path, experiment: Experiment, plan: Plan) -> NDArray[np.float32] | None:
+    """Return what would be published now, shape (d,), from the server's checkpoint."""
+    checkpoint = Store(state).load(plan.digest, plan.dimension)
+    if checkpoint is None:
+        return None
+    average = TailAverage(plan.training.rounds, experiment.optimization.tail_average, plan.dimension)
+    average.total, average.count = checkpoint.average_total, checkpoint.average_count
+    return average.value(checkpoint.model).astype(np.float32)
+
+
+def _ledger(path: Path) -> Ledger:
+    config = load(ClientConfig, path)
+    return Ledger(config.ledger_path, config.policy.budget)

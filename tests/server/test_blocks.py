@@ -1,0 +1,189 @@
+"""Blocks: who is asked, when enough have come, and what is said when they do not."""
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from hanse_common.errors import RoundFailed
+from hanse_common.plan import Cohort, Plan, SignedPlan
+from hanse_common.session import Assignment, ReportCode, record_bytes
+from hanse_server import blocks
+from hanse_server.blocks import BlockTransport
+from hanse_server.config import Blocks
+
+ALL = frozenset({"alder", "birch", "cedar"})
+
+
+class League:
+    """Streams and membership of merchants that exist in this test only: both protocols, no network."""
+
+    def __init__(self, online: frozenset[str] = ALL) -> None:
+        self.who_is_online = online
+        self.come: Callable[[str], bool] = lambda name: True
+        self.reported: dict[str, ReportCode] = {}
+        self.streams: set[str] = set()
+        self.assigned: list[tuple[Assignment, frozenset[str]]] = []
+        self.opened: list[tuple[bytes, int]] = []
+        self.closed = 0
+        self.waits: list[float] = []
+        self.after_wait: Callable[[], None] = lambda: None
+
+    def online(self) -> frozenset[str]:
+        return self.who_is_online
+
+    def assign(self, assignment: Assignment, names: frozenset[str]) -> None:
+        self.assigned.append((assignment, names))
+        self.streams |= {name for name in names if self.come(name)}
+
+    def reports(self) -> Mapping[str, ReportCode]:
+        return self.reported
+
+    def open_block(self, block: bytes, max_record_bytes: int) -> None:
+        self.opened.append((block, max_record_bytes))
+        self.reported = {}
+
+    def close_block(self) -> None:
+        self.closed += 1
+        self.reported |= dict.fromkeys(self.streams, ReportCode.DONE)
+        self.streams = set()
+
+    def connected(self) -> tuple[str, ...]:
+        return tuple(sorted(self.streams))
+
+    def wait(self, seconds: float, until: Callable[[frozenset[str]], bool]) -> bool:
+        self.waits.append(seconds)
+        self.after_wait()
+        return until(frozenset(self.streams))
+
+    def exchange(
+        self, kind: str, payloads: Mapping[str, bytes], deadline: float
+    ) -> Iterator[tuple[str, bytes]]:
+        yield from ((name, payload + kind.encode()) for name, payload in payloads.items())
+
+
+class Clock:
+    """Time that passes with each look."""
+
+    def __init__(self, step: float) -> None:
+        self.now, self.step = 0.0, step
+
+    def monotonic(self) -> float:
+        self.now += self.step
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def transport(
+    make_plan: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[BlockTransport, list[str]]]:
+    def make(league: League, step: float = 1.0, **settings: Any) -> tuple[BlockTransport, list[str]]:
+        monkeypatch.setattr(blocks, "time", Clock(step))
+        plan = make_plan(cohort=Cohort(min_merchants=2, max_merchants=3))
+        lines: list[str] = []
+        signed = SignedPlan.sign(plan, Ed25519PrivateKey.generate())
+        chosen = Blocks(**({"rounds": 3, "patience": 50, "gather": 10} | settings))
+        made = BlockTransport(league, league, signed, plan, "localhost:1", ALL, chosen, lines.append)
+        return made, lines
+
+    return make
+
+
+def test_one_assignment_for_each_merchant_and_block(transport: Any) -> None:
+    league = League()
+    with transport(league)[0] as made:
+        for _ in range(7):
+            assert made.merchants() == ("alder", "birch", "cedar")
+    assert [names for _, names in league.assigned] == [ALL, ALL, ALL]
+    assert len({assignment.block for assignment, _ in league.assigned}) == 3
+    assert [block for block, _ in league.opened] == [assignment.block for assignment, _ in league.assigned]
+    assert {assignment.rounds for assignment, _ in league.assigned} == {3}
+    assert league.closed == 3
+
+
+def test_records_are_bounded_by_the_plan(transport: Any, make_plan: Callable[..., Plan]) -> None:
+    league = League()
+    transport(league)[0].merchants()
+    assert league.opened[0][1] == record_bytes(make_plan().dimension)
+
+
+def test_the_first_block_waits_for_all_that_are_listed_but_not_for_ever(transport: Any) -> None:
+    league = League(frozenset({"alder", "birch"}))
+    made, _ = transport(league)
+    assert made.merchants() == ("alder", "birch")
+    assert 9 <= len(league.waits) <= 13  # a second a look, ten of patience with the rest
+    league.waits.clear()
+    made.merchants(), made.merchants()
+    league.waits.clear()
+    assert made.merchants() == ("alder", "birch")  # the second block knows that cedar is away
+    assert len(league.waits) == 1
+
+
+def test_whoever_comes_online_later_is_asked_for_the_same_block(transport: Any) -> None:
+    league = League(frozenset({"alder", "birch"}))
+    made, _ = transport(league)
+    made.merchants()
+    league.who_is_online = ALL
+    assert made.merchants() == ("alder", "birch", "cedar")
+    assert league.assigned[1][1] == {"cedar"}
+    assert league.assigned[0][0] == league.assigned[1][0]
+
+
+def test_a_merchant_that_declines_is_named_once_and_not_waited_for(transport: Any) -> None:
+    league = League()
+    league.come = lambda name: name != "cedar"
+    made, lines = transport(league)
+    league.after_wait = lambda: league.reported.update(cedar=ReportCode.POLICY)
+    assert made.merchants() == ("alder", "birch")
+    made.merchants()
+    assert [line for line in lines if "cedar" in line] == ["cedar does not take part in this block (policy)."]
+    assert len(league.waits) < 5
+
+
+def test_too_many_declines_end_it_at_once_with_their_codes(transport: Any) -> None:
+    league = League()
+    league.come = lambda name: name == "alder"
+    league.after_wait = lambda: league.reported.update(birch=ReportCode.BUDGET, cedar=ReportCode.SIGNATURE)
+    with pytest.raises(RoundFailed, match=r"needs 2 .* birch \(budget\), cedar \(signature\)"):
+        transport(league)[0].merchants()
+
+
+def test_patience_ends(transport: Any) -> None:
+    league = League(frozenset({"alder"}))
+    with pytest.raises(RoundFailed, match=r"Waited 50 s; 1 merchants came, the plan needs 2"):
+        transport(league)[0].merchants()
+
+
+def test_a_lost_stream_is_waited_for_once(transport: Any) -> None:
+    league = League()
+    made, _ = transport(league)
+    made.merchants()
+    league.waits.clear()
+    league.streams.discard("birch")
+    league.after_wait = lambda: league.streams.add("birch")
+    assert made.merchants() == ("alder", "birch", "cedar")
+    league.after_wait = lambda: None
+    league.streams.discard("birch")
+    assert made.merchants() == ("alder", "cedar")
+    assert league.waits == [blocks.RETURN_SECONDS] * 2
+
+
+def test_exchange_is_the_streams(transport: Any) -> None:
+    made, _ = transport(League())
+    assert dict(made.exchange("join", {"alder": b"1"}, 1.0)) == {"alder": b"1join"}
+
+
+def test_the_end_hears_reports_but_not_for_ever(transport: Any) -> None:
+    league = League()
+    made, _ = transport(league)
+    made.merchants()
+    league.close_block = lambda: None  # type: ignore[method-assign]
+    ended = threading.Thread(target=made.__exit__)
+    ended.start()
+    ended.join(10)
+    assert not ended.is_alive()
