@@ -7,7 +7,9 @@ Values only; `ledger` writes them down.
 
 import math
 from dataclasses import dataclass
+from typing import Self
 
+from hanse_common.plan import Plan
 from hanse_common.privacy.mechanism import Mechanism
 
 
@@ -57,6 +59,13 @@ class Charge:
             raise ValueError(f"Expected at most {self.plan_steps} steps, found {self.mechanism.steps}.")
         if not 0 < self.delta < 1:
             raise ValueError(f"Expected 0 < delta < 1, found {self.delta}.")
+
+    @classmethod
+    def of(cls, plan: Plan, round_: int = 0, attempt: int = 0, steps: int | None = None) -> Self:
+        """Return the charge of `steps` steps under `plan`; by default of all that it may take."""
+        total = plan.training.total_steps
+        mechanism = plan.mechanism(total if steps is None else steps)
+        return cls(plan.digest, round_, attempt, mechanism, total, plan.delta)
 
     @property
     def parameters(self) -> tuple[int, float, int, float, float, float]:

@@ -1,6 +1,7 @@
 """The command `hanse-client`."""
 
 import json
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -11,9 +12,10 @@ from rich.table import Table
 from hanse_client.charges import Charge
 from hanse_client.config import ClientConfig
 from hanse_client.ledger import Ledger
-from hanse_common import commands, wire
+from hanse_common import commands, signing, wire
 from hanse_common.commands import out
 from hanse_common.config import load
+from hanse_common.credentials import create_node_key
 from hanse_common.errors import ConfigError, PhotoError, PlanRefused, SignatureInvalid, WireError
 from hanse_common.files import read_bounded
 from hanse_common.plan import Plan, SignedPlan
@@ -67,6 +69,38 @@ def catalog(
             _say(f"  {problem.reason}")
         if len(found.problems) > problems:
             _say(f"  ... and {len(found.problems) - problems} more (--problems NUMBER lists more)")
+
+
+@app.command()
+def keygen(
+    config: ConfigOption = DEFAULT_CONFIG,
+    name: Annotated[
+        str, typer.Option(help="What the operator is to call you.", metavar="NAME")
+    ] = "your-name",
+) -> None:
+    """Make your keys: your identity's and your node's. Then give the public halves to the operator."""
+    settings = load(ClientConfig, config)
+    settings.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for path in (settings.identity_path, settings.node_key_path):
+        if path.exists():
+            raise ConfigError(f"{path}: there is a key already; move it away to make another.")
+    identity = signing.create_key(settings.identity_path)
+    create_node_key(settings.node_key_path)
+    public = settings.node_key_path.with_name(settings.node_key_path.name + ".pub")
+    _say(f"Wrote {shown(settings.identity_path)} and {shown(settings.node_key_path)}: secret, back them up.")
+    _say(f"\nGive the operator the file {shown(public)} and these lines:")
+    _say(f"  {name}:\n    identity: {signing.public_bytes(identity).hex()}\n    node_key: {public.name}")
+
+
+@app.command()
+def run(config: ConfigOption = DEFAULT_CONFIG) -> None:
+    """Take part in your league until you stop it: wait for trainings, judge them, train, keep the accounts."""
+    from hanse_client.daemon import Daemon  # torch takes seconds to load
+
+    with commands.until_stopped() as stop:
+        with Daemon(load(ClientConfig, config), _say_now) as daemon:
+            daemon.run(stop)
+        _say_now("Stopped.")
 
 
 @app.command()
@@ -187,6 +221,11 @@ def _say(text: str) -> None:
     out.print(text, markup=False, emoji=False)
 
 
+def _say_now(text: str) -> None:
+    """Print `text` with the time; a daemon's lines are read later."""
+    _say(f"{datetime.now():%H:%M:%S}  {text}")
+
+
 def _photos(count: int) -> str:
     return "1 photo" if count == 1 else f"{count} photos"
 
@@ -215,8 +254,7 @@ def _require_budget(settings: ClientConfig, plan: Plan) -> None:
         return
     kept = _open_ledger(settings)
     if kept.last_work(plan.digest) is None:
-        steps = plan.training.total_steps
-        kept.check(Charge(plan.digest, 0, 0, plan.mechanism(steps), steps, plan.delta))
+        kept.check(Charge.of(plan))
 
 
 def main() -> None:

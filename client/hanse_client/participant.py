@@ -24,7 +24,7 @@ from hanse_client.training import Trainer
 from hanse_common import messages, wire
 from hanse_common.errors import BudgetExceeded, LedgerError, PlanRefused, SignatureInvalid, WireError
 from hanse_common.messages import DeclineCode, Declined, Invitation, Joined, Start, Upload, Work
-from hanse_common.plan import Plan
+from hanse_common.plan import Plan, SignedPlan
 from hanse_common.secagg import ring
 from hanse_common.vision.taxonomy import Taxonomy
 
@@ -52,7 +52,10 @@ class _Joined:
 
 
 class Participant:
-    """One merchant in one league. `tell` brings the owner what the server never hears."""
+    """One merchant in one league.
+
+    `tell` brings the owner what the server never hears, `on_upload` each upload's plan and round (from 0).
+    """
 
     def __init__(
         self,
@@ -62,6 +65,7 @@ class Participant:
         ledger: Ledger,
         trainer: Trainer,
         tell: Callable[[str], None] = log.warning,
+        on_upload: Callable[[Plan, int], None] = lambda plan, round_: None,
     ) -> None:
         self._operator_key = operator_key
         self._policy = policy
@@ -69,6 +73,7 @@ class Participant:
         self._ledger = ledger
         self._trainer = trainer
         self._tell = tell
+        self._on_upload = on_upload
         self._joined: _Joined | None = None
 
     def handle(self, request: bytes) -> bytes:
@@ -118,19 +123,19 @@ class Participant:
         # From here on photos are read. But for the time it takes, nothing that happens may show outside.
         update = self._trainer.update(joined.plan, start.round, joined.model)
         residues = joined.plan.ring.encode(update)
+        self._on_upload(joined.plan, start.round)
         return Upload(**start.work, vector=ring.to_bytes(residues))
 
     def _accepted_plan(self, invitation: Invitation) -> Plan:
         """Return the plan, once the operator signed it, the policy allows it and the trainer knows it."""
         try:
-            plan = invitation.signed_plan.open(self._operator_key)
-            if plan.digest != invitation.plan_digest:
-                raise _Refusal(DeclineCode.MALFORMED, "the invitation names another plan than it carries.")
-            self._policy.check(plan, self._taxonomy)
+            plan = accepted_plan(invitation.signed_plan, self._operator_key, self._policy, self._taxonomy)
         except SignatureInvalid as error:
             raise _Refusal(DeclineCode.SIGNATURE, str(error)) from None
         except PlanRefused as error:
             raise _Refusal(DeclineCode.POLICY, str(error)) from None
+        if plan.digest != invitation.plan_digest:
+            raise _Refusal(DeclineCode.MALFORMED, "the invitation names another plan than it carries.")
         if not self._trainer.accepts(plan):
             raise _Refusal(DeclineCode.UNAVAILABLE, "the photos are not embedded for the plan's recipe.")
         return plan
@@ -138,22 +143,23 @@ class Participant:
     def _ledger_says(self, ask: Callable[[Charge], Spent], plan: Plan, work: Work) -> None:
         """Let the ledger check or charge the work, and turn what it refuses into a refusal."""
         try:
-            ask(
-                Charge(
-                    plan_digest=plan.digest,
-                    round=work.round,
-                    attempt=work.attempt,
-                    mechanism=plan.mechanism(plan.training.local_steps),
-                    plan_steps=plan.training.total_steps,
-                    delta=plan.delta,
-                )
-            )
+            ask(Charge.of(plan, work.round, work.attempt, plan.training.local_steps))
         except Repeated as error:
             raise _Refusal(DeclineCode.REPEATED, str(error)) from None
         except BudgetExceeded as error:
             raise _Refusal(DeclineCode.BUDGET, str(error)) from None
         except LedgerError as error:
             raise _Refusal(DeclineCode.UNAVAILABLE, str(error)) from None
+
+
+def accepted_plan(signed_plan: SignedPlan, operator_key: bytes, policy: Policy, taxonomy: Taxonomy) -> Plan:
+    """Return the plan, once the operator signed it and the policy allows it.
+
+    Raises `SignatureInvalid`, `WireError` when it is no plan, `PlanRefused` with every reason.
+    """
+    plan = signed_plan.open(operator_key)
+    policy.check(plan, taxonomy)
+    return plan
 
 
 def _shown(reason: str) -> str:

@@ -21,6 +21,7 @@ from hanse_client.participant import Participant
 from hanse_client.training import Examples, LocalTrainer, resolve_device
 from hanse_common.errors import ConfigError
 from hanse_common.files import write_atomically
+from hanse_common.plan import Plan
 from hanse_common.randomness import OsRandomness, Randomness
 from hanse_common.vision.recipe import Recipe
 from hanse_common.vision.taxonomy import LabelMap
@@ -86,6 +87,7 @@ class Shop:
         examples: Examples,
         tell: Callable[[str], None],
         randomness: Randomness | None = None,
+        on_upload: Callable[[Plan, int], None] = lambda plan, round_: None,
     ) -> Participant:
         """Return the participant of rounds over `examples`; randomness is the operating system's by default."""
         taxonomy = self.config.league.taxonomy
@@ -96,6 +98,7 @@ class Shop:
             ledger=self.ledger(),
             trainer=LocalTrainer(recipe, taxonomy, examples, randomness or OsRandomness()),
             tell=tell,
+            on_upload=on_upload,
         )
 
     def _holdout_key(self) -> bytes:

@@ -40,6 +40,9 @@ from hanse_simulations.processes import Processes, command, free_ports
 POLL_SECONDS = 0.1
 MAX_LINE_BYTES = 1 << 16
 
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+"""For processes that share this machine: torch's threads would only wait for those of the others."""
+
 
 def make_server(experiment: Experiment, folder: Path, shops: Mapping[str, Path], serial: bytes) -> SignedPlan:
     """Write the operator's folder, anew: keys, signed plan, `hanse-server.yaml`; return the plan.
@@ -58,7 +61,7 @@ def make_server(experiment: Experiment, folder: Path, shops: Mapping[str, Path],
     text = yaml.safe_dump(
         {
             "signing_key": "operator.key",
-            "plan": experiment.plan.model_dump(mode="json", exclude_none=True),
+            "plan": experiment.plan.model_dump(mode="json"),
             "optimization": experiment.optimization.model_dump(mode="json"),
             "service": {
                 "plan": "plan.hanse",
@@ -130,10 +133,10 @@ def train(
     log = server / "server.log"
     with Processes() as processes:
         arguments = [command("hanse-server"), "run", "--json", "--config", str(server / "hanse-server.yaml")]
-        running = processes.start("server", arguments, log)
+        running = processes.start("server", arguments, log, ONE_THREAD)
         for name, config in configs.items():
             arguments = [command("hanse-client"), "run", "--config", str(config)]
-            processes.start(name, arguments, config.parent / "daemon.log")
+            processes.start(name, arguments, config.parent / "daemon.log", ONE_THREAD)
         console.print(
             f"{1 + len(configs)} processes started; the server's lines are in {log}.", soft_wrap=True
         )

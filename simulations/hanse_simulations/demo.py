@@ -73,10 +73,10 @@ def demo(experiment: Experiment, folder: Path, *, in_process: bool) -> dict[str,
         shops = {name: config.parent for name, config in configs.items()}
         signed_plan = daemons.make_server(experiment, folder / "server", shops, os.urandom(16))
         console.print(
-            "A server and a daemon for each shop start, each a process of its own, with TLS between them.\n"
-            "Each shop looks through its own photos and embeds them, once, on its own disk. Then they train one\n"
-            "recognizer. What leaves a shop is noisy and paid for."
+            "A server and a daemon for each shop start, each a process of its own, TLS between them."
         )
+        console.print("Each shop looks through its own photos and embeds them, once, on its own disk.")
+        console.print("Then they train one recognizer. What leaves a shop is noisy and paid for.")
         figures = daemons.train(experiment, signed_plan, configs, test, folder, started)
     photo, name = write_try_photo(experiment, folder / "photo-to-try.png")
     tell_result(figures, configs, budget(experiment), result, photo, name)

@@ -1,0 +1,17 @@
+"""What a node's process and the daemon say to each other, besides assignments and reports."""
+
+from enum import IntEnum
+
+CONNECTED = b"connected"
+"""Said by the node once Flower has let it in. An assignment never reads so."""
+
+
+class NodeExit(IntEnum):
+    """The node's exit codes: why it ended."""
+
+    UNREACHABLE = 40
+    UNTRUSTED = 41
+    UNKNOWN_KEY = 42
+    REFUSED = 43
+    LOST = 44
+    ORPHANED = 45
