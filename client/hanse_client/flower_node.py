@@ -89,6 +89,9 @@ class _Daemon:
             while True:
                 self._reports.put(self._connection.recv_bytes(MAX_REPORT_BYTES))
         except (EOFError, OSError):
+            # Leave in order if that works: a node that only vanishes counts as online for a minute.
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(LEAVE_SECONDS)
             os._exit(NodeExit.ORPHANED)
 
 

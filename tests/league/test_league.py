@@ -1,0 +1,116 @@
+"""Daemons as they run: processes, TLS, node authentication, crashes, and everything gone at the end."""
+
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from hanse_common import wire
+from hanse_common.plan import Plan
+from hanse_common.vision.recognizer import Recognizer
+
+
+def test_a_training_from_nothing_to_a_recognizer(make_league: Callable[..., Any], helpers: Any) -> None:
+    league = make_league()
+    server = league.start_server()
+    league.start_shops()
+    league.until("all to be there", lambda: league.events("round"))
+    daemons = [league.running[name].pid for name in league.shops]
+    nodes = [child for pid in daemons for child in helpers.children(pid)]
+    assert len(nodes) == 3
+    league.until("the server to end", lambda: server.poll() is not None)
+    assert server.returncode == 0, league.text("server")
+    assert [event["round"] for event in league.events("round")] == [1, 2, 3, 4, 5, 6]
+    assert all(len(event["uploaded"]) == 3 for event in league.events("round"))
+    recognizer = Recognizer.load(league.folder / "server" / "state" / "recognizer")
+    plan = wire.decode(Plan, league.signed_plan.plan)
+    assert recognizer.card.plan_digest == plan.digest.hex()
+    for name in league.shops:
+        assert league.ledger(name).counter == 6
+        assert league.ledger(name).spent().epsilon == pytest.approx(plan.epsilon())
+        assert "Round 6 of 6: trained, charged, sent." in league.text(name)
+    # Daemons stay for the next training; asked to end, they leave nobody behind.
+    nodes += [child for pid in daemons for child in helpers.children(pid)]
+    league.processes.stop()
+    assert all(process.returncode == 0 for process in league.running.values())
+    assert not any(helpers.lives(pid) for pid in (*daemons, *nodes))
+    # A plan that is done is not trained again by mistake.
+    again = league.start_server()
+    league.until("the second server to end", lambda: again.poll() is not None)
+    assert again.returncode == 10
+    assert "6 of 6 rounds done; go on with --resume" in league.text("server")
+
+
+@pytest.mark.slow
+def test_a_killed_daemon_is_a_dropout_and_comes_back_by_itself(
+    make_league: Callable[..., Any], helpers: Any
+) -> None:
+    league = make_league(rounds=60, attempts=60)
+    server = league.start_server()
+    league.start_shops()
+    league.until("a first round", lambda: league.events("round"))
+    cedar = league.running["cedar"]
+    (node,) = helpers.children(cedar.pid)
+    os.kill(cedar.pid, signal.SIGSTOP)  # a round is now open and waits for cedar
+    done = len(league.events("round"))
+    os.kill(node, signal.SIGKILL)
+    os.kill(cedar.pid, signal.SIGKILL)
+    cedar.wait()
+    league.until("a round without cedar", lambda: len(league.events("round")) > done + 1)
+    assert league.events("round")[-1]["uploaded"] == ["alder", "birch"]
+    # Flower remembers cedar's node for a minute and refuses it; the others hold the training until it is back.
+    for name in ("alder", "birch"):
+        os.kill(league.running[name].pid, signal.SIGSTOP)
+    league.log("cedar").unlink()
+    league.start_shop("cedar")
+    league.until("cedar to be refused", lambda: "does not let the node in yet" in league.text("cedar"))
+    league.until("cedar to be asked", lambda: "Ready for a training" in league.text("cedar"))
+    for name in ("alder", "birch"):
+        os.kill(league.running[name].pid, signal.SIGCONT)
+    league.until("the server to end", lambda: server.poll() is not None)
+    assert server.returncode == 0, league.text("server")
+    assert league.events("round")[-1]["uploaded"] == ["alder", "birch", "cedar"]
+
+
+def test_nobody_outlives_a_killed_daemon(make_league: Callable[..., Any], helpers: Any) -> None:
+    """Also where it has nobody to talk to: there is no server here."""
+    league = make_league()
+    daemon = league.start_shop("alder")
+    league.until("a node", lambda: helpers.children(daemon.pid))
+    league.until("an outage", lambda: "it does not answer" in league.text("alder"))
+    league.until("another node", lambda: helpers.children(daemon.pid))
+    (node,) = helpers.children(daemon.pid)
+    os.kill(daemon.pid, signal.SIGKILL)
+    daemon.wait()
+    league.until("the node to end", lambda: not helpers.lives(node))
+
+
+@pytest.mark.slow
+def test_a_killed_server_resumes_with_as_many_rounds_and_no_ledger_loses_an_event(
+    make_league: Callable[..., Any],
+) -> None:
+    league = make_league(rounds=6, repeats=2)
+    server = league.start_server()
+    league.start_shops()
+    league.until("two rounds", lambda: len(league.events("round")) >= 2)
+    os.kill(league.running["birch"].pid, signal.SIGSTOP)  # a round is now open and waits for birch
+    before = {name: list(league.ledger(name).events()) for name in league.shops}
+    os.kill(server.pid, signal.SIGKILL)
+    server.wait()
+    os.kill(league.running["birch"].pid, signal.SIGCONT)
+    refused = league.start_server()
+    league.until("a refusal", lambda: refused.poll() is not None)
+    assert refused.returncode == 10
+    assert "go on with --resume" in league.text("server")
+    resumed = league.start_server("--resume")
+    league.until("the resumed server to end", lambda: resumed.poll() is not None)
+    assert resumed.returncode == 0, league.text("server")
+    rounds = [event["round"] for event in league.events("round")]
+    assert rounds == [1, 2, 3, 4, 5, 6]
+    for name in league.shops:
+        kept = list(league.ledger(name).events())
+        assert kept[: len(before[name])] == before[name]
+        assert {event.charge.round for event in kept} == set(range(6))
+        assert len(kept) <= 7  # the round that was open may have been paid twice, never more
