@@ -10,6 +10,7 @@ widen it; a merchant computes ε from it alone.
 All fields are public information.
 """
 
+import re
 from typing import Annotated, ClassVar, Literal, Self
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -28,7 +29,8 @@ MAX_DIMENSION = 1 << 26
 
 MAX_PLAN_BYTES = 256 * 1024
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+NAME = re.compile(r"^[a-z0-9][a-z0-9._-]{0,62}$")
+Name = Annotated[str, Field(pattern=NAME.pattern)]
 Positive = Annotated[float, Field(gt=0, le=1e9)]
 Digest = Annotated[bytes, Field(min_length=32, max_length=32)]
 

@@ -2,12 +2,14 @@
 
 import json
 import os
+import textwrap
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+import yaml
 from PIL import Image
 
 from hanse_common import commands, signing, wire
@@ -15,9 +17,10 @@ from hanse_common.commands import out
 from hanse_common.config import load
 from hanse_common.errors import CatalogError, ConfigError, PhotoError
 from hanse_common.files import PUBLIC, write_atomically
-from hanse_common.plan import Plan, SignedPlan
+from hanse_common.plan import NAME, Plan, SignedPlan
 from hanse_common.vision import photo
 from hanse_server.config import ServerConfig, make_plan
+from hanse_server.development_keys import CERTIFICATE_DAYS, make_keys
 from hanse_server.optimizers import create
 
 if TYPE_CHECKING:
@@ -66,6 +69,58 @@ def sign(
     write_atomically(plan_file, wire.encode(SignedPlan.sign(plan, key)), PUBLIC)
     _describe(plan)
     out.print(f"Signed as {plan.digest.hex()[:16]} in {plan_file}.")
+
+
+@app.command()
+def keys(
+    folder: Annotated[Path, typer.Argument(help="Where to write them, a new folder.", metavar="FOLDER")],
+    host: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Name or address by which merchants reach the server; may be repeated.", metavar="HOST"
+        ),
+    ] = None,
+    merchant: Annotated[
+        list[str] | None,
+        typer.Option(help="A merchant to make keys for; may be repeated.", metavar="NAME"),
+    ] = None,
+) -> None:
+    """Make keys for trying a league out: an authority, the server's certificate, your token, merchants' keys.
+
+    In production bring a certificate of your own, and let merchants make their own keys (hanse-client keygen).
+    """
+    names = merchant or []
+    if len(set(names)) != len(names) or not all(NAME.fullmatch(name) for name in names):
+        raise ConfigError(
+            "--merchant: expected different names of lower-case letters, digits, dots, dashes and underscores."
+        )
+    made = make_keys(folder, tuple(host or ("localhost", "127.0.0.1", "::1")), tuple(names))
+    out.print("Under service in hanse-server.yaml:", markup=False)
+    lines: dict[str, Any] = {
+        "tls": {
+            "authority": str(made.authority),
+            "certificate": str(made.certificate),
+            "key": str(made.key),
+        },
+        "admin": {"token": str(made.token)},
+    }
+    if made.merchants:
+        lines["merchants"] = {
+            name: {
+                "identity": signing.load_public(own / "identity.key.pub").hex(),
+                "node_key": str(own / "node.key.pub"),
+            }
+            for name, own in made.merchants.items()
+        }
+    out.print(textwrap.indent(yaml.safe_dump(lines, sort_keys=False), "  ").rstrip(), markup=False)
+    out.print(f"\nEvery merchant gets {made.authority}, and nobody else's keys.", markup=False)
+    for own in made.merchants.values():
+        out.print(f"  {own} is for its merchant: identity.key and node.key are secret.", markup=False)
+    out.print(
+        f"The certificate is good for {CERTIFICATE_DAYS} days. The authority's own key was dropped, so nobody can "
+        "sign another with it.",
+        markup=False,
+    )
 
 
 @app.command()

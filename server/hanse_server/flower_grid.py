@@ -6,9 +6,11 @@ Implements `hanse_server.blocks.Membership`. A node counts by its public key, wh
 """
 
 import logging
+import secrets
 from collections.abc import Mapping
 
 from flwr.app import Message
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from hanse_common import wire
@@ -24,6 +26,11 @@ TTL_SECONDS = 24 * 3600.0
 
 MAX_REPORT_BYTES = 1024
 
+NO_REPLY = frozenset(
+    {ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, ErrorCode.NODE_UNAVAILABLE}
+)
+"""Errors by which Flower itself says that no reply will come."""
+
 
 class FlowerMembership:
     """The merchants of `names`, by their nodes' public keys (PEM), on Flower's `grid`."""
@@ -31,7 +38,7 @@ class FlowerMembership:
     def __init__(self, grid: Grid, names: Mapping[bytes, str]) -> None:
         self._grid = grid
         self._names = dict(names)
-        self._block: bytes | None = None
+        self._block = b""
         self._waiting: dict[str, str] = {}
         self._reports: dict[str, ReportCode] = {}
 
@@ -40,37 +47,59 @@ class FlowerMembership:
         return frozenset(self._nodes())
 
     def assign(self, assignment: Assignment, names: frozenset[str]) -> None:
-        """Send the assignment to each of `names` that is online. A new block forgets the one before."""
+        """Send the assignment to each of `names`; one whose node is gone counts as lost.
+
+        A new block forgets the one before; a merchant asked again for the same block, what it said before.
+        """
         if assignment.block != self._block:
             self._block, self._waiting, self._reports = assignment.block, {}, {}
+        self._waiting = {asked: name for asked, name in self._waiting.items() if name not in names}
+        self._reports = {name: code for name, code in self._reports.items() if name not in names}
         nodes = self._nodes()
         data = wire.encode(assignment)
-        for name in sorted(names & nodes.keys()):
-            message = Message(to_record(data), nodes[name], MESSAGE_TYPE, ttl=TTL_SECONDS)
-            for message_id in self._grid.push_messages([message]):
-                if message_id:
-                    self._waiting[message_id] = name
+        # A group drawn at random keeps the message's id, a hash, from being guessed by another merchant, who could
+        # then answer in this one's place: Flower does not tie a reply to the node that is logged in.
+        messages = {
+            name: Message(
+                to_record(data), nodes[name], MESSAGE_TYPE, ttl=TTL_SECONDS, group_id=secrets.token_hex(16)
+            )
+            for name in sorted(names & nodes.keys())
+        }
+        sent = self._grid.push_messages(list(messages.values())) if messages else ()
+        self._waiting |= {asked: name for asked, name in zip(sent, messages, strict=True) if asked}
+        self._reports |= dict.fromkeys(names - set(self._waiting.values()), ReportCode.LOST)
 
     def reports(self) -> Mapping[str, ReportCode]:
-        """Return how the present block ended for those that said so."""
-        for message_id, name in tuple(self._waiting.items()):
-            for reply in self._grid.pull_messages([message_id]):
-                del self._waiting[message_id]
-                self._reports[name] = self._code(reply)
-                break
+        """Return how the present block ended for those that said so.
+
+        What is no report of this block counts as malformed; what Flower says will never come, as lost.
+        """
+        for asked, name in tuple(self._waiting.items()):
+            code = self._pull(asked)
+            if code is not None:
+                del self._waiting[asked]
+                self._reports[name] = code
         return dict(self._reports)
 
     def _nodes(self) -> dict[str, int]:
         found = {self._names.get(node.public_key): node.node_id for node in self._grid.get_nodes()}
         return {name: node for name, node in found.items() if name is not None}
 
-    def _code(self, reply: Message) -> ReportCode:
-        """Return what a reply says. What is no report of this block counts as malformed."""
-        if reply.has_error():
+    def _pull(self, asked: str) -> ReportCode | None:
+        """Return what the reply to one message says, None while there is none. It is released before the next."""
+        try:
+            replies = list(self._grid.pull_messages([asked]))
+            return self._code(replies[0]) if replies else None
+        except Exception as error:
+            # flwr puts a reply together out of what its sender chose to upload, and fails in many ways.
+            log.info("A reply could not be read (%s).", type(error).__name__)
             return ReportCode.MALFORMED
+
+    def _code(self, reply: Message) -> ReportCode:
+        if reply.has_error():
+            return ReportCode.LOST if reply.error.code in NO_REPLY else ReportCode.MALFORMED
         try:
             report = wire.decode(BlockReport, from_record(reply.content, MAX_REPORT_BYTES), MAX_REPORT_BYTES)
-        except WireError as error:
-            log.info("A reply was no report: %s", error)
+        except WireError:
             return ReportCode.MALFORMED
         return report.code if report.block in (self._block, bytes(16)) else ReportCode.MALFORMED

@@ -22,6 +22,7 @@ import os
 import re
 from collections.abc import Sequence
 from contextlib import ExitStack
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
 
@@ -146,7 +147,7 @@ class SuperLink:
         """Begin a Flower run, as `flwr run` does but without a bundle, and return its number."""
         run: int = self.state.create_run(
             fab_id="hanse/hanse",
-            fab_version="",
+            fab_version=version("hanse"),
             fab_hash=None,
             override_config={},
             federation_id=NOOP_FEDERATION_ID,

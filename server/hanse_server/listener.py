@@ -171,7 +171,7 @@ class _Door(socket.socket):
             raise
 
     def accept(self) -> tuple[socket.socket, Any]:
-        """Return the next connection. Raises `ConnectionAbortedError`, which asyncio passes over, for one too many."""
+        """Return the next connection. Raises `ConnectionAbortedError` for one too many: asyncio passes over it."""
         accepted, address = super().accept()
         origin = _origin(str(address[0]))
         if self._from[origin] >= self._connections or self._from.total() >= self._in_all:
@@ -206,6 +206,10 @@ class _Protocol(H11Protocol):
         super().connection_lost(exc)
         self._unwatch()
 
+    def timeout_keep_alive_handler(self) -> None:
+        """Hang up on an idle peer. A polite end would wait for one that does not read its last answer."""
+        self.transport.abort()
+
     def _watch_head(self) -> None:
         """Set the timer, once, while a head is awaited; between requests uvicorn has its own, for idleness."""
         if self.cycle is not None and not self.cycle.response_complete:
@@ -239,7 +243,8 @@ class Listener:
                 server_header=False,
                 date_header=False,
                 log_config=None,
-                log_level="error",
+                # A stranger could write as much as it likes into a log of what it did wrong.
+                log_level="critical",
                 access_log=False,
                 ssl_context_factory=lambda config, default: self._context,
                 timeout_keep_alive=limits.idle_seconds,
