@@ -1,4 +1,4 @@
-"""The ClientApp that Flower's app bundle names. It does nothing: `hanse-client` runs its own and fetches no bundle.
+"""The ClientApp that Flower's app bundle names. It does nothing: `hanse-client` runs its own, fetching no bundle.
 
 A stock SuperNode that runs it answers that this merchant does not take part.
 """

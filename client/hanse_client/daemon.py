@@ -159,7 +159,7 @@ class Daemon:
             shown = str(error) if isinstance(error, HanseError) else f"{type(error).__name__}: {error}"
             code, reason = ReportCode.UNAVAILABLE, shown
         else:
-            reason = "the connection to the league's server was lost." if code is ReportCode.LOST else ""
+            reason = ""  # of a block that was lost, the stream has told
         if reason:
             self._tell(f"Not taking part now ({code}): {reason}")
         return BlockReport(block=assignment.block, code=code)
@@ -175,14 +175,23 @@ class Daemon:
             ledger.check(Charge.of(plan))
         participant = self._participant(plan)
         cohort = plan.cohort
-        self._tell(f"Ready for a training: plan {plan.digest.hex()[:16]}, ε = {plan.epsilon():.3f} in all.")
+        name = plan.digest.hex()[:16]
+        self._tell(
+            f"Ready for a training: plan {name}, each photo pays ε = {plan.epsilon():.3f} for all of it."
+        )
         limits = Limits(
             record_bytes=record_bytes(plan.dimension),
             patience=min(max(cohort.join_deadline, cohort.upload_deadline), MAX_PATIENCE),
             deadline=assignment.rounds * (cohort.join_deadline + cohort.upload_deadline) + BLOCK_SLACK,
         )
         return serve_block(
-            assignment, self._identity, self._authority, participant.handle, self._stop, limits
+            assignment,
+            self._identity,
+            self._authority,
+            participant.handle,
+            self._stop,
+            limits,
+            lambda reason: self._tell(f"Out of this block: {reason}"),
         )
 
     def _participant(self, plan: Plan) -> Participant:

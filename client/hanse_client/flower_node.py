@@ -33,10 +33,12 @@ from flwr.supercore.inflatable.inflatable_object import (
     no_object_id_recompute,
 )
 from flwr.supercore.inflatable.inflatable_utils import (
+    ObjectPushError,
     inflate_object_from_contents,
     pull_objects,
     push_object_contents_from_iterable,
 )
+from flwr.supercore.run import RunNotRunningException
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.fleet_http_connection import http_request_response
 
@@ -138,10 +140,17 @@ class _Node:
         started = time.monotonic()
         run_id = envelope.metadata.run_id
         reply = self._reply(envelope, tree)
+        try:
+            self._answer(reply, run_id, time.monotonic() - started)
+        except (ObjectPushError, RunNotRunningException) as error:
+            # The run is over, or Flower dropped the reply's objects: nobody waits for it any more.
+            print(f"A reply was not taken: {type(error).__name__}", file=sys.stderr)
+
+    def _answer(self, reply: Message, run_id: int, seconds: float) -> None:
         with no_object_id_recompute():
             reply.metadata.__dict__["_message_id"] = reply.object_id
             objects = get_all_nested_objects(reply)
-            wanted, session = self._send(reply, get_object_tree(reply), time.monotonic() - started)
+            wanted, session = self._send(reply, get_object_tree(reply), seconds)
             push_object_contents_from_iterable(
                 ((object_id, objects[object_id].deflate()) for object_id in wanted if object_id in objects),
                 push_object_fn=partial(self._push, run_id, session),

@@ -77,13 +77,14 @@ def serve_block(
     handle: Callable[[bytes], bytes],
     stop: threading.Event,
     limits: Limits,
+    tell: Callable[[str], None] = log.warning,
 ) -> ReportCode:
     """Serve the block to its end and return DONE, or LOST when it could not be served to its end.
 
     `authority` is the PEM of the certificate authority that the server's certificate must come from. `handle` is
-    called in this thread. `stop` ends the block, though not a `handle` that runs. Why a stream was lost is logged.
+    called in this thread. `stop` ends the block, though not a `handle` that runs. `tell` hears why it is LOST.
     """
-    return _Block(assignment, identity, authority, handle, stop, limits).serve()
+    return _Block(assignment, identity, authority, handle, stop, limits, tell).serve()
 
 
 class _Lost(Exception):
@@ -107,6 +108,7 @@ class _Block:
         handle: Callable[[bytes], bytes],
         stop: threading.Event,
         limits: Limits,
+        tell: Callable[[str], None],
     ) -> None:
         self._assignment = assignment
         self._identity = identity
@@ -114,6 +116,7 @@ class _Block:
         self._handle = handle
         self._stop = stop
         self._limits = limits
+        self._tell = tell
         self._trip = 0
         self._asked = b""
         self._answer = b""
@@ -128,7 +131,7 @@ class _Block:
                 self._stream(ends)
             except _Ended as end:
                 if end.code is not ReportCode.DONE:
-                    log.warning("The block ended: %s", end)
+                    self._tell(str(end))
                 return end.code
             except _Lost as loss:
                 log.info("The stream was lost: %s", loss)
@@ -139,7 +142,8 @@ class _Block:
                 break
             self._stop.wait(pause * _JITTER.uniform(0.5, 1.5))
             pause = min(2 * pause, LONGEST_PAUSE)
-        log.warning("The block ended: %s", "stopped" if self._stop.is_set() else "no stream could be opened")
+        if not self._stop.is_set():
+            self._tell(f"No stream to {self._assignment.aggregator} could be kept open.")
         return ReportCode.LOST
 
     def _stream(self, ends: float) -> None:
@@ -159,13 +163,13 @@ class _Block:
             except grpc.RpcError as error:
                 raise self._meaning(error) from None
             except WireError as error:
-                raise _Ended(ReportCode.LOST, f"the server broke the protocol: {error}") from None
+                raise _Ended(ReportCode.LOST, f"The server broke the protocol: {error}") from None
             finally:
                 over.set()
                 said.put(None)
                 heard.cancel()
                 watcher.join()
-        raise _Ended(ReportCode.DONE, "the server ended it")
+        raise _Ended(ReportCode.DONE, "The server ended the block.")
 
     def _converse(self, heard: Any, said: "queue.SimpleQueue[bytes | None]", certificate: bytes) -> None:
         """Say hello, then answer until the server ends the stream."""
@@ -211,7 +215,7 @@ class _Block:
             ):
                 certificate = secured.getpeercert(binary_form=True)
         except ssl.SSLCertVerificationError as error:
-            reason = f"{self._assignment.aggregator} is not the league's server: {error.verify_message}"
+            reason = f"{self._assignment.aggregator} is not the league's server: {error.verify_message}."
             raise _Ended(ReportCode.LOST, reason) from None
         except (OSError, OverflowError) as error:
             raise _Lost(str(error)) from None
@@ -222,7 +226,7 @@ class _Block:
     def _meaning(self, error: Any) -> Exception:
         code = error.code()
         if code in _FINAL:
-            return _Ended(ReportCode.LOST, f"the server refused ({code.name.lower()}).")
+            return _Ended(ReportCode.LOST, f"The server refused the stream ({code.name.lower()}).")
         return _Lost(f"{code.name.lower()}")
 
     def _cancel_on_stop(self, heard: Any, over: threading.Event) -> None:

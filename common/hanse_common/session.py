@@ -17,6 +17,7 @@ byte the same, under the same trip number; the merchant answers with the same by
 grow. A block ends when the server ends the stream with status OK.
 """
 
+import os
 from collections.abc import Iterator
 from enum import StrEnum
 from typing import Annotated, ClassVar, Self
@@ -114,12 +115,19 @@ class Assignment(Message):
 
 
 class BlockReport(Message):
-    """The merchant's only reply to an assignment. An assignment that can't be read is answered with block 0¹⁶."""
+    """The merchant's only reply to an assignment. An assignment that can't be read is answered with block 0¹⁶.
+
+    `nonce` makes each report another: Flower names objects by their content, keeps equal ones once, and drops one
+    that several merchants send at the same time.
+    """
 
     kind: ClassVar[int] = 9
 
     block: BlockId
     code: Annotated[ReportCode, Field(strict=False)]
+    nonce: Annotated[bytes, Field(min_length=16, max_length=16)] = Field(
+        default_factory=lambda: os.urandom(16)
+    )
 
 
 class Challenge(Message):

@@ -210,9 +210,19 @@ class _Protocol(H11Protocol):
         """Hang up on an idle peer. A polite end would wait for one that does not read its last answer."""
         self.transport.abort()
 
+    def shutdown(self) -> None:
+        """Hang up at the listener's end, on an idle peer at once."""
+        if self._awaits_head():
+            self.transport.abort()
+        else:
+            super().shutdown()
+
+    def _awaits_head(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
     def _watch_head(self) -> None:
         """Set the timer, once, while a head is awaited; between requests uvicorn has its own, for idleness."""
-        if self.cycle is not None and not self.cycle.response_complete:
+        if not self._awaits_head():
             self._unwatch()
         elif self._head_timer is None and not self.transport.is_closing():
             self._head_timer = self.loop.call_later(self.head_seconds, self.transport.abort)

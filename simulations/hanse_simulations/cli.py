@@ -102,11 +102,6 @@ bench = commands.new_app("Benchmarks: ratios against a named peer or floor, meas
 app.add_typer(bench, name="bench")
 
 
-@bench.callback()
-def _benchmarks() -> None:
-    """Make `bench` a group, also while it has one command."""
-
-
 @bench.command()
 def gradients(
     quick: Annotated[bool, typer.Option("--quick", help="Repeat less: seconds, and rougher.")] = False,
@@ -117,6 +112,20 @@ def gradients(
     from hanse_simulations.benchmarks.gradients import run as run_benchmark
 
     _write_json(as_json, run_benchmark(quick, device))
+
+
+@bench.command("round")
+def round_(
+    quick: Annotated[bool, typer.Option("--quick", help="Repeat less: seconds, and rougher.")] = False,
+    as_json: JsonOption = None,
+    merchants: Annotated[int, typer.Option(help="How many merchants.", min=2, max=50)] = 10,
+) -> None:
+    """Messages of a round over real listeners: Flower's beside the stream's, CPU of the server and time."""
+    from hanse_simulations.benchmarks import round as benchmark
+
+    figures = benchmark.run(merchants, quick)
+    benchmark.show(figures)
+    _write_json(as_json, figures)
 
 
 def _write_json(path: Path | None, figures: dict[str, Any]) -> None:

@@ -353,6 +353,7 @@ def test_the_guide_lists_every_exit_code(root: Path) -> None:
     raised = {kind.exit_code for kind in kinds if issubclass(kind, errors.HanseError)}
     others = {
         errors.RoundFailed.exit_code,
+        errors.RunStopped.exit_code,
         errors.DatasetUnavailable.exit_code,
     }  # the server's, the simulation's
     assert [int(code) for code, _ in rows] == sorted(raised - others | {0, 2, 130})
