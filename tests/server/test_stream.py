@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -649,20 +649,17 @@ def test_one_address_cannot_have_all_places_before_the_hello(
     monkeypatch.setattr(server_stream, "HELLO_SECONDS", 4.0)
     with make_server(pki) as server:
         server.open_block(BLOCK, RECORD_BYTES)
-        lines = [raw_stream(server.port, pki["ca"]) for _ in range(4)]
-        streams = [line.__enter__()[0] for line in lines]
-        try:
-            for heard in streams[:3]:
+        with ExitStack() as stack:
+            streams = [stack.enter_context(raw_stream(server.port, pki["ca"]))[0] for _ in range(3)]
+            for heard in streams:
                 challenge_of(heard)
-            assert outcome(streams[3]) is grpc.StatusCode.RESOURCE_EXHAUSTED
+            one_more = stack.enter_context(raw_stream(server.port, pki["ca"]))[0]
+            assert outcome(one_more) is grpc.StatusCode.RESOURCE_EXHAUSTED
             # Those who say nothing are shut out, and their places are free again.
             assert outcome(streams[0]) is grpc.StatusCode.UNAUTHENTICATED
             with raw_stream(server.port, pki["ca"]) as (heard, send):
                 greet(pki, heard, send)
                 assert server.wait(WAIT, lambda names: names == {"alder"})
-        finally:
-            for line in lines:
-                line.__exit__(None, None, None)
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
