@@ -19,7 +19,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 GRACE_SECONDS = 15.0
 """How long a process may take to end by itself."""
@@ -45,8 +45,12 @@ class Processes:
 
     def __init__(self) -> None:
         self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._before: Any = None
 
     def __enter__(self) -> Self:
+        """From here on SIGTERM ends this process as Ctrl-C does, so that the others are ended, too."""
+        if _is_main_thread():
+            self._before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         return self
 
     def __exit__(
@@ -56,6 +60,8 @@ class Processes:
         traceback: TracebackType | None,
     ) -> None:
         self.stop()
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
 
     def start(
         self, name: str, arguments: list[str], log: Path, environment: dict[str, str] | None = None
@@ -76,8 +82,12 @@ class Processes:
     def stop(self, *names: str) -> None:
         """End the processes `names`, or all."""
         ending = {name: self._running.pop(name) for name in names or tuple(self._running)}
-        # A second Ctrl-C while this waits must not leave processes behind.
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN) if _is_main_thread() else None
+        # A second Ctrl-C or SIGTERM while this waits must not leave processes behind.
+        before = (
+            {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+            if _is_main_thread()
+            else {}
+        )
         try:
             for process in ending.values():
                 with suppress(ProcessLookupError):
@@ -91,8 +101,8 @@ class Processes:
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
         finally:
-            if before is not None:
-                signal.signal(signal.SIGINT, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def _is_main_thread() -> bool:
