@@ -1,9 +1,11 @@
-"""What several test files need: a small plan, and the folder of public data."""
+"""What several test files need: a small plan, the folder of public data, and a SuperLink on loopback."""
 
 import os
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -11,10 +13,22 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from hanse_common.plan import Cohort, LocalTraining, Plan
+from hanse_common.signing import load_public
 from hanse_common.vision.recipe import Linear, Preprocessing, Projection, Recipe, Scattering
 from hanse_common.vision.taxonomy import Taxonomy
+from hanse_server.config import Admin, AggregatorListener, Fleet, Merchant, Service, Tls
+from hanse_server.development_keys import DevelopmentKeys, make_keys
+
+if TYPE_CHECKING:  # flwr takes seconds to load, which most tests need not wait for
+    from hanse_server.flower_executor import RunContext
+    from hanse_server.flower_link import SuperLink
 
 ROOT = Path(__file__).parent.parent
+
+WAIT = 60.0
+"""Bound of every wait in these tests, in seconds. None comes near it unless something is broken."""
+
+MERCHANTS = ("alder", "birch", "cedar")
 
 TRAINING: dict[str, Any] = {
     "rounds": 4,
@@ -57,10 +71,80 @@ def make_plan() -> Callable[..., Plan]:
             "taxonomy": taxonomy,
             "dimension": recipe.dimension(3),
             "training": LocalTraining(**(TRAINING | (training or {}))),
-            "cohort": Cohort(min_merchants=2, max_merchants=5),
+            "cohort": Cohort(min_merchants=3, max_merchants=5),
             "delta": 1e-5,
             "update_bound": 8.0,
         }
         return Plan(**(fields | changes))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def wait_until() -> Callable[[str, Callable[[], Any]], Any]:
+    """A function that returns what its condition gives as soon as that is true, and fails after `WAIT`."""
+
+    def until(what: str, condition: Callable[[], Any]) -> Any:
+        given_up = time.monotonic() + WAIT
+        while time.monotonic() < given_up:
+            if found := condition():
+                return found
+            time.sleep(0.02)
+        raise AssertionError(f"waited {WAIT} s for {what}")
+
+    return until
+
+
+@pytest.fixture(scope="session")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> DevelopmentKeys:
+    """Authority, certificate, token and three merchants' keys."""
+    return make_keys(tmp_path_factory.mktemp("league") / "keys", ("localhost", "127.0.0.1"), MERCHANTS)
+
+
+@pytest.fixture
+def make_service(keys: DevelopmentKeys, tmp_path: Path) -> Callable[..., Service]:
+    """Return a function that makes the section `service`, on free ports, changed by keyword."""
+
+    def make(**changes: Any) -> Service:
+        fields: dict[str, Any] = {
+            "plan": tmp_path / "plan",
+            "directory": keys.directory,
+            "league_key": load_public(keys.league_key.with_name("league.key.pub")).hex(),
+            "state": tmp_path / "state",
+            "tls": Tls(authority=keys.authority, certificate=keys.certificate, key=keys.key),
+            "admin": Admin(port=0, token=keys.token),
+            "fleet": Fleet(host="127.0.0.1", port=0),
+            "aggregator": AggregatorListener(address="localhost:1"),
+            "merchants": {
+                name: Merchant(node_key=folder / "node.key.pub") for name, folder in keys.merchants.items()
+            },
+        }
+        return Service(**(fields | changes))
+
+    return make
+
+
+@pytest.fixture
+def link(make_service: Callable[..., Service]) -> Iterator["SuperLink"]:
+    """A SuperLink that listens, and knows no node."""
+    from hanse_server.flower_link import SuperLink
+
+    with SuperLink(make_service()) as link:
+        yield link
+
+
+@pytest.fixture
+def running(link: "SuperLink", wait_until: Callable[..., Any]) -> Iterator["RunContext"]:
+    """The context of a Flower run that goes on until the test ends."""
+    from hanse_server.flower_executor import Executor, RunContext
+
+    contexts: list[RunContext] = []
+    over = threading.Event()
+
+    def run(context: RunContext) -> None:
+        contexts.append(context)
+        over.wait(WAIT)
+
+    with Executor(link.state, run, over.set):
+        link.start_run()
+        yield wait_until("the run to begin", lambda: contexts)[0]

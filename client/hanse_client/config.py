@@ -6,9 +6,9 @@ Every fault of the file is reported at once; see `hanse_common.config`.
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from hanse_client.policy import Policy
 from hanse_common.config import ConfigPath, Section
@@ -20,7 +20,17 @@ class LeagueSettings(Section):
     """What the merchant knows of the league and pins: nothing else that calls itself the league is believed."""
 
     operator_key: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    league_key: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     taxonomy: Taxonomy
+
+    @model_validator(mode="after")
+    def _two_keys(self) -> Self:
+        if self.operator_key == self.league_key:
+            raise ValueError(
+                "operator_key and league_key are the same; expected two holders: an operator who signs the list of "
+                "members could add invented ones"
+            )
+        return self
 
 
 class Connection(Section):
@@ -62,6 +72,11 @@ class ClientConfig(Section):
     def node_key_path(self) -> Path:
         """Where the Flower node's secret key is."""
         return (self.connection and self.connection.node_key) or self.state / "node.key"
+
+    @property
+    def markers_path(self) -> Path:
+        """Where the marks are by which nothing is answered twice."""
+        return self.state / "markers.sqlite"
 
     @property
     def ledger_path(self) -> Path:

@@ -70,7 +70,8 @@ _REASONS = {
     NodeExit.UNREACHABLE: "it does not answer",
     NodeExit.UNTRUSTED: "its certificate is not of the authority under connection.authority",
     NodeExit.UNKNOWN_KEY: "it does not know this node's key; give the operator your node.key.pub",
-    NodeExit.REFUSED: "it does not let the node in yet, as happens for a minute after a crash",
+    NodeExit.REFUSED: "it does not let the node in yet, as happens for a minute after a crash, or always while it "
+    "does not know this node's key; then give the operator your node.key.pub",
     NodeExit.LOST: "the connection was lost",
 }
 
@@ -182,7 +183,7 @@ class Daemon:
         limits = Limits(
             record_bytes=record_bytes(plan.dimension),
             patience=min(max(cohort.join_deadline, cohort.upload_deadline), MAX_PATIENCE),
-            deadline=assignment.rounds * (cohort.join_deadline + cohort.upload_deadline) + BLOCK_SLACK,
+            deadline=assignment.rounds * (2 * cohort.join_deadline + cohort.upload_deadline) + BLOCK_SLACK,
         )
         return serve_block(
             assignment,

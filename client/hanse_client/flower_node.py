@@ -189,8 +189,7 @@ def _why(error: BaseException | None) -> NodeExit:
     seen = 0
     while error is not None and seen < 8:
         if isinstance(error, httpx.HTTPStatusError):
-            known = error.response.status_code not in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN)
-            return NodeExit.REFUSED if known else NodeExit.UNKNOWN_KEY
+            return NodeExit.REFUSED
         if "CERTIFICATE_VERIFY_FAILED" in str(error):
             return NodeExit.UNTRUSTED
         error, seen = error.__cause__ or error.__context__, seen + 1
@@ -217,14 +216,15 @@ def main(server: str, authority: str, node_key: str, descriptor: str) -> NodeExi
         callbacks = connection.__enter__()
     except SystemExit as ended:
         return _why(ended.__context__)
-    daemon.tell(CONNECTED)
     # Leave in order when asked to: a node that is only killed counts as online for a minute.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit())
     try:
+        daemon.tell(CONNECTED)
         _Node(callbacks, make_app(daemon)).serve()
     except Exception as error:
         print(f"The connection was lost: {type(error).__name__}: {error}", file=sys.stderr)
     finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not break the farewell off
         signal.alarm(LEAVE_SECONDS)
         connection.__exit__(None, None, None)
     return NodeExit.LOST

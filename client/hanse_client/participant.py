@@ -1,155 +1,267 @@
-"""A merchant's side of a round: bytes in, bytes out. Read `handle`, then `_join`, then `_upload`.
+"""A merchant's side of a round: bytes in, bytes out. Read `handle`, then the methods below it, in the trips' order.
 
-    participant = Participant(operator_key, policy, taxonomy, ledger, trainer)
+    participant = Participant(league, policy, identity, ledger, markers, trainer)
     reply = participant.handle(request)
 
 The participant knows neither Flower nor the network. Whatever arrives is untrusted; whatever it answers is a
 typed message without text. Refusals are decided before any photo is read, and their codes depend on the plan,
-the policy and the ledger, never on a photo. The order of an upload is: charge the ledger and sync it, then
-touch the photos.
+the policy and the ledger, never on a photo. The order of an upload is: get the masks ready, charge the ledger and
+sync it, then touch the photos. When secure aggregation refuses, the set-up is over for this merchant; what nobody
+signed changes nothing.
 """
 
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from hanse_client.charges import Charge, Spent
 from hanse_client.ledger import Ledger, Repeated
+from hanse_client.markers import Begun, Markers
 from hanse_client.policy import Policy
 from hanse_client.training import Trainer
-from hanse_common import messages, wire
-from hanse_common.errors import BudgetExceeded, LedgerError, PlanRefused, SignatureInvalid, WireError
-from hanse_common.messages import DeclineCode, Declined, Invitation, Joined, Start, Upload, Work
+from hanse_common import messages, signing, wire
+from hanse_common.directory import Directory
+from hanse_common.errors import (
+    BudgetExceeded,
+    DirectoryRefused,
+    LedgerError,
+    PlanRefused,
+    SignatureInvalid,
+    WireError,
+)
+from hanse_common.messages import DeclineCode, Declined, Invitation, Start
 from hanse_common.plan import Plan, SignedPlan
 from hanse_common.secagg import ring
+from hanse_common.secagg.faults import Fault, Refusal
+from hanse_common.secagg.merchant import Merchant
+from hanse_common.secagg.messages import (
+    Agreement,
+    Delivery,
+    Joined,
+    Ready,
+    Roster,
+    Shares,
+    Survivors,
+    Upload,
+    Work,
+)
+from hanse_common.secagg.suite import Setup
 from hanse_common.vision.taxonomy import Taxonomy
 
 log = logging.getLogger(__name__)
 
+_REQUESTS = (Invitation, Roster, Delivery, Start, Survivors, Agreement)
+
 MAX_REASON = 4000
 """Bound of the reason that the owner is told, in characters."""
 
+MASK_THREADS = 4
+"""Threads that mask a large update; a small one takes one."""
 
-class _Refusal(Exception):
+
+class _Declines(Exception):
     """The merchant does not go on; `code` is what the server hears."""
 
-    def __init__(self, code: DeclineCode, reason: str) -> None:
+    def __init__(self, code: DeclineCode, reason: str, culprit: bytes = b"") -> None:
         super().__init__(reason)
         self.code = code
+        self.culprit = culprit
 
 
 @dataclass(frozen=True)
-class _Joined:
-    """A round this merchant has joined and not yet uploaded for."""
+class PinnedLeague:
+    """What a merchant pins: who signs plans, who signs the directory (32 bytes each), and the classes."""
 
-    work: dict[str, Any]
+    operator_key: bytes
+    league_key: bytes
+    taxonomy: Taxonomy
+
+
+@dataclass
+class _Session:
+    """The set-up that this merchant is in, and the identities of its roster once that is known."""
+
+    setup: Setup
     plan: Plan
-    model: NDArray[np.float32]
+    merchant: Merchant
+    roster: tuple[bytes, ...] = ()
 
 
 class Participant:
     """One merchant in one league.
 
-    `tell` brings the owner what the server never hears, `on_upload` each upload's plan and round (from 0).
+    `tell` brings the owner what the server never hears, `on_upload` each upload's plan and round (from 0). `clock`
+    returns seconds since 1970.
     """
 
     def __init__(
         self,
-        operator_key: bytes,
+        league: PinnedLeague,
         policy: Policy,
-        taxonomy: Taxonomy,
+        identity: Ed25519PrivateKey,
         ledger: Ledger,
+        markers: Markers,
         trainer: Trainer,
         tell: Callable[[str], None] = log.warning,
         on_upload: Callable[[Plan, int], None] = lambda plan, round_: None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
-        self._operator_key = operator_key
+        self._league = league
         self._policy = policy
-        self._taxonomy = taxonomy
+        self._identity = identity
         self._ledger = ledger
+        self._markers = markers
         self._trainer = trainer
         self._tell = tell
         self._on_upload = on_upload
-        self._joined: _Joined | None = None
+        self._clock = clock
+        self._session: _Session | None = None
 
     def handle(self, request: bytes) -> bytes:
         """Return the reply to `request`, untrusted bytes. Never raises for what the server may send."""
         work = Work(plan_digest=bytes(32), round=0, attempt=0)
         try:
-            message: Invitation | Start = wire.decode_any(
-                (Invitation, Start), request, messages.MAX_MESSAGE_BYTES
-            )
+            message: Work = wire.decode_any(_REQUESTS, request, messages.MAX_MESSAGE_BYTES)
             work = message
-            if isinstance(message, Invitation):
-                return wire.encode(self._join(message))
-            return wire.encode(self._upload(message))
+            return wire.encode(self._answer(message))
         except WireError as error:
-            code, reason = DeclineCode.MALFORMED, str(error)
-        except _Refusal as refusal:
-            code, reason = refusal.code, str(refusal)
-        self._tell(f"Declined round {work.round + 1} ({code}): {_shown(reason)}")
-        return wire.encode(Declined(**work.work, code=code))
+            refused = _Declines(DeclineCode.MALFORMED, str(error))
+        except _Declines as declines:
+            refused = declines
+        except Refusal as refusal:
+            refused = self._in_terms_of_the_league(refusal)
+            self._session = None
+        except LedgerError as error:
+            refused = _Declines(DeclineCode.UNAVAILABLE, str(error))
+        self._tell(f"Declined round {work.round + 1} ({refused.code}): {_shown(str(refused))}")
+        return wire.encode(Declined(**work.work, code=refused.code, culprit=refused.culprit))
+
+    def _answer(self, message: Work) -> Work:
+        match message:
+            case Invitation():
+                return self._join(message)
+            case Roster():
+                return self._share(message)
+            case Delivery():
+                return self._receive(message)
+            case Start():
+                return self._upload(message)
+            case Survivors():
+                return self._joined(message).merchant.agree(message)
+            case Agreement():
+                return self._joined(message).merchant.unmask(message)
+            case _:
+                raise WireError("a message of a kind that no merchant is asked.")
 
     def _join(self, invitation: Invitation) -> Joined:
+        """Judge the plan, the directory and the budget, and make fresh keys for the set-up."""
         plan = self._accepted_plan(invitation)
-        self._joined = None
-        if invitation.round >= plan.training.rounds:
-            raise _Refusal(
+        self._session = None
+        if invitation.round + invitation.rounds > plan.training.rounds:
+            raise _Declines(
                 DeclineCode.UNEXPECTED,
-                f"the plan has {plan.training.rounds} rounds, and this would be round {invitation.round + 1}.",
+                f"the plan has {plan.training.rounds} rounds, and this would be round "
+                f"{invitation.round + invitation.rounds}.",
             )
-        try:
-            model = messages.model_from_bytes(invitation.model, plan.dimension)
-        except WireError as error:
-            raise _Refusal(DeclineCode.MODEL, str(error)) from None
+        directory = self._believed_directory(invitation, plan)
         self._ledger_says(self._ledger.check, plan, invitation)
-        self._joined = _Joined(invitation.work, plan, model)
-        return Joined(**invitation.work, model_digest=messages.model_digest(invitation.model))
+        try:
+            self._markers.begin(plan.digest, invitation.attempt)
+        except Begun as error:
+            raise _Declines(DeclineCode.REPEATED, str(error)) from None
+        setup = Setup(**invitation.work, rounds=invitation.rounds, directory_digest=directory.digest)
+        merchant = Merchant(setup, plan.cohort.parameters, self._identity, directory.entities(self._clock()))
+        self._session = _Session(setup, plan, merchant)
+        return merchant.join()
+
+    def _share(self, roster: Roster) -> Shares:
+        """Check who takes part, and deal them the shares of this set-up's secrets."""
+        session = self._joined(roster)
+        session.roster = tuple(member.identity for member in roster.members)
+        return session.merchant.share(roster, self._ledger.counter, self._markers.witnesses())
+
+    def _receive(self, delivery: Delivery) -> Ready:
+        """Take everyone's shares, and remember their ledgers before saying so."""
+        counters, ready = self._joined(delivery).merchant.receive(delivery)
+        self._markers.remember(counters)
+        return ready
 
     def _upload(self, start: Start) -> Upload:
-        joined, self._joined = self._joined, None
-        if joined is None or joined.work != start.work:
-            raise _Refusal(DeclineCode.UNEXPECTED, "the server asked to train for a round not joined.")
-        if start.cohort_size < self._policy.minimum_cohort:
-            raise _Refusal(
-                DeclineCode.POLICY,
-                f"found a cohort of {start.cohort_size}, the policy needs {self._policy.minimum_cohort}.",
-            )
-        self._ledger_says(self._ledger.charge, joined.plan, start)
+        """Charge, train, mask, once for each round."""
+        session = self._joined(start)
+        plan = session.plan
+        try:
+            model = messages.model_from_bytes(start.model, plan.dimension)
+        except WireError as error:
+            raise _Declines(DeclineCode.MODEL, str(error)) from None
+        session.merchant.open_round(start.round, messages.model_digest(start.model))
+        self._ledger_says(self._ledger.charge, plan, start)
         # From here on photos are read. But for the time it takes, nothing that happens may show outside.
-        update = self._trainer.update(joined.plan, start.round, joined.model)
-        residues = joined.plan.ring.encode(update)
-        self._on_upload(joined.plan, start.round)
+        update = self._trainer.update(plan, start.round, model)
+        residues = plan.ring.encode(update)
+        session.merchant.mask(residues, MASK_THREADS)
+        self._on_upload(plan, start.round)
         return Upload(**start.work, vector=ring.to_bytes(residues))
+
+    def _joined(self, message: Work) -> _Session:
+        """Return the set-up that the message is of."""
+        session = self._session
+        if session is None or (message.plan_digest, message.attempt) != (
+            session.setup.plan_digest,
+            session.setup.attempt,
+        ):
+            raise _Declines(DeclineCode.UNEXPECTED, "the server asked about a set-up that was not joined.")
+        return session
 
     def _accepted_plan(self, invitation: Invitation) -> Plan:
         """Return the plan, once the operator signed it, the policy allows it and the trainer knows it."""
         try:
-            plan = accepted_plan(invitation.signed_plan, self._operator_key, self._policy, self._taxonomy)
+            plan = accepted_plan(
+                invitation.signed_plan, self._league.operator_key, self._policy, self._league.taxonomy
+            )
         except SignatureInvalid as error:
-            raise _Refusal(DeclineCode.SIGNATURE, str(error)) from None
+            raise _Declines(DeclineCode.SIGNATURE, str(error)) from None
         except PlanRefused as error:
-            raise _Refusal(DeclineCode.POLICY, str(error)) from None
+            raise _Declines(DeclineCode.POLICY, str(error)) from None
         if plan.digest != invitation.plan_digest:
-            raise _Refusal(DeclineCode.MALFORMED, "the invitation names another plan than it carries.")
+            raise _Declines(DeclineCode.MALFORMED, "the invitation names another plan than it carries.")
         if not self._trainer.accepts(plan):
-            raise _Refusal(DeclineCode.UNAVAILABLE, "the photos are not embedded for the plan's recipe.")
+            raise _Declines(DeclineCode.UNAVAILABLE, "the photos are not embedded for the plan's recipe.")
         return plan
+
+    def _believed_directory(self, invitation: Invitation, plan: Plan) -> Directory:
+        """Return the directory, once it is the league's, of this league, in date, and no earlier than any seen."""
+        try:
+            directory = invitation.signed_directory.open(self._league.league_key, self._clock())
+            if directory.league != plan.league:
+                raise DirectoryRefused(
+                    f"found the directory of {directory.league}, expected {plan.league}'s."
+                )
+            if signing.public_bytes(self._identity) not in directory.entities(self._clock()):
+                raise DirectoryRefused("this shop is not in the league's directory, or no longer.")
+            self._markers.see_directory(self._league.league_key, directory)
+        except (SignatureInvalid, DirectoryRefused) as error:
+            raise _Declines(DeclineCode.DIRECTORY, str(error)) from None
+        return directory
 
     def _ledger_says(self, ask: Callable[[Charge], Spent], plan: Plan, work: Work) -> None:
         """Let the ledger check or charge the work, and turn what it refuses into a refusal."""
         try:
             ask(Charge.of(plan, work.round, work.attempt, plan.training.local_steps))
         except Repeated as error:
-            raise _Refusal(DeclineCode.REPEATED, str(error)) from None
+            raise _Declines(DeclineCode.REPEATED, str(error)) from None
         except BudgetExceeded as error:
-            raise _Refusal(DeclineCode.BUDGET, str(error)) from None
-        except LedgerError as error:
-            raise _Refusal(DeclineCode.UNAVAILABLE, str(error)) from None
+            raise _Declines(DeclineCode.BUDGET, str(error)) from None
+
+    def _in_terms_of_the_league(self, refusal: Refusal) -> _Declines:
+        """Return what secure aggregation refused, with the culprit's identity for its place in the roster."""
+        code = DeclineCode.UNEXPECTED if refusal.fault is Fault.ORDER else DeclineCode(refusal.fault.value)
+        roster = self._session.roster if self._session else ()
+        culprit = b"" if refusal.culprit is None else roster[refusal.culprit]
+        return _Declines(code, str(refusal), culprit)
 
 
 def accepted_plan(signed_plan: SignedPlan, operator_key: bytes, policy: Policy, taxonomy: Taxonomy) -> Plan:

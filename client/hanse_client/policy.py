@@ -21,9 +21,11 @@ from pydantic import Field
 from hanse_client.charges import Budget
 from hanse_common.config import Section
 from hanse_common.errors import PlanRefused
-from hanse_common.plan import Name, Plan
+from hanse_common.plan import Plan
 from hanse_common.privacy.accounting import STEPS_MAX
+from hanse_common.secagg.parameters import MAX_ROSTER
 from hanse_common.vision.taxonomy import Taxonomy
+from hanse_common.wire import Name
 
 SUSPICION = 0.01
 """The prior probability in the example that `explain` gives."""
@@ -40,8 +42,9 @@ class Policy(Section):
             at 1 a suspicion of 1 % can grow to 2.7 %, at 3 to 17 %, at 8 to 97 %.
         delta: the most δ, the chance that this bound fails, for all plans together. Each plan takes its own δ
             out of it. Keep it below one in the number of photos.
-        minimum_cohort: how many merchants, this one included, must take part in every round. In this release
-            the server's word is taken for it.
+        minimum_cohort: how many merchants, this one included, must be in every sum that is unmasked.
+        corrupt_merchants: how many members of the league you reckon with that are in league with the operator.
+            A plan must hold against that many, in all the league's directory, or more.
         modes: the ways of training that are allowed. In `local` the noise that protects the photos is added
             on this machine in full, so that no one else need be trusted for it.
         max_rounds: the most rounds one plan may have, repeats included: a bound on traffic, not on privacy.
@@ -52,7 +55,8 @@ class Policy(Section):
     league: Name
     epsilon: Annotated[float, Field(gt=0, le=1000)]
     delta: Annotated[float, Field(gt=0, lt=1e-2)] = 1e-5
-    minimum_cohort: Annotated[int, Field(ge=2, le=300)] = 2
+    minimum_cohort: Annotated[int, Field(ge=3, le=MAX_ROSTER)] = 3
+    corrupt_merchants: Annotated[int, Field(ge=1, le=MAX_ROSTER)] = 1
     modes: Annotated[tuple[Literal["local"], ...], Field(min_length=1)] = ("local",)
     max_rounds: Annotated[int, Field(ge=1, le=100_000)] = 1000
     max_steps: Annotated[int, Field(ge=1, le=STEPS_MAX)] = 20_000
@@ -128,6 +132,12 @@ class Policy(Section):
                 f"{self.minimum_cohort} (minimum_cohort)."
             )
 
+        if plan.cohort.max_corrupt < self.corrupt_merchants:
+            yield (
+                f"cohort: masking holds against {plan.cohort.max_corrupt} corrupt merchants, your policy reckons with "
+                f"{self.corrupt_merchants} (corrupt_merchants)."
+            )
+
     def _against_numbers(self, plan: Plan) -> Iterator[str]:
         if plan.delta > self.delta:
             yield f"δ: found {plan.delta:g}, your policy allows {self.delta:g} in all (delta)."
@@ -172,7 +182,11 @@ def _explain_work(plan: Plan) -> Iterator[str]:
         f"After a round {plan.dimension} numbers ({_bytes(4 * plan.dimension)}) leave this machine. The "
         "noise that hides your photos is added to them before they leave."
     )
-    yield f"A round counts when at least {plan.cohort.min_merchants} merchants take part."
+    cohort = plan.cohort
+    yield (
+        f"They leave masked: the operator sees the sum over at least {cohort.min_merchants} merchants and nothing of "
+        f"yours alone, unless more than {cohort.max_corrupt} of the league's members are in league with the operator."
+    )
 
 
 def posterior_bound(epsilon: float, prior: float) -> float:

@@ -17,8 +17,10 @@ from hanse_client.catalog import Catalog
 from hanse_client.config import ClientConfig
 from hanse_client.embeddings import EmbeddingCache, Progress, embed
 from hanse_client.ledger import Ledger
-from hanse_client.participant import Participant
+from hanse_client.markers import Markers
+from hanse_client.participant import Participant, PinnedLeague
 from hanse_client.training import Examples, LocalTrainer, resolve_device
+from hanse_common import signing
 from hanse_common.errors import ConfigError
 from hanse_common.files import write_atomically
 from hanse_common.plan import Plan
@@ -90,12 +92,16 @@ class Shop:
         on_upload: Callable[[Plan, int], None] = lambda plan, round_: None,
     ) -> Participant:
         """Return the participant of rounds over `examples`; randomness is the operating system's by default."""
-        taxonomy = self.config.league.taxonomy
+        league = self.config.league
+        taxonomy = league.taxonomy
         return Participant(
-            operator_key=bytes.fromhex(self.config.league.operator_key),
+            league=PinnedLeague(
+                bytes.fromhex(league.operator_key), bytes.fromhex(league.league_key), taxonomy
+            ),
             policy=self.config.policy,
-            taxonomy=taxonomy,
+            identity=signing.load_key(self.config.identity_path),
             ledger=self.ledger(),
+            markers=Markers(self.config.markers_path),
             trainer=LocalTrainer(recipe, taxonomy, examples, randomness or OsRandomness()),
             tell=tell,
             on_upload=on_upload,

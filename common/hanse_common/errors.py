@@ -5,6 +5,7 @@
     ├── WireError              a message from outside is malformed, oversized or not canonical
     ├── SignatureInvalid       a signature does not verify, or the signer is not the pinned one
     ├── PlanRefused            the merchant's policy, or arithmetic, does not allow the plan
+    ├── DirectoryRefused       the league's directory has expired, is older than one seen, or lacks somebody
     ├── BudgetExceeded         the privacy budget does not cover what was asked
     ├── LedgerError            the ledger is damaged, locked or of another version
     ├── CatalogError           the catalog as a whole cannot be used
@@ -53,6 +54,12 @@ class PlanRefused(HanseError):
     """The merchant's policy, or arithmetic, does not allow the plan."""
 
     exit_code = 3
+
+
+class DirectoryRefused(HanseError):
+    """The league's directory has expired, is older than one seen before, or lacks somebody."""
+
+    exit_code = 19
 
 
 class BudgetExceeded(HanseError):

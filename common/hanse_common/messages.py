@@ -1,27 +1,34 @@
 """What server and merchant say to each other in a round, typed and bounded.
 
-    trip      server sends          merchant answers
-    join      Invitation            Joined | Declined
-    upload    Start                 Upload | Declined
+    trip        server sends    merchant answers
+    join        Invitation      Joined | Declined
+    share       Roster          Shares | Declined
+    ready       Delivery        Ready | Declined
+    upload      Start           Upload | Declined
+    survivors   Survivors       Agreed | Declined
+    unmask      Agreement       Unmasked | Declined
 
-The identity of work is (plan digest, round, attempt); each message names it. Secure aggregation adds its trips
-between and after these two.
+The first three trips set up some rounds at once; each round is the other three. Every message names its work: plan
+digest, round (a set-up's first), attempt. What secure aggregation itself says is in `hanse_common.secagg.messages`.
 """
 
 import hashlib
 from enum import StrEnum
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from hanse_common.directory import SignedDirectory
 from hanse_common.errors import WireError
-from hanse_common.plan import MAX_DIMENSION, Digest, SignedPlan
-from hanse_common.wire import MAX_DOCUMENT_BYTES, Message
+from hanse_common.plan import SignedPlan
+from hanse_common.secagg.messages import MAX_SETUP_BYTES, Work
+from hanse_common.secagg.ring import MAX_VECTOR_BYTES
+from hanse_common.secagg.suite import MAX_SETUP_ROUNDS
+from hanse_common.wire import MAX_DOCUMENT_BYTES
 
-MAX_VECTOR_BYTES = 4 * MAX_DIMENSION
-MAX_MESSAGE_BYTES = MAX_VECTOR_BYTES + MAX_DOCUMENT_BYTES
+MAX_MESSAGE_BYTES = MAX_VECTOR_BYTES + MAX_SETUP_BYTES + MAX_DOCUMENT_BYTES
 
 FLOAT = np.dtype("<f4")
 """A model parameter on the wire: float32, little-endian."""
@@ -38,60 +45,39 @@ class DeclineCode(StrEnum):
     REPEATED = "repeated"
     UNEXPECTED = "unexpected"
     UNAVAILABLE = "unavailable"
-
-
-class Work(Message):
-    """The identity of a piece of work: fields that every message of a round shares."""
-
-    plan_digest: Digest
-    round: Annotated[int, Field(ge=0, lt=1 << 31)]
-    attempt: Annotated[int, Field(ge=0, lt=1 << 31)]
-
-    @property
-    def work(self) -> dict[str, Any]:
-        """The three fields, to compare with another message's or to make an answer from."""
-        return {"plan_digest": self.plan_digest, "round": self.round, "attempt": self.attempt}
+    DIRECTORY = "directory"
+    ROSTER = "roster"
+    SHARES = "shares"
+    LEDGER = "ledger"
+    SURVIVORS = "survivors"
+    AGREEMENT = "agreement"
 
 
 class Invitation(Work):
-    """The server asks a merchant to join a round that starts from `model`, 4·d bytes of float32."""
+    """The server asks a merchant to set up `rounds` rounds from `round` on."""
 
     kind: ClassVar[int] = 2
 
+    rounds: Annotated[int, Field(ge=1, le=MAX_SETUP_ROUNDS)]
     signed_plan: SignedPlan
-    model: Annotated[bytes, Field(max_length=MAX_VECTOR_BYTES)]
-
-
-class Joined(Work):
-    """The merchant joins, having checked the model with this digest."""
-
-    kind: ClassVar[int] = 3
-
-    model_digest: Digest
+    signed_directory: SignedDirectory
 
 
 class Declined(Work):
-    """The merchant does not take part in this round, and why, as a code."""
+    """The merchant does not take part, and why, as a code. `culprit` is the identity that it blames, if any."""
 
     kind: ClassVar[int] = 4
 
     code: Annotated[DeclineCode, Field(strict=False)]
+    culprit: Annotated[bytes, Field(max_length=32)] = b""
 
 
 class Start(Work):
-    """The server asks a merchant that joined to train and upload."""
+    """The server asks a merchant to train from `model`, 4·d bytes of float32, and to upload."""
 
     kind: ClassVar[int] = 5
 
-    cohort_size: Annotated[int, Field(ge=1, le=300)]
-
-
-class Upload(Work):
-    """The client update as residues of the plan's ring, 4·d bytes of uint32."""
-
-    kind: ClassVar[int] = 6
-
-    vector: Annotated[bytes, Field(max_length=MAX_VECTOR_BYTES)]
+    model: Annotated[bytes, Field(max_length=MAX_VECTOR_BYTES)]
 
 
 def model_to_bytes(model: NDArray[np.float32]) -> bytes:

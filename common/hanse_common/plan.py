@@ -10,7 +10,6 @@ widen it; a merchant computes ε from it alone.
 All fields are public information.
 """
 
-import re
 from typing import Annotated, ClassVar, Literal, Self
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -19,20 +18,15 @@ from pydantic import Field, model_validator
 from hanse_common import signing, wire
 from hanse_common.privacy.accounting import STEPS_MAX
 from hanse_common.privacy.mechanism import Mechanism
-from hanse_common.secagg.ring import Ring
+from hanse_common.secagg.parameters import MAX_ROSTER, Parameters
+from hanse_common.secagg.ring import MAX_DIMENSION, Ring
 from hanse_common.vision.recipe import Recipe
 from hanse_common.vision.taxonomy import Taxonomy
-from hanse_common.wire import Message, Value
-
-MAX_DIMENSION = 1 << 26
-"""Largest number of trained parameters: 2²⁶, an upload of 256 MiB."""
+from hanse_common.wire import Message, Name, Signature, Value
 
 MAX_PLAN_BYTES = 256 * 1024
 
-NAME = re.compile(r"^[a-z0-9][a-z0-9._-]{0,62}$")
-Name = Annotated[str, Field(pattern=NAME.pattern)]
 Positive = Annotated[float, Field(gt=0, le=1e9)]
-Digest = Annotated[bytes, Field(min_length=32, max_length=32)]
 
 
 class LocalSchedule(Value):
@@ -83,18 +77,29 @@ class LocalTraining(LocalSchedule):
 
 
 class Cohort(Value):
-    """Who must take part for a round to count, and how long it waits, in seconds."""
+    """Who must take part for a round to count, and how long each trip waits, in seconds.
 
-    min_merchants: Annotated[int, Field(ge=2, le=300)]
-    max_merchants: Annotated[int, Field(ge=2, le=300)]
+    `min_merchants` is n_min, `max_corrupt` is c; what follows from them is in `hanse_common.secagg.parameters`.
+    `join_deadline` is for every trip but the upload, which `upload_deadline` is for.
+    """
+
+    min_merchants: Annotated[int, Field(ge=3, le=MAX_ROSTER)]
+    max_merchants: Annotated[int, Field(ge=3, le=MAX_ROSTER)]
+    max_corrupt: Annotated[int, Field(ge=1, le=MAX_ROSTER)] = 1
     join_deadline: Annotated[float, Field(gt=0, le=86_400)] = 60.0
     upload_deadline: Annotated[float, Field(gt=0, le=86_400)] = 600.0
 
     @model_validator(mode="after")
-    def _ordered(self) -> Self:
+    def _possible(self) -> Self:
         if self.min_merchants > self.max_merchants:
             raise ValueError("min_merchants must not be over max_merchants")
+        _ = self.parameters
         return self
+
+    @property
+    def parameters(self) -> Parameters:
+        """Secure aggregation's parameters."""
+        return Parameters(self.min_merchants, self.max_corrupt, self.max_merchants)
 
 
 class Plan(Message):
@@ -147,7 +152,7 @@ class SignedPlan(Message):
     kind: ClassVar[int] = 7
 
     plan: Annotated[bytes, Field(max_length=MAX_PLAN_BYTES)]
-    signature: Annotated[bytes, Field(min_length=64, max_length=64)]
+    signature: Signature
 
     DOMAIN: ClassVar[str] = "plan"
 

@@ -68,5 +68,10 @@ class OsRandomness(AesCtrStream):
         return super().words(count)
 
 
+def secret_bytes(count: int) -> bytes:
+    """Return `count` bytes of the operating system's CSPRNG: for keys, seeds and shares."""
+    return os.urandom(count)
+
+
 def _encryptor(key: bytes) -> CipherContext:
     return Cipher(algorithms.AES256(key), modes.CTR(bytes(16))).encryptor()

@@ -28,8 +28,10 @@ from pydantic import Field
 from hanse_common import signing, wire
 from hanse_common.errors import WireError
 from hanse_common.messages import MAX_MESSAGE_BYTES
-from hanse_common.plan import Digest, SignedPlan
-from hanse_common.wire import MAX_DOCUMENT_BYTES, Message
+from hanse_common.plan import SignedPlan
+from hanse_common.secagg.messages import MAX_SETUP_BYTES
+from hanse_common.secagg.suite import MAX_SETUP_ROUNDS
+from hanse_common.wire import MAX_DOCUMENT_BYTES, Bytes32, Digest, Message, Signature
 
 METHOD = "/hanse.Aggregator/Block"
 """The gRPC method, a bidirectional stream of frames."""
@@ -40,9 +42,6 @@ FRAME_BYTES = 1 << 18
 MAX_HELLO_BYTES = 1 << 10
 """Bound of the records before a merchant is known, in bytes."""
 
-MAX_BLOCK_ROUNDS = 1000
-"""Most rounds of one block, repeated attempts included."""
-
 BlockId = Annotated[bytes, Field(min_length=16, max_length=16)]
 Address = Annotated[str, Field(pattern=r"^(\[[0-9a-fA-F:.]{2,45}\]|[A-Za-z0-9.-]{1,253}):[1-9][0-9]{0,4}$")]
 Trip = Annotated[int, Field(ge=1, lt=1 << 31)]
@@ -50,7 +49,7 @@ Trip = Annotated[int, Field(ge=1, lt=1 << 31)]
 
 def record_bytes(dimension: int) -> int:
     """Return the bound, in bytes, of a record in a block whose model has `dimension` parameters."""
-    return 4 * dimension + 2 * MAX_DOCUMENT_BYTES
+    return 4 * dimension + MAX_SETUP_BYTES + 2 * MAX_DOCUMENT_BYTES
 
 
 def frames(record: bytes) -> Iterator[bytes]:
@@ -110,7 +109,7 @@ class Assignment(Message):
 
     block: BlockId
     signed_plan: SignedPlan
-    rounds: Annotated[int, Field(ge=1, le=MAX_BLOCK_ROUNDS)]
+    rounds: Annotated[int, Field(ge=1, le=MAX_SETUP_ROUNDS)]
     aggregator: Address
 
 
@@ -135,7 +134,7 @@ class Challenge(Message):
 
     kind: ClassVar[int] = 10
 
-    nonce: Annotated[bytes, Field(min_length=32, max_length=32)]
+    nonce: Bytes32
 
 
 class _Statement(Message):
@@ -143,10 +142,10 @@ class _Statement(Message):
 
     kind: ClassVar[int] = 14
 
-    nonce: Annotated[bytes, Field(min_length=32, max_length=32)]
+    nonce: Bytes32
     certificate: Digest
     block: BlockId
-    identity: Annotated[bytes, Field(min_length=32, max_length=32)]
+    identity: Bytes32
 
 
 class Hello(Message):
@@ -155,8 +154,8 @@ class Hello(Message):
     kind: ClassVar[int] = 11
 
     block: BlockId
-    identity: Annotated[bytes, Field(min_length=32, max_length=32)]
-    signature: Annotated[bytes, Field(min_length=64, max_length=64)]
+    identity: Bytes32
+    signature: Signature
 
     DOMAIN: ClassVar[str] = "hello"
 

@@ -46,10 +46,15 @@ def create_key(path: Path) -> Ed25519PrivateKey:
     Raises `ConfigError` when `path` exists: a key that signed something is never overwritten.
     """
     key = Ed25519PrivateKey.generate()
+    write_key(path, key)
+    return key
+
+
+def write_key(path: Path, key: Ed25519PrivateKey) -> None:
+    """Write `key` as `create_key` does. Raises `ConfigError` when `path` exists."""
     pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     create_secret(path, pem)
     path.with_name(path.name + ".pub").write_text(public_bytes(key).hex() + "\n", encoding="ascii")
-    return key
 
 
 def load_key(path: Path) -> Ed25519PrivateKey:

@@ -17,10 +17,12 @@ types, no nesting deeper than the models), and validated after (pydantic, strict
 """
 
 import hashlib
-from typing import Any, ClassVar, TypeVar
+import re
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import msgpack
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hanse_common.errors import WireError
 
@@ -45,8 +47,14 @@ class Message(Value):
     kind: ClassVar[int]
 
 
+Bytes32 = Annotated[bytes, Field(min_length=32, max_length=32)]
+Digest = Bytes32
+Signature = Annotated[bytes, Field(min_length=64, max_length=64)]
+RoundNumber = Annotated[int, Field(ge=0, lt=1 << 31)]
+NAME = re.compile(r"^[a-z0-9][a-z0-9._-]{0,62}$")
+Name = Annotated[str, Field(pattern=NAME.pattern)]
+
 M = TypeVar("M", bound=Message)
-N = TypeVar("N", bound=Message)
 
 
 def encode(message: Message) -> bytes:
@@ -66,15 +74,15 @@ def decode(expected: type[M], data: bytes, max_bytes: int = MAX_DOCUMENT_BYTES) 
     Raises `WireError` when `data` is longer than `max_bytes`, not of this version and kind, not valid, or not
     in canonical form.
     """
-    return decode_any((expected, expected), data, max_bytes)
+    return decode_any((expected,), data, max_bytes)
 
 
-def decode_any(expected: tuple[type[M], type[N]], data: bytes, max_bytes: int = MAX_DOCUMENT_BYTES) -> M | N:
-    """Return the message in `data`, untrusted bytes, which must be one of the two types `expected`.
+def decode_any(expected: Sequence[type[M]], data: bytes, max_bytes: int = MAX_DOCUMENT_BYTES) -> M:
+    """Return the message in `data`, untrusted bytes, which must be of one of the types `expected`.
 
     Raises `WireError` as `decode` does.
     """
-    by_kind: dict[int, type[M] | type[N]] = {model.kind: model for model in expected}
+    by_kind = {model.kind: model for model in expected}
     names = " or ".join(model.__name__ for model in by_kind.values())
     if len(data) > max_bytes:
         raise WireError(f"{names}: found {len(data)} bytes, expected at most {max_bytes}.")

@@ -1,12 +1,12 @@
 """Blocks: who is asked for the next rounds, and when there are enough of them.
 
     with BlockTransport(streams, membership, signed_plan, plan, address, settings) as transport:
-        train(transport, signed_plan, plan, ...)
+        train(MaskedRounds(transport, ...), ...)
 
-A block is some rounds in a row with the same assignment. At its start every merchant that is online gets one
-`Assignment` over Flower; those that allow the plan open a stream, and all trips of the block's rounds go over it.
-Merchants that come later join at the next round. This module knows neither Flower nor gRPC: it holds the two
-together for a coordinator that sees only `Transport`.
+A block is some rounds in a row with the same assignment and the same set-up of secure aggregation. At its start every
+merchant that is online gets one `Assignment` over Flower; those that allow the plan open a stream, and all trips of
+the block go over it. Merchants that come later take part in the next block. This module knows neither Flower nor
+gRPC: it holds the two together for a coordinator that sees only `Transport`.
 """
 
 import logging
@@ -78,7 +78,7 @@ class Membership(Protocol):
 
 
 class BlockTransport:
-    """A `Transport` over streams, which begins a new block whenever the rounds of one are used up.
+    """A `Transport` over streams, which begins a block whenever merchants are to gather.
 
     `listed` are all merchants of the league. `tell` hears a line for the operator.
     """
@@ -107,7 +107,6 @@ class BlockTransport:
         self._assigned: frozenset[str] = frozenset()
         self._seen: frozenset[str] = frozenset()
         self._told: set[str] = set()
-        self._rounds_left = 0
         self._awaits_all = True
 
     def __enter__(self) -> Self:
@@ -116,16 +115,22 @@ class BlockTransport:
     def __exit__(self, *exception: object) -> None:
         self._end()
 
-    def merchants(self) -> tuple[str, ...]:
-        """Return who takes part in the next round, sorted; begins a block first when none has rounds left.
+    def gather(self) -> tuple[str, ...]:
+        """End the block before, begin one, and return who came, sorted.
 
         Raises `RoundFailed` when the plan's minimum does not gather in time, `RunStopped` when stopped.
         """
-        if self._rounds_left == 0:
-            self._end()
-            self._begin()
-        self._rounds_left -= 1
-        self._assign_new()
+        self._end()
+        self._begin()
+        connected = self._streams.connected()
+        self._seen = frozenset(connected)
+        return connected
+
+    def merchants(self) -> tuple[str, ...]:
+        """Return who of the block is there now, sorted; a stream just lost gets a moment to come back.
+
+        Raises `RunStopped` when stopped.
+        """
         self._streams.wait(RETURN_SECONDS, lambda connected: self._seen <= connected | self._reported())
         connected = self._streams.connected()
         self._seen = frozenset(connected)
@@ -148,7 +153,6 @@ class BlockTransport:
         self._assigned = self._seen = frozenset()
         self._told.clear()
         self._streams.open_block(self._assignment.block, self._record_bytes)
-        self._rounds_left = self._settings.rounds
         self._gather()
         self._awaits_all = False
 
@@ -207,7 +211,6 @@ class BlockTransport:
         asked = frozenset(self._streams.connected())
         self._streams.close_block()
         self._assignment = None
-        self._rounds_left = 0
         given_up = time.monotonic() + FAREWELL_SECONDS
         while not asked <= self._reported() and time.monotonic() < given_up:
             time.sleep(POLL_SECONDS / 4)

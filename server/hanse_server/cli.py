@@ -17,8 +17,9 @@ from hanse_common.commands import out
 from hanse_common.config import load
 from hanse_common.errors import CatalogError, ConfigError, PhotoError
 from hanse_common.files import PUBLIC, write_atomically
-from hanse_common.plan import NAME, Plan, SignedPlan
+from hanse_common.plan import Plan, SignedPlan
 from hanse_common.vision import photo
+from hanse_common.wire import NAME
 from hanse_server.config import ServerConfig, make_plan
 from hanse_server.development_keys import CERTIFICATE_DAYS, make_keys
 from hanse_server.optimizers import create
@@ -32,6 +33,9 @@ app = commands.new_app(
 )
 
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="Your configuration.", metavar="FILE")]
+MIN_MERCHANTS = 3
+"""With fewer, each would know the others' updates from the sum."""
+
 DEFAULT_CONFIG = Path("hanse-server.yaml")
 
 
@@ -84,17 +88,25 @@ def keys(
         list[str] | None,
         typer.Option(help="A merchant to make keys for; may be repeated.", metavar="NAME"),
     ] = None,
+    league: Annotated[
+        str, typer.Option(help="The league's name, for the list of its members.", metavar="NAME")
+    ] = "demo",
 ) -> None:
     """Make keys for trying a league out: an authority, the server's certificate, your token, merchants' keys.
 
-    In production bring a certificate of your own, and let merchants make their own keys (hanse-client keygen).
+    In production bring a certificate of your own, let merchants make their own keys (hanse-client keygen), and let
+    somebody else hold the league's key, which signs the list of members (hanse-client sign-directory).
     """
     names = merchant or []
-    if len(set(names)) != len(names) or not all(NAME.fullmatch(name) for name in names):
+    if len(set(names)) != len(names) or not all(NAME.fullmatch(name) for name in (*names, league)):
         raise ConfigError(
-            "--merchant: expected different names of lower-case letters, digits, dots, dashes and underscores."
+            "--merchant, --league: expected different names of lower-case letters, digits, dots, dashes and "
+            "underscores."
         )
-    made = make_keys(folder, tuple(host or ("localhost", "127.0.0.1", "::1")), tuple(names))
+    if names and len(names) < MIN_MERCHANTS:
+        raise ConfigError(f"--merchant: found {len(names)}, expected none or at least {MIN_MERCHANTS}.")
+    hosts = tuple(host or ("localhost", "127.0.0.1", "::1"))
+    made = make_keys(folder, hosts, tuple(names), league)
     out.print("Under service in hanse-server.yaml:", markup=False)
     lines: dict[str, Any] = {
         "tls": {
@@ -106,12 +118,10 @@ def keys(
     }
     if made.merchants:
         lines["merchants"] = {
-            name: {
-                "identity": signing.load_public(own / "identity.key.pub").hex(),
-                "node_key": str(own / "node.key.pub"),
-            }
-            for name, own in made.merchants.items()
+            name: {"node_key": str(own / "node.key.pub")} for name, own in made.merchants.items()
         }
+        lines["directory"] = str(made.directory)
+        lines["league_key"] = signing.load_public(made.league_key.with_name("league.key.pub")).hex()
     out.print(textwrap.indent(yaml.safe_dump(lines, sort_keys=False), "  ").rstrip(), markup=False)
     out.print(f"\nEvery merchant gets {made.authority}, and nobody else's keys.", markup=False)
     for own in made.merchants.values():
@@ -233,7 +243,7 @@ def _teller(as_json: bool) -> "Tell":
 
 
 def _describe(plan: Plan) -> None:
-    training = plan.training
+    training, most = plan.training, plan.cohort.max_merchants
     epsilon = plan.epsilon()
     repeats = f" (and up to {training.repeats} repeated)" if training.repeats else ""
     lines = (
@@ -248,6 +258,8 @@ def _describe(plan: Plan) -> None:
             "a round needs",
             f"{plan.cohort.min_merchants} merchants, takes at most {plan.cohort.max_merchants}",
         ),
+        ("masking", f"holds against {plan.cohort.max_corrupt} corrupt members of the league"),
+        ("of a full cohort", f"{plan.cohort.parameters.dropouts(most)} of {most} may drop out of a round"),
     )
     for name, text in lines:
         out.print(f"{name + ':':20}{text}", markup=False)

@@ -11,12 +11,14 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from hanse_common.config import ConfigPath, Section
-from hanse_common.plan import Cohort, LocalSchedule, LocalTraining, Name, Plan, Positive
+from hanse_common.plan import Cohort, LocalSchedule, LocalTraining, Plan, Positive
 from hanse_common.privacy.accounting import EPSILON_MAX
 from hanse_common.privacy.calibration import noise_multiplier
-from hanse_common.session import MAX_BLOCK_ROUNDS, Address
+from hanse_common.secagg.suite import MAX_SETUP_ROUNDS
+from hanse_common.session import Address
 from hanse_common.vision.recipe import Recipe
 from hanse_common.vision.taxonomy import Taxonomy
+from hanse_common.wire import Name
 
 
 class PrivacyTarget(Section):
@@ -84,19 +86,18 @@ class AggregatorListener(Section):
 class Blocks(Section):
     """How long the daemon waits for merchants.
 
-    A block is `rounds` rounds with the same merchants asked. `patience` is how long it waits for the plan's
+    A block is `rounds` rounds with one set-up of secure aggregation. `patience` is how long it waits for the plan's
     minimum, `gather` how long it then waits for the others, both in seconds.
     """
 
-    rounds: Annotated[int, Field(ge=1, le=MAX_BLOCK_ROUNDS)] = 20
+    rounds: Annotated[int, Field(ge=1, le=MAX_SETUP_ROUNDS)] = 20
     patience: Seconds = 3600.0
     gather: Seconds = 30.0
 
 
 class Merchant(Section):
-    """A merchant of the league: its directory identity, 64 hexadecimal digits, and its node's public key file."""
+    """A merchant of the league, by its name in the directory: the file with its Flower node's public key."""
 
-    identity: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     node_key: ConfigPath
 
 
@@ -104,10 +105,13 @@ class Service(Section):
     """What `hanse-server run` needs besides the plan.
 
     `plan` is the signed plan, `state` a folder for checkpoints and the recognizer, `whitening` the recipe's
-    whitening file where it names one. `database` is "memory", or a file for Flower's own state.
+    whitening file where it names one. `directory` is the league's signed directory, `league_key` the public key that
+    signed it. `database` is "memory", or a file for Flower's own state.
     """
 
     plan: ConfigPath
+    directory: ConfigPath
+    league_key: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     state: ConfigPath
     whitening: ConfigPath | None = None
     tls: Tls
@@ -116,7 +120,7 @@ class Service(Section):
     aggregator: AggregatorListener
     database: Literal["memory"] | ConfigPath = "memory"
     blocks: Blocks = Blocks()
-    merchants: Annotated[dict[Name, Merchant], Field(min_length=2, max_length=1000)]
+    merchants: Annotated[dict[Name, Merchant], Field(min_length=3, max_length=1000)]
 
 
 class ServerConfig(Section):

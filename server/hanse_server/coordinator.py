@@ -1,164 +1,277 @@
-"""One round, from the invitation to the sum. Read `run_round` from top to bottom.
+"""Rounds under secure aggregation, from the invitation to the sum. Read `run`, then `_set_up`, then `_round`.
 
-    outcome = run_round(transport, signed_plan, plan, round_, attempt, model)
-    model = optimizer.step(model, outcome.update)
+    rounds = MaskedRounds(transport, signed_plan, plan, league_directory, store.next_attempt, setup_rounds=20)
+    outcome = rounds.run(round_, model)
 
-The coordinator knows neither Flower nor files: it speaks through `Transport.exchange` and returns what
-happened. Every reply is untrusted. One that cannot be understood is dropped and noted against its sender, and
-the round goes on with the others, down to the plan's minimum.
+The coordinator knows neither Flower nor files: it speaks through `Transport` and returns what happened. Every reply
+is untrusted. One that cannot be understood is dropped and noted against its sender, and the others go on, down to
+what the plan and secure aggregation need.
+
+A set-up serves some rounds in a row. It touches no photo and costs no privacy, so it is tried again, with fresh keys
+under a later attempt, whenever somebody is lost before everyone holds everyone's shares. When one member says that
+another's shares are bad, one of the two is lying and nobody can tell which: both are left out from then on, which
+costs the honest no more members than the corrupt ones.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import TypeVar
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hanse_common import messages, wire
-from hanse_common.errors import RoundFailed, WireError
-from hanse_common.messages import DeclineCode, Declined, Invitation, Joined, Start, Upload, Work
+from hanse_common.directory import Directory, SignedDirectory
+from hanse_common.errors import RoundFailed
+from hanse_common.messages import DeclineCode, Invitation, Start
 from hanse_common.plan import Plan, SignedPlan
 from hanse_common.secagg import ring
-from hanse_server.aggregation import PlainAggregator
+from hanse_common.secagg.aggregator import Aggregator, MaskedSum
+from hanse_common.secagg.faults import Misbehaviour, Refusal, SumLost
+from hanse_common.secagg.messages import (
+    MAX_SETUP_BYTES,
+    Agreed,
+    Joined,
+    Ready,
+    Shares,
+    Unmasked,
+    Upload,
+    Work,
+)
+from hanse_common.secagg.suite import Setup
+from hanse_server.roll import R, Roll, trip
 from hanse_server.transport import Transport
+
+SETUP_TRIES = 5
+"""How often in a row a set-up is tried before its round counts as failed."""
+
+UNMASK_THREADS = 4
+"""Threads that take masks out of a large sum; a small one takes one."""
 
 
 @dataclass(frozen=True)
 class RoundOutcome:
     """What a round gave: the mean client update and who took what part.
 
-    `update` has shape (d,), float64, in the model's units. `blamed` holds a reason for each merchant whose
-    reply was malformed. Names are the transport's.
+    `update` has shape (d,), float64, in the model's units. `dropped` are roster members whose update is not in it.
+    `blamed` holds a reason for each merchant that broke the protocol. Names are the transport's.
     """
 
     update: NDArray[np.float64]
     uploaded: tuple[str, ...]
+    dropped: tuple[str, ...]
     declined: Mapping[str, DeclineCode]
     blamed: Mapping[str, str]
 
 
-@dataclass
-class _Roll:
-    """Who declined and who is to blame, filled while the round runs."""
+@dataclass(frozen=True)
+class LeagueDirectory:
+    """The league's directory as it is handed to merchants, and opened."""
 
-    declined: dict[str, DeclineCode] = field(default_factory=dict)
-    blamed: dict[str, str] = field(default_factory=dict)
-
-    def describe(self) -> str:
-        notes = [f"{name} declined ({code})" for name, code in sorted(self.declined.items())]
-        notes += [f"{name}: {reason}" for name, reason in sorted(self.blamed.items())]
-        return "; ".join(notes) or "the others did not answer in time"
+    signed: SignedDirectory
+    opened: Directory
 
 
-def run_round(
-    transport: Transport,
-    signed_plan: SignedPlan,
-    plan: Plan,
-    round_: int,
-    attempt: int,
-    model: NDArray[np.float32],
-) -> RoundOutcome:
-    """Run the round `round_`, attempt `attempt`, from `model`, shape (d,), and return its outcome.
+class MaskedRounds:
+    """Runs rounds one after the other; implements `hanse_server.league.Rounds`.
 
-    Raises `RoundFailed` when fewer than the plan's minimum join or upload; no sum is then released.
+    `next_attempt` returns a number that was never used for this plan, once it is recorded. A round is tried
+    `attempts` times at most. `clock` returns seconds since 1970. `watch`, for those who want to see what the server
+    sees, hears each masked upload's name and residues, and each sum under the name "".
     """
-    roll = _Roll()
-    cohort = plan.cohort
-    work = Work(plan_digest=plan.digest, round=round_, attempt=attempt)
-    model_bytes = messages.model_to_bytes(model)
 
-    invitation = wire.encode(
-        Invitation(**work.work, signed_plan=signed_plan, model=model_bytes),
-    )
-    invited = transport.merchants()[: cohort.max_merchants]
-    model_digest = messages.model_digest(model_bytes)
-    joined = [
-        merchant
-        for merchant, reply in _trip(
-            transport,
-            "join",
-            Joined,
-            work,
-            dict.fromkeys(invited, invitation),
-            cohort.join_deadline,
-            wire.MAX_DOCUMENT_BYTES,
-            roll,
+    def __init__(
+        self,
+        transport: Transport,
+        signed_plan: SignedPlan,
+        plan: Plan,
+        directory: LeagueDirectory,
+        next_attempt: Callable[[], int],
+        *,
+        setup_rounds: int,
+        attempts: int,
+        clock: Callable[[], float] = time.time,
+        watch: Callable[[str, NDArray[np.uint32]], None] | None = None,
+    ) -> None:
+        self._transport = transport
+        self._signed_plan = signed_plan
+        self._plan = plan
+        self._directory = directory
+        self._identities = directory.opened.identities()
+        self._names = {identity: name for name, identity in self._identities.items()}
+        self._next_attempt = next_attempt
+        self._setup_rounds = setup_rounds
+        self._attempts = attempts
+        self._clock = clock
+        self._watch = watch
+        self._excluded: set[str] = set()
+        self._aggregator: Aggregator | None = None
+
+    def run(self, round_: int, model: NDArray[np.float32]) -> RoundOutcome:
+        """Run the round `round_`, counted from 0, from `model`, shape (d,), and return its outcome.
+
+        Raises `RoundFailed` when it fails in all its attempts; no sum of it is then released.
+        """
+        failures = []
+        for _ in range(self._attempts):
+            roll = Roll()
+            try:
+                aggregator = self._aggregator
+                if aggregator is None or round_ >= aggregator.setup.round + aggregator.setup.rounds:
+                    aggregator = self._set_up_stubbornly(round_, roll)
+                self._aggregator = aggregator
+                return self._round(aggregator, round_, model, roll)
+            except RoundFailed as failure:
+                self._aggregator = None
+                failures.append(str(failure))
+        tried = " ".join(f"Attempt {number}: {text}" for number, text in enumerate(failures, start=1))
+        raise RoundFailed(f"Round {round_ + 1} of {self._plan.training.rounds} failed. {tried}")
+
+    def _set_up_stubbornly(self, round_: int, roll: Roll) -> Aggregator:
+        reason = ""
+        lost: set[str] = set()
+        for _ in range(SETUP_TRIES):
+            try:
+                return self._set_up(round_, roll, frozenset(lost))
+            except _Again as again:
+                reason = str(again)
+                lost |= again.lost
+        raise RoundFailed(f"{SETUP_TRIES} set-ups were tried; in the last, {reason}: {roll.describe()}.")
+
+    def _set_up(self, round_: int, roll: Roll, lost: frozenset[str]) -> Aggregator:
+        """Bring merchants together: keys, then shares, then everyone's word that all shares are there.
+
+        Those who were `lost` on the way in a try just before are not invited to this one.
+        """
+        cohort = self._plan.cohort
+        invited = self._gather(lost)
+        setup = Setup(
+            plan_digest=self._plan.digest,
+            round=round_,
+            rounds=min(self._setup_rounds, self._plan.training.rounds - round_),
+            attempt=self._next_attempt(),
+            directory_digest=self._directory.opened.digest,
         )
-        if _holds(reply.model_digest == model_digest, merchant, "joined with another model", roll)
-    ]
-    _require(len(joined), cohort.min_merchants, "joined", len(invited), roll)
-
-    start = wire.encode(Start(**work.work, cohort_size=len(joined)))
-    aggregator = PlainAggregator(plan.dimension)
-    uploaded = []
-    for merchant, reply in _trip(
-        transport,
-        "upload",
-        Upload,
-        work,
-        dict.fromkeys(joined, start),
-        cohort.upload_deadline,
-        ring.WORD.itemsize * plan.dimension + wire.MAX_DOCUMENT_BYTES,
-        roll,
-    ):
-        try:
-            aggregator.add(reply.vector)
-        except ValueError as error:
-            roll.blamed[merchant] = str(error)
-        else:
-            uploaded.append(merchant)
-    _require(len(uploaded), cohort.min_merchants, "uploaded", len(joined), roll)
-
-    return RoundOutcome(
-        update=plan.ring.decode(aggregator.total()) / len(uploaded),
-        uploaded=tuple(sorted(uploaded)),
-        declined=roll.declined,
-        blamed=roll.blamed,
-    )
-
-
-R = TypeVar("R", Joined, Upload)
-
-
-def _trip(
-    transport: Transport,
-    kind: str,
-    expected: type[R],
-    work: Work,
-    payloads: Mapping[str, bytes],
-    deadline: float,
-    max_bytes: int,
-    roll: _Roll,
-) -> Iterator[tuple[str, R]]:
-    """Yield the valid replies of the expected type as they arrive; note all others in `roll`."""
-    answered = set()
-    for merchant, data in transport.exchange(kind, payloads, deadline):
-        if merchant not in payloads or merchant in answered:
-            roll.blamed[merchant] = f"{kind}: answered unasked"
-            continue
-        answered.add(merchant)
-        try:
-            reply: R | Declined = wire.decode_any((expected, Declined), data, max_bytes)
-        except WireError as error:
-            roll.blamed[merchant] = f"{kind}: {error}"
-            continue
-        if not _holds(reply.work == work.work, merchant, f"{kind}: answered for another round", roll):
-            continue
-        if isinstance(reply, Declined):
-            roll.declined[merchant] = reply.code
-        else:
-            yield merchant, reply
-
-
-def _holds(condition: bool, merchant: str, reason: str, roll: _Roll) -> bool:
-    if not condition:
-        roll.blamed[merchant] = reason
-    return condition
-
-
-def _require(found: int, minimum: int, verb: str, asked: int, roll: _Roll) -> None:
-    if found < minimum:
-        raise RoundFailed(
-            f"{found} of {asked} merchants {verb}, the plan needs {minimum}: {roll.describe()}."
+        entities = self._directory.opened.entities(self._clock())
+        aggregator = Aggregator(setup, cohort.parameters, entities)
+        invitation = Invitation(
+            **setup.work,
+            rounds=setup.rounds,
+            signed_plan=self._signed_plan,
+            signed_directory=self._directory.signed,
         )
+        for merchant, joined in self._trip(Joined, dict.fromkeys(invited, invitation), roll):
+            with _blaming(merchant, roll):
+                aggregator.add_member(self._identities[merchant], joined)
+        try:
+            roster = aggregator.roster()
+        except Refusal as refusal:
+            raise RoundFailed(
+                f"{len(invited)} merchants were invited. {refusal}: {roll.describe()}."
+            ) from None
+        there = [self._names[member.identity] for member in roster.members]
+
+        for merchant, shares in self._trip(Shares, dict.fromkeys(there, roster), roll):
+            with _blaming(merchant, roll):
+                aggregator.add_shares(self._identities[merchant], shares)
+        self._settle_disputes(roll)
+        missing = [self._names[identity] for identity in aggregator.missing_shares()]
+        if missing:
+            self._excluded |= {name for name in missing if name in roll.blamed}
+            raise _Again(f"no shares came from {', '.join(missing)}", missing)
+
+        deliveries = {name: aggregator.delivery(self._identities[name]) for name in there}
+        ready = [name for name, _ in self._trip(Ready, deliveries, roll)]
+        self._settle_disputes(roll)
+        if len(ready) < cohort.parameters.required(len(there)):
+            raise _Again(f"{len(ready)} of {len(there)} merchants were ready", set(there) - set(ready))
+        return aggregator
+
+    def _round(
+        self, aggregator: Aggregator, round_: int, model: NDArray[np.float32], roll: Roll
+    ) -> RoundOutcome:
+        """Train and upload, agree on who survived, unmask the sum."""
+        model_bytes = messages.model_to_bytes(model)
+        sum_ = aggregator.open_round(round_, messages.model_digest(model_bytes), self._plan.dimension)
+        roster = [self._names[member.identity] for member in aggregator.members]
+        reachable = set(self._transport.merchants())
+        start = Start(**sum_.work, model=model_bytes)
+        asked = {name: start for name in roster if name in reachable}
+        for merchant, upload in self._trip(Upload, asked, roll, self._plan.cohort.upload_deadline):
+            with _blaming(merchant, roll):
+                sum_.add_upload(self._identities[merchant], upload)
+                self._show(merchant, upload.vector)
+        try:
+            total = self._unmasked(sum_, roster, roll)
+        except SumLost as lost:
+            self._excluded |= {self._names[identity] for identity in lost.culprits}
+            raise RoundFailed(f"{lost}: {roll.describe()}.") from None
+        survivors = [roster[place] for place in sum_.places]
+        if self._watch is not None:
+            self._watch("", total)
+        return RoundOutcome(
+            update=self._plan.ring.decode(total) / len(survivors),
+            uploaded=tuple(sorted(survivors)),
+            dropped=tuple(sorted(set(roster) - set(survivors))),
+            declined=roll.declined,
+            blamed=roll.blamed,
+        )
+
+    def _unmasked(self, sum_: MaskedSum, roster: list[str], roll: Roll) -> NDArray[np.uint32]:
+        """Return the sum of the uploads, once the survivors agreed on who they are and opened its masks."""
+        survivors = sum_.survivors()
+        there = [roster[place] for place in survivors.places]
+        for merchant, agreed in self._trip(Agreed, dict.fromkeys(there, survivors), roll):
+            with _blaming(merchant, roll):
+                sum_.add_agreed(self._identities[merchant], agreed)
+        agreement = sum_.agreement()
+        for merchant, unmasked in self._trip(Unmasked, dict.fromkeys(there, agreement), roll):
+            with _blaming(merchant, roll):
+                sum_.add_unmasked(self._identities[merchant], unmasked)
+        return sum_.total(UNMASK_THREADS)
+
+    def _gather(self, lost: frozenset[str]) -> list[str]:
+        """Return who is invited: members of the directory that are there and not left out."""
+        invited = [name for name in self._transport.gather() if name in self._identities]
+        invited = [name for name in invited if name not in self._excluded | lost]
+        return invited[: self._plan.cohort.max_merchants]
+
+    def _settle_disputes(self, roll: Roll) -> None:
+        """Leave out both sides where one says that the other's shares are bad."""
+        for accuser, identity in roll.accused.items():
+            accused = self._names.get(identity)
+            if accused is not None and accused != accuser and accused not in self._excluded:
+                self._excluded |= {accuser, accused}
+                roll.blamed[accused] = f"{accuser} says that its part in the set-up is bad"
+        roll.accused.clear()
+
+    def _trip(
+        self, expected: type[R], payloads: Mapping[str, Work], roll: Roll, deadline: float | None = None
+    ) -> Iterator[tuple[str, R]]:
+        max_bytes = MAX_SETUP_BYTES + wire.MAX_DOCUMENT_BYTES
+        if expected is Upload:
+            max_bytes = ring.WORD.itemsize * self._plan.dimension + wire.MAX_DOCUMENT_BYTES
+        seconds = self._plan.cohort.join_deadline if deadline is None else deadline
+        return trip(self._transport, expected, payloads, seconds, max_bytes, roll)
+
+    def _show(self, merchant: str, vector: bytes) -> None:
+        if self._watch is not None:
+            self._watch(merchant, ring.from_bytes(vector, self._plan.dimension))
+
+
+class _Again(Exception):
+    """A set-up came to nothing; another may do better, without those who were lost in it."""
+
+    def __init__(self, reason: str, lost: Iterable[str]) -> None:
+        super().__init__(reason)
+        self.lost = frozenset(lost)
+
+
+@contextmanager
+def _blaming(merchant: str, roll: Roll) -> Iterator[None]:
+    """Note `Misbehaviour` inside against the merchant, and go on."""
+    try:
+        yield
+    except Misbehaviour as misbehaviour:
+        roll.blamed[merchant] = str(misbehaviour)

@@ -8,6 +8,7 @@ Flower run that ended, however it did, is followed by another that goes on from 
 """
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -56,14 +57,10 @@ class Daemon:
             node_public_pem(load_node_public(merchant.node_key)): name
             for name, merchant in self._service.merchants.items()
         }
-        self._identities = {
-            bytes.fromhex(merchant.identity): name for name, merchant in self._service.merchants.items()
-        }
-        for found, what in ((self._nodes, "node_key"), (self._identities, "identity")):
-            if len(found) != len(self._service.merchants):
-                raise ConfigError(
-                    f"service.merchants: two merchants have the same {what}; expected one each."
-                )
+        if len(self._nodes) != len(self._service.merchants):
+            raise ConfigError("service.merchants: two merchants have the same node_key; expected one each.")
+        identities = self._training.directory(time.time()).opened.identities()
+        self._identities = {identities[name]: name for name in self._service.merchants}
         self._ended = threading.Event()
         self._failure: Exception | None = None
 
@@ -139,6 +136,7 @@ class Daemon:
         def on_round(report: RoundReport) -> None:
             outcome = report.outcome
             text = f"Round {report.round + 1} of {plan.training.rounds}: {len(outcome.uploaded)} merchants."
+            text += "".join(f" {name} dropped out." for name in outcome.dropped)
             text += "".join(f" {name} declined ({code})." for name, code in sorted(outcome.declined.items()))
             text += "".join(f" {name}: {reason}." for name, reason in sorted(outcome.blamed.items()))
             say(
@@ -147,6 +145,7 @@ class Daemon:
                 round=report.round + 1,
                 rounds=plan.training.rounds,
                 uploaded=list(outcome.uploaded),
+                dropped=list(outcome.dropped),
                 declined=dict(outcome.declined),
                 blamed=sorted(outcome.blamed),
             )

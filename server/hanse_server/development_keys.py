@@ -8,7 +8,7 @@ keys with `hanse-client keygen`: whoever made a key can use it.
 
 import ipaddress
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,16 +16,21 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from hanse_common import signing
+from hanse_common import signing, wire
 from hanse_common.credentials import create_node_key
+from hanse_common.directory import Directory, Entry, SignedDirectory
 from hanse_common.errors import ConfigError
 from hanse_common.files import PUBLIC, create_secret, write_atomically
 
 AUTHORITY_DAYS = 365
 CERTIFICATE_DAYS = 90
+VERSIONS_SINCE = 1_700_000_000
+"""Development directories are numbered by the seconds since then."""
+
 BACKDATED = timedelta(hours=1)
 """Certificates are valid a little earlier than now, for machines whose clocks are late."""
 
@@ -38,11 +43,17 @@ class DevelopmentKeys:
     certificate: Path
     key: Path
     token: Path
+    league_key: Path
+    directory: Path
     merchants: dict[str, Path]
 
 
-def make_keys(folder: Path, hosts: Sequence[str], merchants: Sequence[str]) -> DevelopmentKeys:
+def make_keys(
+    folder: Path, hosts: Sequence[str], merchants: Sequence[str], league: str = "demo"
+) -> DevelopmentKeys:
     """Make the keys in `folder`; `hosts` are names and addresses by which merchants reach the server.
+
+    With merchants, their directory is signed too, by a key that in production the operator never has.
 
     The authority's secret key is dropped, so that nobody can ever sign another certificate with it.
 
@@ -59,6 +70,8 @@ def make_keys(folder: Path, hosts: Sequence[str], merchants: Sequence[str]) -> D
         certificate=folder / "server.crt",
         key=folder / "server.key",
         token=folder / "admin.token",
+        league_key=folder / "league.key",
+        directory=folder / "directory.hanse",
         merchants={name: folder / name for name in merchants},
     )
     authority_key = ec.generate_private_key(ec.SECP256R1())
@@ -69,11 +82,32 @@ def make_keys(folder: Path, hosts: Sequence[str], merchants: Sequence[str]) -> D
     write_atomically(made.certificate, certificate.public_bytes(Encoding.PEM), PUBLIC)
     create_secret(made.key, server_key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     create_secret(made.token, secrets.token_urlsafe(32).encode() + b"\n")
-    for own in made.merchants.values():
+    identities = {}
+    for name, own in made.merchants.items():
         own.mkdir(mode=0o700)
-        signing.create_key(own / "identity.key")
+        identities[name] = signing.public_bytes(signing.create_key(own / "identity.key"))
         create_node_key(own / "node.key")
+    if identities:
+        key = signing.create_key(made.league_key)
+        signed = sign_directory(league, identities, key, datetime.now(UTC))
+        write_atomically(made.directory, wire.encode(signed), PUBLIC)
     return made
+
+
+def sign_directory(
+    league: str, identities: Mapping[str, bytes], key: Ed25519PrivateKey, now: datetime
+) -> SignedDirectory:
+    """Return a directory of the merchants with these identities, each an entity called like it, for a year."""
+    expires = int((now + timedelta(days=AUTHORITY_DAYS)).timestamp())
+    entries = tuple(
+        Entry(name=name, entity=name, identity=identity, expires=expires)
+        for name, identity in sorted(identities.items())
+    )
+    # Later ones are of a later version, as merchants ask of a directory.
+    version = int(now.timestamp()) - VERSIONS_SINCE
+    return SignedDirectory.sign(
+        Directory(league=league, version=version, expires=expires, entries=entries), key
+    )
 
 
 def _authority(key: ec.EllipticCurvePrivateKey) -> x509.Certificate:

@@ -10,11 +10,10 @@ Files are replaced whole (temporary file, fsync, rename), so a crash leaves the 
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
@@ -22,7 +21,7 @@ from hanse_common import wire
 from hanse_common.errors import ConfigError, WireError
 from hanse_common.files import read_bounded, write_atomically
 from hanse_common.plan import SignedPlan
-from hanse_common.wire import Value
+from hanse_common.wire import RoundNumber, Value
 
 FORMAT = "hanse-checkpoint-1"
 MAX_ATTEMPT_BYTES = 4096
@@ -42,8 +41,7 @@ class Checkpoint:
 
 
 class _Attempt(Value):
-    round: Annotated[int, Field(ge=0, lt=1 << 31)]
-    attempt: Annotated[int, Field(ge=0, lt=1 << 31)]
+    attempt: RoundNumber
 
 
 class Store:
@@ -125,18 +123,16 @@ class Store:
         """Return whether any merchant may have heard of a round."""
         return self._attempt.exists()
 
-    def next_attempt(self, round_: int) -> int:
-        """Return an attempt number that was never used for the round `round_`, recorded before it is used."""
+    def next_attempt(self) -> int:
+        """Return a number that was never used in this training, recorded before it is returned. They only grow."""
         attempt = 0
         if self._attempt.exists():
-            data = read_bounded(self._attempt, MAX_ATTEMPT_BYTES, "a round and attempt", ConfigError)
+            data = read_bounded(self._attempt, MAX_ATTEMPT_BYTES, "the number of an attempt", ConfigError)
             try:
-                last = _Attempt.model_validate_json(data)
+                attempt = _Attempt.model_validate_json(data).attempt + 1
             except ValidationError:
                 raise ConfigError(
-                    f"{self._attempt}: found no round and attempt, expected both; restore it from a backup."
+                    f"{self._attempt}: found no number of an attempt, expected one; restore it from a backup."
                 ) from None
-            if last.round == round_:
-                attempt = last.attempt + 1
-        write_atomically(self._attempt, _Attempt(round=round_, attempt=attempt).model_dump_json().encode())
+        write_atomically(self._attempt, _Attempt(attempt=attempt).model_dump_json().encode())
         return attempt

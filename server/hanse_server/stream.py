@@ -341,10 +341,10 @@ class StreamServer:
                 return stream.over.result()
             stream.last_trip = trip.number
             talk = asyncio.ensure_future(_question(context, trip.records[stream.name], reader))
+            talk.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody else may look
             await asyncio.wait({talk, stream.over}, return_when=asyncio.FIRST_COMPLETED)
             if not talk.done():
                 # Cancelling it would cancel the stream, and the merchant would not see the status.
-                talk.add_done_callback(lambda done: done.cancelled() or done.exception())
                 return stream.over.result()
             record = talk.result()
             answer = wire.decode(Answer, record, block.max_record_bytes)

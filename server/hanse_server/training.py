@@ -7,6 +7,7 @@
 torch is loaded when a training starts, not before.
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,11 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hanse_common import wire
+from hanse_common.directory import MAX_DIRECTORY_BYTES, SignedDirectory
 from hanse_common.errors import ConfigError, SignatureInvalid, WireError
 from hanse_common.files import read_bounded
 from hanse_common.plan import Plan, SignedPlan
 from hanse_common.signing import load_public
 from hanse_server.config import Optimization, ServerConfig, Service
+from hanse_server.coordinator import LeagueDirectory, MaskedRounds
 from hanse_server.league import RoundReport, train
 from hanse_server.optimizers import create
 from hanse_server.store import Store
@@ -65,6 +68,35 @@ class Training:
         checkpoint = self.store.load(self.plan.digest, self.plan.dimension)
         return checkpoint.rounds_done if checkpoint else 0
 
+    def directory(self, now: float) -> LeagueDirectory:
+        """Return the league's directory.
+
+        Raises `ConfigError` when a merchant of the configuration is not in it, `SignatureInvalid`, `WireError`,
+        `DirectoryRefused`.
+        """
+        path = self.service.directory
+        data = read_bounded(path, MAX_DIRECTORY_BYTES, "the league's signed directory", ConfigError)
+        try:
+            signed = wire.decode(SignedDirectory, data)
+            opened = signed.open(bytes.fromhex(self.service.league_key), now)
+        except WireError as error:
+            raise WireError(f"{path}: not a directory. {error}") from None
+        except SignatureInvalid:
+            raise SignatureInvalid(
+                f"{path}: not signed with the key under service.league_key; ask who holds the league's key."
+            ) from None
+        unknown = sorted(self.service.merchants.keys() - opened.identities().keys())
+        if unknown:
+            raise ConfigError(
+                f"service.merchants: {', '.join(unknown)}: not in the league's directory {path}, version "
+                f"{opened.version}; expected its names."
+            )
+        if opened.league != self.plan.league:
+            raise ConfigError(
+                f"{path}: found the directory of {opened.league}, the plan is {self.plan.league}'s."
+            )
+        return LeagueDirectory(signed, opened)
+
     def run(self, transport: Transport, on_round: Callable[[RoundReport], None]) -> NDArray[np.float32]:
         """Run the rounds that are left, if any, and return the published model, shape (d,), float32.
 
@@ -74,14 +106,22 @@ class Training:
 
         # The start is public: all zeros, or what the plan's own digest draws.
         seed = int.from_bytes(self.plan.digest[:8], "big") >> 1
+        rounds = MaskedRounds(
+            transport,
+            self.signed_plan,
+            self.plan,
+            self.directory(time.time()),
+            self.store.next_attempt,
+            setup_rounds=self.service.blocks.rounds,
+            attempts=self.optimization.attempts,
+        )
         return train(
-            transport=transport,
+            rounds=rounds,
             signed_plan=self.signed_plan,
             plan=self.plan,
             optimizer=create(self.optimization.optimizer),
             store=self.store,
             initial=models.initial_vector(self.plan.recipe, len(self.plan.taxonomy.classes), seed),
-            attempts=self.optimization.attempts,
             tail_average=self.optimization.tail_average,
             on_round=on_round,
         )

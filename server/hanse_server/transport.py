@@ -11,8 +11,12 @@ class Transport(Protocol):
     process, in a deployment they are streams over TLS.
     """
 
+    def gather(self) -> tuple[str, ...]:
+        """Return the names of the merchants that come together for a new set-up, sorted; may wait for them."""
+        ...
+
     def merchants(self) -> tuple[str, ...]:
-        """Return the names of the merchants that can be reached now, sorted."""
+        """Return the names of the merchants of the last `gather` that can be reached now, sorted."""
         ...
 
     def exchange(

@@ -3,7 +3,7 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -61,6 +61,10 @@ def run(
     resume: Annotated[
         Path | None, typer.Option(help="Go on in this result folder instead of a new one.", metavar="FOLDER")
     ] = None,
+    engine: Annotated[
+        Literal["local", "flower"],
+        typer.Option(help="All in this process, or Flower's own engine on Ray, without secure aggregation."),
+    ] = "local",
 ) -> None:
     """Run an experiment. Its folder then holds figures, plots, ledgers, the recognizer and the exact config."""
     from hanse_simulations.experiment import Experiment
@@ -69,13 +73,17 @@ def run(
     from hanse_simulations.run import run as run_experiment
 
     settings = load(Experiment, experiment)
+    if engine == "flower":
+        from hanse_simulations import flower_engine
+
+        flower_engine.require(settings)
     if seed is not None:
         settings = settings.model_copy(update={"seed": seed})
     if resume is not None and not (resume / "experiment.yaml").exists():
         raise ConfigError(f"{resume}: found no experiment.yaml, expected the folder of an earlier run.")
     load_extensions(settings)  # whatever is wrong with the experiment shows before a folder is made for it
     folder = resume or new_folder(results, settings.name)
-    figures = run_experiment(settings, folder, results / "embeddings.sqlite")
+    figures = run_experiment(settings, folder, results / "embeddings.sqlite", engine)
     out.print(
         f"accuracy {100 * figures['accuracy']:.2f} %, ε at most {figures['epsilon_max']:.3f} "
         f"at δ = {figures['delta']:g}, {figures['seconds']:.0f} s; everything is in {folder}"
@@ -124,6 +132,19 @@ def round_(
     from hanse_simulations.benchmarks import round as benchmark
 
     figures = benchmark.run(merchants, quick)
+    benchmark.show(figures)
+    _write_json(as_json, figures)
+
+
+@bench.command()
+def secagg(
+    quick: Annotated[bool, typer.Option("--quick", help="Smaller leagues and updates.")] = False,
+    as_json: JsonOption = None,
+) -> None:
+    """Masking and unmasking, beside Flower's SecAgg+ and beside the keystream alone."""
+    from hanse_simulations.benchmarks import secagg as benchmark
+
+    figures = benchmark.run(quick)
     benchmark.show(figures)
     _write_json(as_json, figures)
 

@@ -10,6 +10,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,12 @@ from hanse_common import signing, wire
 from hanse_common.config import load
 from hanse_common.credentials import create_node_key
 from hanse_common.errors import RoundFailed
-from hanse_common.files import write_atomically
+from hanse_common.files import PUBLIC, write_atomically
 from hanse_common.plan import Plan, SignedPlan
 from hanse_common.vision.recognizer import WHITENING_FILE, Recognizer
 from hanse_server.averaging import TailAverage
 from hanse_server.config import make_plan
-from hanse_server.development_keys import make_keys
+from hanse_server.development_keys import make_keys, sign_directory
 from hanse_server.evaluation import Evaluator
 from hanse_server.store import Store
 from hanse_simulations import results
@@ -53,10 +54,16 @@ def make_server(experiment: Experiment, folder: Path, shops: Mapping[str, Path],
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     key = signing.create_key(folder / "operator.key")
-    make_keys(folder / "keys", hosts=("localhost", "127.0.0.1"), merchants=())
+    keys = folder / "keys"
+    make_keys(keys, hosts=("localhost", "127.0.0.1"), merchants=())
     plan = make_plan(experiment.plan, serial)
     signed = SignedPlan.sign(plan, key)
     write_atomically(folder / "plan.hanse", wire.encode(signed))
+    identities = {name: _make_keys(shop / "state") for name, shop in shops.items()}
+    # In a real league somebody else than the operator holds this key.
+    league_key = signing.create_key(folder / "league.key")
+    directory = sign_directory(experiment.plan.league, identities, league_key, datetime.now(UTC))
+    write_atomically(folder / "directory.hanse", wire.encode(directory), PUBLIC)
     admin, fleet, streams = free_ports(3)
     text = yaml.safe_dump(
         {
@@ -65,6 +72,8 @@ def make_server(experiment: Experiment, folder: Path, shops: Mapping[str, Path],
             "optimization": experiment.optimization.model_dump(mode="json"),
             "service": {
                 "plan": "plan.hanse",
+                "directory": "directory.hanse",
+                "league_key": signing.public_bytes(league_key).hex(),
                 "state": "state",
                 "whitening": f"../result/{WHITENING_FILE}",
                 "tls": {
@@ -80,7 +89,10 @@ def make_server(experiment: Experiment, folder: Path, shops: Mapping[str, Path],
                     "address": f"localhost:{streams}",
                 },
                 "blocks": {"rounds": 20, "patience": 600, "gather": 60},
-                "merchants": {name: _make_merchant(shop) for name, shop in shops.items()},
+                "merchants": {
+                    name: {"node_key": str((shop / "state" / "node.key.pub").resolve())}
+                    for name, shop in shops.items()
+                },
             },
         },
         sort_keys=False,
@@ -88,28 +100,28 @@ def make_server(experiment: Experiment, folder: Path, shops: Mapping[str, Path],
     )
     (folder / "hanse-server.yaml").write_text(text, encoding="utf-8")
     for shop in shops.values():
-        _connect(shop / "hanse-client.yaml", f"localhost:{fleet}", signing.public_bytes(key).hex())
+        pinned = {
+            "operator_key": signing.public_bytes(key).hex(),
+            "league_key": signing.public_bytes(league_key).hex(),
+        }
+        _connect(shop / "hanse-client.yaml", f"localhost:{fleet}", pinned)
     return signed
 
 
-def _make_merchant(shop: Path) -> dict[str, str]:
-    """Make the keys of the shop in the folder `shop`, anew, as `hanse-client keygen` does."""
-    state = shop / "state"
+def _make_keys(state: Path) -> bytes:
+    """Make a shop's keys, anew, as `hanse-client keygen` does, and return its public identity."""
     state.mkdir(mode=0o700, exist_ok=True)
     for path in (*state.glob("identity.key*"), *state.glob("node.key*")):
         path.unlink()
     identity = signing.create_key(state / "identity.key")
     create_node_key(state / "node.key")
-    return {
-        "identity": signing.public_bytes(identity).hex(),
-        "node_key": str((state / "node.key.pub").resolve()),
-    }
+    return signing.public_bytes(identity)
 
 
-def _connect(path: Path, server: str, operator_key: str) -> None:
-    """Add to a shop's configuration how to reach the server, and whose plans to believe."""
+def _connect(path: Path, server: str, pinned: dict[str, str]) -> None:
+    """Add to a shop's configuration how to reach the server, and whose plans and directory to believe."""
     settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    settings["league"]["operator_key"] = operator_key
+    settings["league"] |= pinned
     settings["connection"] = {"server": server, "authority": "../../server/keys/ca.crt"}
     path.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
 

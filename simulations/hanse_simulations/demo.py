@@ -30,7 +30,7 @@ from hanse_simulations import daemons, datasets, partition, run
 from hanse_simulations.console import bar, console
 from hanse_simulations.experiment import Experiment
 from hanse_simulations.shops import deal, make_test_examples, require_classes, whitened
-from hanse_simulations.simulation import Member, operator_key
+from hanse_simulations.simulation import League, Member, identity_key, league_key, operator_key
 
 HOLDOUT_FRACTION = 0.1
 
@@ -67,8 +67,10 @@ def demo(experiment: Experiment, folder: Path, *, in_process: bool) -> dict[str,
     if in_process:
         console.print("Each shop looks through its own photos and embeds them, once, on its own disk.")
         members = {name: open_shop(name, config, experiment) for name, config in configs.items()}
-        console.print("They train one recognizer. What leaves a shop is noisy and paid for.")
-        figures = run.train_and_write(experiment, members, test, result, started)
+        console.print("They train one recognizer. What leaves a shop is noisy, masked and paid for.")
+        figures = run.train_and_write(
+            experiment, League.assemble(experiment, members, result), test, result, started
+        )
     else:
         shops = {name: config.parent for name, config in configs.items()}
         signed_plan = daemons.make_server(experiment, folder / "server", shops, os.urandom(16))
@@ -76,7 +78,7 @@ def demo(experiment: Experiment, folder: Path, *, in_process: bool) -> dict[str,
             "A server and a daemon for each shop start, each a process of its own, TLS between them."
         )
         console.print("Each shop looks through its own photos and embeds them, once, on its own disk.")
-        console.print("Then they train one recognizer. What leaves a shop is noisy and paid for.")
+        console.print("Then they train one recognizer. What leaves a shop is noisy, masked and paid for.")
         figures = daemons.train(experiment, signed_plan, configs, test, folder, started)
     photo, name = write_try_photo(experiment, folder / "photo-to-try.png")
     tell_result(figures, configs, budget(experiment), result, photo, name)
@@ -89,7 +91,6 @@ def write_shops(experiment: Experiment, folder: Path) -> dict[str, Path]:
     require_classes(taxonomy)
     source = datasets.fashion_mnist(experiment.data.folder)
     dealt = deal(experiment.data, experiment.seed, source.train_labels)
-    key = signing.public_bytes(operator_key(experiment))
     configs = {}
     with bar("writing photos", len(dealt)) as shown:
         for number, (name, indices) in enumerate(dealt.items(), start=1):
@@ -103,12 +104,12 @@ def write_shops(experiment: Experiment, folder: Path) -> dict[str, Path]:
                 )
                 marker.write_text(stamp)
             configs[name] = shop / "hanse-client.yaml"
-            configs[name].write_text(yaml.safe_dump(client_config(experiment, key), sort_keys=False))
+            configs[name].write_text(yaml.safe_dump(client_config(experiment), sort_keys=False))
             shown.update(number, text=f"{len(indices)} photos for {name}")
     return configs
 
 
-def client_config(experiment: Experiment, operator_key: bytes) -> dict[str, Any]:
+def client_config(experiment: Experiment) -> dict[str, Any]:
     """Return what a shop of the demo has in its `hanse-client.yaml`."""
     plan = experiment.plan
     return {
@@ -118,7 +119,8 @@ def client_config(experiment: Experiment, operator_key: bytes) -> dict[str, Any]
         "recognizer": "../../result/recognizer",
         "whitening": f"../../result/{WHITENING_FILE}",
         "league": {
-            "operator_key": operator_key.hex(),
+            "operator_key": signing.public_bytes(operator_key(experiment)).hex(),
+            "league_key": signing.public_bytes(league_key(experiment)).hex(),
             "taxonomy": {"classes": list(plan.taxonomy.classes)},
         },
         "policy": {
@@ -136,10 +138,11 @@ def budget(experiment: Experiment) -> float:
 
 
 def forget_ledgers(configs: Mapping[str, Path]) -> None:
-    """Remove the ledgers of the last demo; photos and embeddings stay."""
+    """Remove the ledgers and marks of the last demo; photos and embeddings stay."""
     for config in configs.values():
-        for path in (config.parent / "state").glob("ledger.sqlite*"):
-            path.unlink()
+        for kind in ("ledger", "markers"):
+            for path in (config.parent / "state").glob(f"{kind}.sqlite*"):
+                path.unlink()
 
 
 def put_aside(result: Path) -> None:
@@ -157,8 +160,17 @@ def open_shop(name: str, config: Path, experiment: Experiment) -> Member:
         examples, problems = shop.examples(catalog, experiment.plan.recipe, shown.update)
     for problem in problems:
         run.tell(name, problem)
+    write_identity(config.parent / "state", experiment, name)
     participant = shop.participant(experiment.plan.recipe, examples, partial(run.tell, name))
     return Member(participant.handle, shop.ledger())
+
+
+def write_identity(state: Path, experiment: Experiment, name: str) -> None:
+    """Give a shop of the in-process league its simulated identity; one that it has is replaced."""
+    path = state / "identity.key"
+    for old in state.glob("identity.key*"):
+        old.unlink()
+    signing.write_key(path, identity_key(experiment, name))
 
 
 def write_try_photo(experiment: Experiment, path: Path) -> tuple[Path, str]:

@@ -10,8 +10,11 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from hanse_common.config import ConfigPath, Section
-from hanse_common.plan import Name
+from hanse_common.wire import Name
 from hanse_server.config import Optimization, PlanSettings
+
+CONFIG_FILE = "experiment.yaml"
+"""The experiment with every default, in its result folder."""
 
 TEST_PHOTOS = 10_000
 """Size of the public test set, which is divided between `whiten` and the evaluation."""

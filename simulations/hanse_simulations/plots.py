@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from hanse_common.errors import ConfigError
 from hanse_common.vision.metrics import ClassificationReport
 
@@ -40,6 +43,36 @@ def learning_curve(rounds: Sequence[int], accuracies: Sequence[float], title: st
     axes.set_ylabel("accuracy on public test photos, %")
     axes.set_title(title, loc="left")
     axes.grid(axis="y", color=GREY, alpha=0.3)
+    _save(figure, path)
+
+
+def server_view(upload: NDArray[np.uint32], total: NDArray[np.float64], rows: int, path: Path) -> None:
+    """Draw what the server saw of one merchant beside the sum, each of shape (d,), cut into `rows` rows.
+
+    `upload` are residues mod 2³², `total` is the decoded sum.
+    """
+    figure, both = plt.subplots(2, 1, figsize=(6.4, 4.6), layout="constrained")
+    width = -(-upload.size // rows)
+    reach = float(np.abs(total).max()) or 1.0
+    for axes, values, title, limits in (
+        (
+            both[0],
+            upload.astype(np.float64),
+            "What the server saw of one merchant: its masked update",
+            (0, 2**32),
+        ),
+        (both[1], total, "What it saw of all together: the sum", (-reach, reach)),
+    ):
+        padded = np.full(rows * width, np.nan)
+        padded[: values.size] = values
+        axes.imshow(
+            padded.reshape(rows, width), cmap="RdBu_r", vmin=limits[0], vmax=limits[1], aspect="auto",
+            interpolation="nearest",
+        )  # fmt: skip
+        axes.set_title(title, loc="left", fontsize=11)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.set_ylabel("one class a row", fontsize=9)
     _save(figure, path)
 
 

@@ -4,7 +4,7 @@ results/smoke/run-001/
   experiment.yaml     the experiment with every default written out
   metrics.csv         round, merchants that uploaded, accuracy, for each evaluated round
   result.json         figures; equal for equal seeds, but for `seconds`
-  learning-curve.png  confusion.png  roc.png
+  learning-curve.png  confusion.png  roc.png  server-view.png
   recognizer/         load it with `hanse-client classify --recognizer`
   merchants/NAME/ledger.sqlite
   whitening.safetensors   where the experiment fits one
@@ -32,7 +32,7 @@ from hanse_common.plan import Plan
 from hanse_common.vision.metrics import ClassificationReport
 from hanse_common.vision.recognizer import WHITENING_FILE, Recognizer
 from hanse_simulations import plots
-from hanse_simulations.experiment import Experiment
+from hanse_simulations.experiment import CONFIG_FILE, Experiment
 
 METRICS_FILE = "metrics.csv"
 
@@ -98,7 +98,7 @@ def write_config(experiment: Experiment, folder: Path) -> None:
     data = experiment.data.model_copy(update={"folder": experiment.data.folder.resolve()})
     extensions = tuple(path.resolve() for path in experiment.extensions)
     exact = experiment.model_copy(update={"data": data, "extensions": extensions})
-    path = folder / "experiment.yaml"
+    path = folder / CONFIG_FILE
     if path.exists() and load(Experiment, path) != exact:
         raise ConfigError(f"{folder}: found the results of another experiment or seed; resume with {path}.")
     text = yaml.safe_dump(exact.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -7,25 +7,50 @@ Both the experiments and the demo end in `train_and_write`.
 
 import runpy
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.markup import escape
 
+from hanse_client.ledger import Ledger
 from hanse_client.training import Examples, resolve_device
 from hanse_common.errors import ConfigError
+from hanse_common.plan import Plan
 from hanse_common.vision.recognizer import WHITENING_FILE
 from hanse_server.evaluation import Evaluator
 from hanse_server.league import RoundReport
 from hanse_server.optimizers import create
-from hanse_simulations import results
+from hanse_simulations import plots, results
 from hanse_simulations.console import bar, console
 from hanse_simulations.experiment import Experiment
 from hanse_simulations.shops import make_shops, whitened
-from hanse_simulations.simulation import League, Member, seeded_members
+from hanse_simulations.simulation import League, seeded_members
+
+Engine = Literal["local", "flower"]
+"""Where merchants run: in this process, or in Ray's, which Flower's own engine starts."""
+
+
+class AnyLeague(Protocol):
+    """What `train_and_write` needs of a league."""
+
+    @property
+    def plan(self) -> Plan:
+        """The plan that is trained."""
+        ...
+
+    @property
+    def ledgers(self) -> Mapping[str, Ledger]:
+        """The merchants' ledgers, by name."""
+        ...
+
+    def train(self, on_round: Callable[[RoundReport], None]) -> NDArray[np.float32]:
+        """Run the rounds that are left and return the published model, shape (d,). Raises `RoundFailed`."""
+        ...
 
 
 def load_extensions(experiment: Experiment) -> None:
@@ -53,8 +78,11 @@ def one_thread() -> Iterator[None]:
 
 
 @one_thread()
-def run(experiment: Experiment, folder: Path, cache: Path) -> dict[str, Any]:
-    """Run or resume `experiment` in `folder` and return its figures. `cache` keeps embeddings between runs."""
+def run(experiment: Experiment, folder: Path, cache: Path, engine: Engine = "local") -> dict[str, Any]:
+    """Run or resume `experiment` in `folder` on `engine` and return its figures.
+
+    `cache` keeps embeddings between runs.
+    """
     started = time.perf_counter()
     load_extensions(experiment)
     results.write_config(experiment, folder)
@@ -62,8 +90,16 @@ def run(experiment: Experiment, folder: Path, cache: Path) -> dict[str, Any]:
     experiment = whitened(experiment, whitening)
     with bar("embedding", 1) as shown:
         shops = make_shops(experiment, cache, whitening, resolve_device("auto"), shown.update)
-    members = seeded_members(experiment, shops.merchants, folder, tell)
-    return train_and_write(experiment, members, shops.test, folder, started)
+    league: AnyLeague
+    if engine == "flower":
+        from hanse_simulations.flower_engine import FlowerLeague
+
+        console.print("  Flower's engine: one message a round and merchant, without secure aggregation")
+        league = FlowerLeague.assemble(experiment, folder, cache, tell)
+    else:
+        members = seeded_members(experiment, shops.merchants, folder, tell)
+        league = League.assemble(experiment, members, folder)
+    return train_and_write(experiment, league, shops.test, folder, started)
 
 
 def tell(merchant: str, text: str) -> None:
@@ -72,10 +108,9 @@ def tell(merchant: str, text: str) -> None:
 
 
 def train_and_write(
-    experiment: Experiment, members: Mapping[str, Member], test: Examples, folder: Path, started: float
+    experiment: Experiment, league: AnyLeague, test: Examples, folder: Path, started: float
 ) -> dict[str, Any]:
-    """Train the league of `members`, evaluate on `test`, write `folder`, and return the figures."""
-    league = League.assemble(experiment, members, folder)
+    """Train `league`, evaluate on `test`, write `folder`, and return the figures."""
     plan = league.plan
     evaluator = Evaluator(plan.recipe, plan.taxonomy, test.inputs, test.labels)
     curve = results.Curve(folder / results.METRICS_FILE)
@@ -91,7 +126,10 @@ def train_and_write(
             shown.update(number, text=text)
 
         model = league.train(on_round)
+    if isinstance(league, League) and len(league.seen) == 2:
+        (upload,) = (residues for name, residues in league.seen.items() if name)
+        total = plan.ring.decode(league.seen[""])
+        plots.server_view(upload, total, len(plan.taxonomy.classes), folder / "server-view.png")
     report = evaluator.report(model)
-    ledgers = {name: member.ledger for name, member in members.items()}
     seconds = time.perf_counter() - started
-    return results.write(experiment, plan, ledgers, model, report, curve, seconds, folder)
+    return results.write(experiment, plan, league.ledgers, model, report, curve, seconds, folder)

@@ -1,6 +1,7 @@
 """Seeded randomness, so that an experiment repeats to the bit. Never in the product: a known seed is no noise."""
 
 import hashlib
+from collections import Counter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ class SeededRandomness(AesCtrStream):
 
 
 class RoundRandomness:
-    """A `Randomness` with a stream of its own for each round and attempt.
+    """A `Randomness` with a stream of its own for each try at each round.
 
     What a round draws does not depend on the rounds before it in the same process, so a training that was
     stopped between rounds and resumed draws what an uninterrupted one does.
@@ -26,10 +27,13 @@ class RoundRandomness:
         self._seed = seed
         self._name = name
         self._stream = SeededRandomness(seed, name)
+        self._tries: Counter[int] = Counter()
 
-    def begin(self, round_: int, attempt: int) -> None:
-        """Begin the stream of attempt `attempt` at the round `round_`."""
-        self._stream = SeededRandomness(self._seed, f"{self._name} round {round_} attempt {attempt}")
+    def begin(self, round_: int) -> None:
+        """Begin the stream of the next try at the round `round_`, counted in this process."""
+        number = self._tries[round_]
+        self._tries[round_] += 1
+        self._stream = SeededRandomness(self._seed, f"{self._name} round {round_} try {number}")
 
     def words(self, count: int) -> NDArray[np.uint64]:
         """Return the next `count` words of the current stream, shape (count,), dtype uint64."""

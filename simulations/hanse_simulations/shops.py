@@ -88,6 +88,18 @@ def make_shops(
     return Shops(merchants, Examples(examples.inputs[bounds[-1] :], examples.labels[bounds[-1] :]))
 
 
+def make_shop(experiment: Experiment, name: str, cache: Path, whitening: Path, device: str) -> Examples:
+    """Return one merchant's examples: the same as `make_shops` returns, whose embeddings are in `cache`.
+
+    Raises as `make_shops` does.
+    """
+    source = datasets.fashion_mnist(experiment.data.folder)
+    dealt = deal(experiment.data, experiment.seed, source.train_labels)[name]
+    images, labels = source.train_images[dealt], source.train_labels[dealt]
+    recipe = experiment.plan.recipe
+    return _embedded(images, labels, recipe, cache, whitening, device, lambda done, total: None)
+
+
 def test_indices(experiment: Experiment) -> slice:
     """Return which of the public test photos an evaluation uses: those after the ones that whiten."""
     first = experiment.whiten.photos if experiment.whiten else 0

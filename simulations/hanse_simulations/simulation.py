@@ -8,13 +8,15 @@ that are charged and synced, messages are encoded and decoded. `seeded_members` 
 randomness, so that an experiment repeats to the bit; the demo's members keep the operating system's.
 
 What is guaranteed: the same experiment and seed on the same machine give the same model, also when the training
-was stopped between two rounds and resumed. Stopped in the middle of a round, it goes on with another attempt at
-it, as the product does: merchants may pay twice, the plan needs `repeats`, and the noise is another.
+was stopped and resumed. Stopped in the middle of a round, it goes on with another attempt at it, as the product
+does: merchants may pay twice, and the plan needs `repeats`. The keys of secure aggregation come from the operating
+system in any case; masks cancel, so they change no result.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -23,20 +25,29 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
 from hanse_client.ledger import Ledger
-from hanse_client.participant import Participant
+from hanse_client.markers import Markers
+from hanse_client.participant import Participant, PinnedLeague
 from hanse_client.policy import Policy
 from hanse_client.training import Examples, LocalTrainer
-from hanse_common import messages, signing, wire
-from hanse_common.messages import Invitation, Start
+from hanse_common import signing, wire
+from hanse_common.directory import Directory, Entry, SignedDirectory
+from hanse_common.errors import WireError
+from hanse_common.messages import MAX_MESSAGE_BYTES, Start
 from hanse_common.plan import Plan, SignedPlan
 from hanse_common.vision import model as models
 from hanse_server.config import make_plan
-from hanse_server.league import RoundReport, train
+from hanse_server.coordinator import LeagueDirectory, MaskedRounds
+from hanse_server.league import RoundReport, Rounds, train
 from hanse_server.optimizers import create
 from hanse_server.store import Store
 from hanse_simulations.experiment import Experiment
 from hanse_simulations.grid import Handler, LocalGrid
 from hanse_simulations.seeded import RoundRandomness, seed_for
+
+SETUP_ROUNDS = 20
+"""Rounds of one set-up of secure aggregation."""
+
+NEVER = (1 << 40) - 1
 
 Tell = Callable[[str, str], None]
 """Hears (merchant, text): what that merchant's owner would be told."""
@@ -52,7 +63,11 @@ class Member:
 
 @dataclass(frozen=True)
 class League:
-    """Server and merchants of one experiment, ready to train."""
+    """Server and merchants of one experiment, ready to train.
+
+    `seen` then holds what the server saw in the last round: the first merchant's masked upload under its name, and the
+    sum under "", both residues of the plan's ring, shape (d,).
+    """
 
     experiment: Experiment
     plan: Plan
@@ -60,6 +75,12 @@ class League:
     grid: LocalGrid
     members: Mapping[str, Member]
     store: Store
+    seen: dict[str, NDArray[np.uint32]] = field(default_factory=dict)
+
+    @property
+    def ledgers(self) -> dict[str, Ledger]:
+        """The merchants' ledgers."""
+        return {name: member.ledger for name, member in self.members.items()}
 
     @classmethod
     def assemble(cls, experiment: Experiment, members: Mapping[str, Member], folder: Path) -> "League":
@@ -67,13 +88,12 @@ class League:
 
         Raises `PlanRefused` when the plan's ε can't be met.
         """
-        serial = hashlib.sha256(f"{experiment.name} {experiment.seed}".encode()).digest()[:16]
-        plan = make_plan(experiment.plan, serial)
+        plan, signed_plan = make_signed_plan(experiment)
         handlers = {name: member.handle for name, member in members.items()}
         return cls(
             experiment=experiment,
             plan=plan,
-            signed_plan=SignedPlan.sign(plan, operator_key(experiment)),
+            signed_plan=signed_plan,
             grid=LocalGrid(handlers, experiment.dropout_rate, experiment.seed),
             members=members,
             store=Store(folder / "server"),
@@ -81,30 +101,108 @@ class League:
 
     def train(self, on_round: Callable[[RoundReport], None] = lambda report: None) -> NDArray[np.float32]:
         """Run all rounds, or those that are left, and return the published model, shape (d,), float32."""
-        optimization = self.experiment.optimization
-        initial = models.initial_vector(
-            self.plan.recipe,
-            len(self.plan.taxonomy.classes),
-            seed_for(self.experiment.seed, "initialisation"),
+        rounds = MaskedRounds(
+            self.grid,
+            self.signed_plan,
+            self.plan,
+            directory_of(self.experiment, self.members),
+            self.store.next_attempt,
+            setup_rounds=SETUP_ROUNDS,
+            attempts=self.experiment.optimization.attempts,
+            watch=self._watch,
         )
-        return train(
-            transport=self.grid,
-            signed_plan=self.signed_plan,
-            plan=self.plan,
-            optimizer=create(optimization.optimizer),
-            store=self.store,
-            initial=initial,
-            attempts=optimization.attempts,
-            tail_average=optimization.tail_average,
-            on_round=on_round,
-        )
+        return train_with(rounds, self.experiment, self.plan, self.signed_plan, self.store, on_round)
+
+    def _watch(self, merchant: str, residues: NDArray[np.uint32]) -> None:
+        if merchant in ("", min(self.members)):
+            self.seen[merchant] = residues.copy()
+
+
+def make_signed_plan(experiment: Experiment) -> tuple[Plan, SignedPlan]:
+    """Return the experiment's plan, as it is and signed. Raises `PlanRefused` when its ε can't be met."""
+    serial = hashlib.sha256(f"{experiment.name} {experiment.seed}".encode()).digest()[:16]
+    plan = make_plan(experiment.plan, serial)
+    return plan, SignedPlan.sign(plan, operator_key(experiment))
+
+
+def train_with(
+    rounds: Rounds,
+    experiment: Experiment,
+    plan: Plan,
+    signed_plan: SignedPlan,
+    store: Store,
+    on_round: Callable[[RoundReport], None],
+) -> NDArray[np.float32]:
+    """Run the experiment's rounds that are left as `rounds` does and return the published model, shape (d,).
+
+    Raises as `league.train` does.
+    """
+    seed = seed_for(experiment.seed, "initialisation")
+    return train(
+        rounds=rounds,
+        signed_plan=signed_plan,
+        plan=plan,
+        optimizer=create(experiment.optimization.optimizer),
+        store=store,
+        initial=models.initial_vector(plan.recipe, len(plan.taxonomy.classes), seed),
+        tail_average=experiment.optimization.tail_average,
+        on_round=on_round,
+    )
 
 
 def operator_key(experiment: Experiment) -> Ed25519PrivateKey:
     """Return the simulated operator's key: from the seed, so that signed plans repeat to the bit."""
-    return Ed25519PrivateKey.from_private_bytes(
-        hashlib.sha256(f"hanse simulated operator {experiment.seed}".encode()).digest()
+    return _key(experiment, "operator")
+
+
+def league_key(experiment: Experiment) -> Ed25519PrivateKey:
+    """Return the key that signs the simulated league's directory, from the seed."""
+    return _key(experiment, "league")
+
+
+def identity_key(experiment: Experiment, merchant: str) -> Ed25519PrivateKey:
+    """Return a simulated merchant's identity, from the seed."""
+    return _key(experiment, f"merchant {merchant}")
+
+
+def directory_of(experiment: Experiment, merchants: Iterable[str]) -> LeagueDirectory:
+    """Return the signed directory of the simulated merchants. It never expires, so that it repeats to the bit."""
+    entries = tuple(
+        Entry(
+            name=name,
+            entity=name,
+            identity=signing.public_bytes(identity_key(experiment, name)),
+            expires=NEVER,
+        )
+        for name in sorted(merchants)
     )
+    directory = Directory(league=experiment.plan.league, version=1, expires=NEVER, entries=entries)
+    return LeagueDirectory(SignedDirectory.sign(directory, league_key(experiment)), directory)
+
+
+def _key(experiment: Experiment, holder: str) -> Ed25519PrivateKey:
+    return Ed25519PrivateKey.from_private_bytes(
+        hashlib.sha256(f"hanse simulated {holder} {experiment.seed}".encode()).digest()
+    )
+
+
+def simulated_policy(experiment: Experiment) -> Policy:
+    """Return the policy of the simulated merchants, which allows just the experiment's plan."""
+    settings = experiment.plan
+    return Policy(
+        league=settings.league,
+        epsilon=settings.privacy.epsilon,
+        delta=settings.privacy.delta,
+        minimum_cohort=settings.cohort.min_merchants,
+        corrupt_merchants=settings.cohort.max_corrupt,
+        max_rounds=settings.training.rounds + settings.training.repeats,
+        max_steps=settings.training.total_steps,
+    )
+
+
+def ledger_path(folder: Path, merchant: str) -> Path:
+    """Return where the result folder `folder` keeps a merchant's ledger."""
+    return folder / "merchants" / merchant / "ledger.sqlite"
 
 
 def seeded_members(
@@ -112,23 +210,23 @@ def seeded_members(
 ) -> dict[str, Member]:
     """Return a member for each of `shops`, with seeded randomness and a policy that allows just this plan."""
     settings = experiment.plan
-    policy = Policy(
-        league=settings.league,
-        epsilon=settings.privacy.epsilon,
-        delta=settings.privacy.delta,
-        minimum_cohort=settings.cohort.min_merchants,
-        max_rounds=settings.training.rounds + settings.training.repeats,
-        max_steps=settings.training.total_steps,
+    policy = simulated_policy(experiment)
+    league = PinnedLeague(
+        operator_key=signing.public_bytes(operator_key(experiment)),
+        league_key=signing.public_bytes(league_key(experiment)),
+        taxonomy=settings.taxonomy,
     )
     members = {}
     for name, examples in shops.items():
-        ledger = Ledger(folder / "merchants" / name / "ledger.sqlite", policy.budget)
+        own = ledger_path(folder, name)
+        ledger = Ledger(own, policy.budget)
         randomness = RoundRandomness(experiment.seed, f"merchant {name}")
         participant = Participant(
-            operator_key=signing.public_bytes(operator_key(experiment)),
+            league=league,
             policy=policy,
-            taxonomy=settings.taxonomy,
+            identity=identity_key(experiment, name),
             ledger=ledger,
+            markers=Markers(own.with_name("markers.sqlite")),
             trainer=LocalTrainer(settings.recipe, settings.taxonomy, examples, randomness),
             tell=partial(tell, name),
         )
@@ -137,11 +235,11 @@ def seeded_members(
 
 
 def _repeatable(participant: Participant, randomness: RoundRandomness) -> Handler:
-    """Return the participant's `handle` that begins the stream of each message's round and attempt first."""
+    """Return the participant's `handle` that begins the stream of each try at a round first."""
 
     def handle(request: bytes) -> bytes:
-        work = wire.decode_any((Invitation, Start), request, messages.MAX_MESSAGE_BYTES)
-        randomness.begin(work.round, work.attempt)
+        with suppress(WireError):  # of another kind
+            randomness.begin(wire.decode(Start, request, MAX_MESSAGE_BYTES).round)
         return participant.handle(request)
 
     return handle

@@ -191,7 +191,11 @@ def write_shop(folder: Path, hostile: Hostile) -> Path:
             {
                 "photos": "photos",
                 "state": "state",
-                "league": {"operator_key": "0" * 64, "taxonomy": {"classes": ["shoe", "bag"]}},
+                "league": {
+                    "operator_key": "0" * 64,
+                    "league_key": "1" * 64,
+                    "taxonomy": {"classes": ["shoe", "bag"]},
+                },
                 "policy": {"league": "test", "epsilon": 1.0},
                 "connection": {
                     "server": f"localhost:{hostile.port}",

@@ -1,5 +1,6 @@
 """The merchant's side of a round: what it answers, what it charges, and in which order."""
 
+import itertools
 import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
@@ -15,19 +16,37 @@ from numpy.typing import NDArray
 
 from hanse_client.charges import Budget, Charge
 from hanse_client.ledger import Ledger
-from hanse_client.participant import Participant
+from hanse_client.markers import Markers
+from hanse_client.participant import Participant, PinnedLeague
 from hanse_client.policy import Policy
 from hanse_client.training import Examples, LocalTrainer
 from hanse_common import messages, signing, wire
-from hanse_common.messages import DeclineCode, Declined, Invitation, Joined, Start, Upload
+from hanse_common.directory import Directory, Entry, SignedDirectory
+from hanse_common.messages import DeclineCode, Declined, Invitation, Start
 from hanse_common.plan import Cohort, Plan, SignedPlan
 from hanse_common.randomness import AesCtrStream, OsRandomness
 from hanse_common.secagg import ring
+from hanse_common.secagg.aggregator import Aggregator, MaskedSum
+from hanse_common.secagg.merchant import Merchant
+from hanse_common.secagg.messages import (
+    Agreed,
+    Delivery,
+    Joined,
+    Ready,
+    Roster,
+    Shares,
+    Survivors,
+    Unmasked,
+    Upload,
+)
+from hanse_common.secagg.suite import Setup
+from hanse_common.secagg.witness import Witness
 from hanse_common.vision.taxonomy import Taxonomy
 
-KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+KEY, LEAGUE_KEY, OWN, *PEERS = (Ed25519PrivateKey.from_private_bytes(bytes([n]) * 32) for n in range(1, 7))
 POLICY = Policy(league="test", epsilon=6.0, delta=2e-5)
 TAXONOMY = Taxonomy(classes=("shirt", "shoe", "bag"))
+NOW = 1_800_000_000
 
 MakePlan = Callable[..., Plan]
 
@@ -55,42 +74,152 @@ class Recorder:
 
 
 class Shop:
-    """A participant over a real ledger, with all that an owner would be told."""
+    """A participant over real files, with all that an owner would be told."""
 
-    def __init__(self, folder: Path, policy: Policy = POLICY) -> None:
-        self.ledger = Ledger(folder / "ledger.sqlite", Budget(policy.epsilon, policy.delta))
-        self.trainer = Recorder(self.ledger)
+    def __init__(
+        self, folder: Path, policy: Policy = POLICY, trainer: Any = None, ledger: str = "ledger.sqlite"
+    ) -> None:
+        self.ledger = Ledger(folder / ledger, Budget(policy.epsilon, policy.delta))
+        self.markers = Markers(folder / "markers.sqlite")
+        self.trainer = trainer or Recorder(self.ledger)
         self.told: list[str] = []
+        self.attempts = itertools.count()
+        self.replies: list[bytes] = []
         self.participant = Participant(
-            signing.public_bytes(KEY), policy, TAXONOMY, self.ledger, self.trainer, self.told.append
+            PinnedLeague(signing.public_bytes(KEY), signing.public_bytes(LEAGUE_KEY), TAXONOMY),
+            policy,
+            OWN,
+            self.ledger,
+            self.markers,
+            self.trainer,
+            self.told.append,
+            clock=lambda: NOW,
         )
 
     def ask(self, request: Any) -> Any:
         data = request if isinstance(request, bytes) else wire.encode(request)
-        return answer(self.participant.handle(data))
+        self.replies.append(self.participant.handle(data))
+        return answer(self.replies[-1])
 
     def untouched(self) -> bool:
         return self.ledger.counter == 0 and not self.trainer.charges_seen
 
 
+ANSWERS = {model.kind: model for model in (Joined, Shares, Ready, Upload, Agreed, Unmasked, Declined)}
+
+
 def answer(reply: bytes) -> Any:
-    kinds = {model.kind: model for model in (Joined, Declined, Upload)}
-    return wire.decode(kinds[reply[2]], reply, messages.MAX_MESSAGE_BYTES)
+    return wire.decode(ANSWERS[reply[2]], reply, messages.MAX_MESSAGE_BYTES)
 
 
-def invite(plan: Plan, *, round_: int = 0, attempt: int = 0, key: Any = KEY, **changes: Any) -> Invitation:
+def directory(**changes: Any) -> Directory:
+    entries = tuple(
+        Entry(name=f"m{number}", entity=f"e{number}", identity=signing.public_bytes(key), expires=NOW + 99)
+        for number, key in enumerate((OWN, *PEERS))
+    )
+    fields = {"league": "test", "version": 3, "expires": NOW + 99, "entries": entries}
+    return Directory(**(fields | changes))
+
+
+def invite(
+    plan: Plan,
+    *,
+    round_: int = 0,
+    attempt: int = 0,
+    rounds: int = 1,
+    key: Any = KEY,
+    league_key: Any = LEAGUE_KEY,
+    listed: Directory | None = None,
+    **changes: Any,
+) -> Invitation:
     fields: dict[str, Any] = {
         "plan_digest": plan.digest,
         "round": round_,
         "attempt": attempt,
+        "rounds": rounds,
         "signed_plan": SignedPlan.sign(plan, key),
-        "model": messages.model_to_bytes(np.zeros(plan.dimension, dtype=np.float32)),
+        "signed_directory": SignedDirectory.sign(listed or directory(), league_key),
     }
     return Invitation(**(fields | changes))
 
 
-def start(plan: Plan, *, round_: int = 0, attempt: int = 0, cohort_size: int = 3) -> Start:
-    return Start(plan_digest=plan.digest, round=round_, attempt=attempt, cohort_size=cohort_size)
+class SetUp:
+    """Brings a shop and two other merchants together; each method is a trip with the shop, whose reply it returns."""
+
+    def __init__(
+        self, shop: Shop, plan: Plan, round_: int = 0, attempt: int | None = None, rounds: int = 1
+    ) -> None:
+        self.shop, self.plan = shop, plan
+        attempt = next(shop.attempts) if attempt is None else attempt
+        self.invitation = invite(plan, round_=round_, attempt=attempt, rounds=rounds)
+        listed = directory()
+        self.setup = Setup(**self.invitation.work, rounds=rounds, directory_digest=listed.digest)
+        entities, parameters = listed.entities(NOW), plan.cohort.parameters
+        self.aggregator = Aggregator(self.setup, parameters, entities)
+        self.peers = {
+            signing.public_bytes(key): Merchant(self.setup, parameters, key, entities) for key in PEERS[:2]
+        }
+        self.witnesses: dict[bytes, Witness] = {}
+        self.own = signing.public_bytes(OWN)
+        self.sum: MaskedSum | None = None
+
+    def join(self) -> Any:
+        return self.shop.ask(self.invitation)
+
+    def roster(self, joined: Joined) -> Roster:
+        self.aggregator.add_member(self.own, joined)
+        for identity, peer in self.peers.items():
+            self.aggregator.add_member(identity, peer.join())
+        return self.aggregator.roster()
+
+    def share(self) -> Any:
+        self.made = self.roster(self.join())
+        return self.shop.ask(self.made)
+
+    def deliver(self) -> Delivery:
+        self.aggregator.add_shares(self.own, self.share())
+        for number, (identity, peer) in enumerate(self.peers.items()):
+            self.aggregator.add_shares(identity, peer.share(self.made, 10 + number, self.witnesses))
+        return self.aggregator.delivery(self.own)
+
+    def ready(self) -> Any:
+        reply = self.shop.ask(self.deliver())
+        for identity, peer in self.peers.items():
+            peer.receive(self.aggregator.delivery(identity))
+        return reply
+
+    def start(self, round_: int | None = None, model: bytes | None = None) -> Start:
+        work = self.setup.work | ({} if round_ is None else {"round": round_})
+        return Start(**work, model=bytes(4 * self.plan.dimension) if model is None else model)
+
+    def upload(self, round_: int | None = None, model: bytes | None = None) -> Any:
+        return self.shop.ask(self.start(round_, model))
+
+    def finish(self, upload: Upload, model: bytes | None = None) -> NDArray[np.float64]:
+        """Run the rest of the round with the shop, and return the sum of all updates; the peers' are zero."""
+        digest = messages.model_digest(self.start(upload.round, model).model)
+        sum_ = self.aggregator.open_round(upload.round, digest, self.plan.dimension)
+        sum_.add_upload(self.own, upload)
+        for identity, peer in self.peers.items():
+            peer.open_round(upload.round, digest)
+            zeros = np.zeros(self.plan.dimension, dtype=np.uint32)
+            peer.mask(zeros)
+            sum_.add_upload(identity, Upload(**sum_.work, vector=ring.to_bytes(zeros)))
+        survivors = sum_.survivors()
+        sum_.add_agreed(self.own, self.shop.ask(survivors))
+        for identity, peer in self.peers.items():
+            sum_.add_agreed(identity, peer.agree(survivors))
+        agreement = sum_.agreement()
+        sum_.add_unmasked(self.own, self.shop.ask(agreement))
+        for identity, peer in self.peers.items():
+            sum_.add_unmasked(identity, peer.unmask(agreement))
+        return self.plan.ring.decode(sum_.total())
+
+
+def ready(shop: Shop, plan: Plan, *where: Any, rounds: int = 1) -> SetUp:
+    made = SetUp(shop, plan, *where, rounds=rounds)
+    assert isinstance(made.ready(), Ready)
+    return made
 
 
 def charge_of(plan: Plan) -> Charge:
@@ -98,9 +227,8 @@ def charge_of(plan: Plan) -> Charge:
     return Charge(plan.digest, 0, 0, plan.mechanism(steps), steps, plan.delta)
 
 
-def train(shop: Shop, plan: Plan, round_: int = 0, attempt: int = 0) -> Any:
-    assert isinstance(shop.ask(invite(plan, round_=round_, attempt=attempt)), Joined)
-    return shop.ask(start(plan, round_=round_, attempt=attempt))
+def train(shop: Shop, plan: Plan, round_: int = 0, attempt: int | None = None) -> Any:
+    return ready(shop, plan, round_, attempt).upload()
 
 
 @pytest.fixture
@@ -111,17 +239,26 @@ def shop(tmp_path: Path) -> Shop:
 def test_an_honest_round(shop: Shop, make_plan: MakePlan) -> None:
     plan = make_plan()
     model = np.linspace(-1, 1, plan.dimension, dtype=np.float32)
-    invitation = invite(plan, round_=2, attempt=1, model=messages.model_to_bytes(model))
-    joined = shop.ask(invitation)
-    assert joined == Joined(**invitation.work, model_digest=messages.model_digest(invitation.model))
-    assert shop.untouched(), "joining is free"
-
-    upload = shop.ask(start(plan, round_=2, attempt=1))
-    assert upload.work == invitation.work
-    residues = ring.from_bytes(upload.vector, plan.dimension)
-    assert np.array_equal(plan.ring.decode(residues), np.full(plan.dimension, 0.5))
+    made = ready(shop, plan, 2, 1)
+    assert shop.untouched(), "a set-up is free"
+    upload = made.upload(model=messages.model_to_bytes(model))
+    assert upload.work == made.setup.work
+    plain = plan.ring.encode(np.full(plan.dimension, 0.5))
+    assert not (ring.from_bytes(upload.vector, plan.dimension) == plain).all(), "it is masked"
+    total = made.finish(upload, messages.model_to_bytes(model))
+    assert np.array_equal(total, np.full(plan.dimension, 0.5))
     np.testing.assert_array_equal(shop.trainer.models, [model])
     assert not shop.told
+
+
+def test_the_rounds_of_one_set_up(shop: Shop, make_plan: MakePlan) -> None:
+    plan = make_plan()
+    made = ready(shop, plan, rounds=4)
+    for round_ in (0, 1, 3):  # one may be left out
+        total = made.finish(made.upload(round_))
+        assert np.array_equal(total, np.full(plan.dimension, 0.5))
+    assert shop.ledger.counter == 3
+    assert made.upload(2).code == DeclineCode.UNEXPECTED
 
 
 def test_the_charge_is_on_disk_before_photos_are_touched(shop: Shop, make_plan: MakePlan) -> None:
@@ -178,11 +315,44 @@ REFUSED_INVITATIONS: dict[str, tuple[DeclineCode, Callable[[MakePlan], Invitatio
     ),
     "too many rounds": (DeclineCode.POLICY, lambda make: invite(make({"rounds": 1001})), "rounds"),
     "round beyond the plan": (DeclineCode.UNEXPECTED, lambda make: invite(make(), round_=4), "4 rounds"),
-    "model with NaN": (DeclineCode.MODEL, lambda make: invite(make(), model=model_with(np.nan)), "finite"),
-    "model with inf": (DeclineCode.MODEL, lambda make: invite(make(), model=model_with(-np.inf)), "finite"),
-    "model too short": (DeclineCode.MODEL, lambda make: invite(make(), model=bytes(80)), "80 bytes"),
-    "model too long": (DeclineCode.MODEL, lambda make: invite(make(), model=bytes(88)), "88 bytes"),
-    "model empty": (DeclineCode.MODEL, lambda make: invite(make(), model=b""), "0 bytes"),
+    "rounds beyond the plan": (
+        DeclineCode.UNEXPECTED,
+        lambda make: invite(make(), round_=3, rounds=2),
+        "4 rounds",
+    ),
+    "directory signed by the operator": (
+        DeclineCode.DIRECTORY,
+        lambda make: invite(make(), league_key=KEY),
+        "does not verify",
+    ),
+    "directory of another league": (
+        DeclineCode.DIRECTORY,
+        lambda make: invite(make(), listed=directory(league="other")),
+        "other",
+    ),
+    "directory out of date": (
+        DeclineCode.DIRECTORY,
+        lambda make: invite(make(), listed=directory(expires=NOW)),
+        "expired",
+    ),
+    "directory without this shop": (
+        DeclineCode.DIRECTORY,
+        lambda make: invite(make(), listed=directory(entries=directory().entries[1:])),
+        "not in the league's directory",
+    ),
+    "directory where this shop's entry is over": (
+        DeclineCode.DIRECTORY,
+        lambda make: invite(
+            make(),
+            listed=directory(
+                entries=tuple(
+                    entry.model_copy(update={"expires": NOW} if entry.name == "m0" else {})
+                    for entry in directory().entries
+                )
+            ),
+        ),
+        "or no longer",
+    ),
 }
 
 
@@ -201,8 +371,27 @@ def test_refused_invitations(shop: Shop, make_plan: MakePlan, case: str) -> None
     assert shop.untouched()
     assert len(shop.told) == 1 and why in shop.told[0], "the owner hears the reason"
     # Nothing was joined, so there is nothing to start.
-    assert shop.ask(Start(**invitation.work, cohort_size=3)).code == DeclineCode.UNEXPECTED
+    assert shop.ask(Start(**invitation.work, model=bytes(84))).code == DeclineCode.UNEXPECTED
     assert shop.untouched()
+
+
+@pytest.mark.parametrize(
+    ("model", "why"),
+    [
+        (model_with(np.nan), "finite"),
+        (model_with(-np.inf), "finite"),
+        (bytes(80), "80 bytes"),
+        (bytes(88), "88 bytes"),
+        (b"", "0 bytes"),
+    ],
+)
+def test_a_model_that_makes_no_sense_costs_nothing(
+    shop: Shop, make_plan: MakePlan, model: bytes, why: str
+) -> None:
+    made = ready(shop, make_plan())
+    assert made.upload(model=model).code == DeclineCode.MODEL
+    assert shop.untouched()
+    assert why in shop.told[0]
 
 
 def test_photos_not_prepared(shop: Shop, make_plan: MakePlan) -> None:
@@ -222,57 +411,130 @@ def test_a_local_trainer_accepts_its_own_recipe_and_classes_only(make_plan: Make
     assert not trainer.accepts(make_plan(dimension=22))
 
 
-@pytest.mark.parametrize(("round_", "attempt"), [(1, 1), (1, 0), (0, 5)])
-def test_no_work_is_done_twice_or_backwards(
-    shop: Shop, make_plan: MakePlan, round_: int, attempt: int
+@pytest.mark.parametrize("attempt", [0, 3, 4])
+def test_a_set_up_is_joined_once_and_never_an_earlier_one(
+    shop: Shop, make_plan: MakePlan, tmp_path: Path, attempt: int
 ) -> None:
+    plan = make_plan()
+    assert isinstance(shop.ask(invite(plan, attempt=4)), Joined)
+    for asked in (shop, Shop(tmp_path)):  # the same process, and one after a crash
+        assert asked.ask(invite(plan, attempt=attempt)).code == DeclineCode.REPEATED
+        assert isinstance(asked.ask(invite(make_plan(delta=1e-6), attempt=attempt)), Joined | Declined)
+    assert isinstance(Shop(tmp_path).ask(invite(plan, attempt=5)), Joined)
+
+
+@pytest.mark.parametrize("round_", [0, 1])
+def test_no_round_is_trained_twice_or_backwards(shop: Shop, make_plan: MakePlan, round_: int) -> None:
     plan = make_plan({"repeats": 9})
     train(shop, plan, 1, 1)
-    reply = shop.ask(invite(plan, round_=round_, attempt=attempt))
+    reply = shop.ask(invite(plan, round_=round_, attempt=1))
     assert reply.code == DeclineCode.REPEATED
     assert shop.trainer.charges_seen == [1] and shop.ledger.counter == 1
     assert isinstance(train(shop, plan, 1, 2), Upload), "a later attempt is new work"
+    assert shop.ask(invite(plan, round_=0, attempt=3)).code == DeclineCode.REPEATED
 
 
 def test_a_start_serves_once(shop: Shop, make_plan: MakePlan) -> None:
-    plan = make_plan()
-    assert isinstance(train(shop, plan), Upload)
-    assert shop.ask(start(plan)).code == DeclineCode.UNEXPECTED
+    made = ready(shop, make_plan())
+    assert isinstance(made.upload(), Upload)
+    assert made.upload().code == DeclineCode.UNEXPECTED
     assert shop.trainer.charges_seen == [1] and shop.ledger.counter == 1
 
 
-def test_a_start_without_joining(shop: Shop, make_plan: MakePlan) -> None:
-    assert shop.ask(start(make_plan())).code == DeclineCode.UNEXPECTED
+def test_nothing_of_a_set_up_is_answered_after_a_crash(
+    shop: Shop, make_plan: MakePlan, tmp_path: Path
+) -> None:
+    made = ready(shop, make_plan())
+    again = made.shop = Shop(tmp_path)
+    assert made.upload().code == DeclineCode.UNEXPECTED
+    assert again.untouched()
+
+
+def test_nothing_without_joining(shop: Shop, make_plan: MakePlan) -> None:
+    made = SetUp(shop, make_plan())
+    assert made.upload().code == DeclineCode.UNEXPECTED
+    survivors = Survivors(**made.setup.work, places=(0, 1, 2))
+    assert shop.ask(survivors).code == DeclineCode.UNEXPECTED
     assert shop.untouched()
 
 
-def test_a_start_for_other_work_than_joined(shop: Shop, make_plan: MakePlan) -> None:
+def test_questions_about_other_work_than_joined(shop: Shop, make_plan: MakePlan) -> None:
     plan = make_plan()
-    others = [start(plan, round_=1), start(plan, attempt=1), start(make_plan(delta=1e-6))]
-    for other in others:
-        assert isinstance(shop.ask(invite(plan)), Joined)
+    for change in ({"round": 1}, {"attempt": 77}, {"plan_digest": b"x" * 32}):
+        made = ready(shop, plan)
+        other = Start(**(made.setup.work | change), model=bytes(84))
         assert shop.ask(other).code == DeclineCode.UNEXPECTED
-        assert shop.ask(start(plan)).code == DeclineCode.UNEXPECTED, "what was joined is forgotten"
     assert shop.untouched()
 
 
-def test_a_refused_invitation_does_not_undo_a_join(shop: Shop, make_plan: MakePlan) -> None:
+def test_what_nobody_signed_does_not_undo_a_set_up(shop: Shop, make_plan: MakePlan) -> None:
     """Whoever can't sign plans can't take a merchant out of a round."""
     plan = make_plan()
-    shop.ask(invite(plan))
-    shop.ask(invite(plan, key=Ed25519PrivateKey.generate()))
+    made = ready(shop, plan)
+    shop.ask(invite(plan, key=Ed25519PrivateKey.generate(), attempt=99))
     shop.ask(b"garbage")
-    assert isinstance(shop.ask(start(plan)), Upload)
+    assert isinstance(made.upload(), Upload)
 
 
-def test_a_cohort_under_the_policys_minimum(tmp_path: Path, make_plan: MakePlan) -> None:
-    shop = Shop(tmp_path, POLICY.model_copy(update={"minimum_cohort": 3}))
-    plan = make_plan(cohort=Cohort(min_merchants=3, max_merchants=5))
-    assert isinstance(shop.ask(invite(plan)), Joined)
-    assert shop.ask(start(plan, cohort_size=2)).code == DeclineCode.POLICY
+def test_a_refusal_of_secure_aggregation_ends_the_set_up(shop: Shop, make_plan: MakePlan) -> None:
+    made = ready(shop, make_plan(), rounds=2)
+    upload = made.upload()
+    alone = Survivors(**upload.work, places=(0,))
+    assert shop.ask(alone).code == DeclineCode.SURVIVORS
+    assert made.upload(1).code == DeclineCode.UNEXPECTED
+
+
+def test_a_roster_under_the_plans_minimum(shop: Shop, make_plan: MakePlan) -> None:
+    made = SetUp(shop, make_plan(cohort=Cohort(min_merchants=3, max_merchants=5)))
+    roster = made.roster(made.join())
+    small = roster.model_copy(update={"members": roster.members[:2]})
+    assert shop.ask(small).code == DeclineCode.ROSTER
+    assert shop.ask(roster).code == DeclineCode.UNEXPECTED
     assert shop.untouched()
-    assert shop.ask(start(plan, cohort_size=3)).code == DeclineCode.UNEXPECTED
-    assert isinstance(train(shop, plan), Upload)
+
+
+def test_a_dealer_of_bad_shares_is_named(shop: Shop, make_plan: MakePlan) -> None:
+    made = SetUp(shop, make_plan())
+    delivery = made.deliver()
+    others = [member.identity for member in made.made.members if member.identity != made.own]
+    bad = delivery.packets[1].model_copy(update={"sealed": delivery.packets[1].sealed[:-1] + b"x"})
+    reply = shop.ask(delivery.model_copy(update={"packets": (delivery.packets[0], bad)}))
+    assert (reply.code, reply.culprit) == (DeclineCode.SHARES, others[1])
+    assert shop.untouched()
+
+
+def test_peers_ledgers_are_remembered_before_saying_ready(shop: Shop, make_plan: MakePlan) -> None:
+    made = ready(shop, make_plan())
+    remembered = shop.markers.witnesses()
+    assert {identity: found.counter for identity, found in remembered.items()} == dict(
+        zip(made.peers, (10, 11), strict=True)
+    )
+
+
+def test_a_ledger_put_back_from_a_backup_is_noticed(shop: Shop, make_plan: MakePlan, tmp_path: Path) -> None:
+    plan = make_plan()
+    for round_ in range(2):
+        train(shop, plan, round_)
+    restored = Shop(tmp_path, ledger="backup.sqlite")  # without the two charges
+    made = SetUp(restored, plan, 2, 7)
+    made.witnesses = {made.own: Witness.sign(OWN, 2)}  # what its peers have seen
+    reply = restored.ask(made.deliver())
+    assert reply.code == DeclineCode.LEDGER
+    assert "older copy" in restored.told[0]
+    assert restored.untouched()
+    assert made.upload().code == DeclineCode.UNEXPECTED
+
+
+def test_a_directory_never_goes_back(shop: Shop, make_plan: MakePlan, tmp_path: Path) -> None:
+    plan = make_plan()
+    assert isinstance(shop.ask(invite(plan, attempt=0, listed=directory(version=5))), Joined)
+    earlier, other = directory(version=4), directory(version=5, expires=NOW + 50)
+    for asked in (shop, Shop(tmp_path)):
+        for listed in (earlier, other):
+            reply = asked.ask(invite(plan, attempt=9, listed=listed))
+            assert reply.code == DeclineCode.DIRECTORY
+            assert "version" in asked.told[-1]
+    assert isinstance(shop.ask(invite(plan, attempt=9, listed=directory(version=6))), Joined)
 
 
 def test_an_exceeded_budget_is_declined_and_told(shop: Shop, make_plan: MakePlan) -> None:
@@ -289,18 +551,18 @@ def test_a_plan_that_is_used_up_is_declined(shop: Shop, make_plan: MakePlan) -> 
     plan = make_plan({"rounds": 2, "repeats": 1})
     for attempt in range(3):
         assert isinstance(train(shop, plan, 0, attempt), Upload)
-    assert shop.ask(invite(plan, round_=1)).code == DeclineCode.BUDGET
+    assert shop.ask(invite(plan, round_=1, attempt=9)).code == DeclineCode.BUDGET
     assert shop.ledger.counter == 3
 
 
 def test_a_ledger_that_is_gone_or_damaged(shop: Shop, make_plan: MakePlan) -> None:
     plan = make_plan()
-    assert isinstance(shop.ask(invite(plan)), Joined)
+    made = ready(shop, plan)
     shop.ledger.path.write_bytes(b"x" * 4096)
-    assert shop.ask(start(plan)).code == DeclineCode.UNAVAILABLE
-    assert shop.ask(invite(plan)).code == DeclineCode.UNAVAILABLE
+    assert made.upload().code == DeclineCode.UNAVAILABLE
+    assert shop.ask(invite(plan, attempt=8)).code == DeclineCode.UNAVAILABLE
     shop.ledger.path.unlink()
-    assert shop.ask(invite(plan)).code == DeclineCode.UNAVAILABLE
+    assert shop.ask(invite(plan, attempt=9)).code == DeclineCode.UNAVAILABLE
     assert not shop.trainer.charges_seen
 
 
@@ -319,7 +581,7 @@ def not_for_merchants(make: MakePlan) -> list[bytes]:
         b"\x91" * 100_000,
         wire.encode(plan),
         wire.encode(SignedPlan.sign(plan, KEY)),
-        wire.encode(Joined(**work, model_digest=bytes(32))),
+        wire.encode(Ready(**work)),
         wire.encode(Upload(**work, vector=bytes(84))),
         wire.encode(Declined(**work, code=DeclineCode.BUDGET)),
     ]
@@ -362,28 +624,27 @@ def test_a_reply_carries_no_text(shop: Shop, make_plan: MakePlan) -> None:
     shop.trainer.accepted = False
     first = shop.participant.handle(wire.encode(invite(plan)))
     shop.trainer.accepted = True
-    shop.participant.handle(wire.encode(invite(plan)))
     shop.ledger.path.unlink()
-    assert shop.participant.handle(wire.encode(start(plan))) == first
+    assert shop.participant.handle(wire.encode(invite(plan))) == first
     assert shop.told[0] != shop.told[1]
 
 
 def test_a_trainer_that_breaks_its_promise_falls_silent_and_has_paid(shop: Shop, make_plan: MakePlan) -> None:
     plan = make_plan()
     shop.trainer.fault = RuntimeError("photo 17")
-    shop.ask(invite(plan))
+    made = ready(shop, plan)
     with pytest.raises(RuntimeError):
-        shop.ask(start(plan))
+        made.upload()
     assert shop.ledger.counter == 1
     shop.trainer.fault = None
-    assert shop.ask(start(plan)).code == DeclineCode.UNEXPECTED
-    assert shop.ask(invite(plan)).code == DeclineCode.REPEATED
+    assert made.upload().code == DeclineCode.UNEXPECTED
+    assert shop.ask(made.invitation).code == DeclineCode.REPEATED
 
 
 def test_an_update_that_is_not_finite_still_leaves_as_numbers(shop: Shop, make_plan: MakePlan) -> None:
     shop.trainer.update_ = np.nan
-    upload = train(shop, make_plan())
-    assert upload.vector == bytes(84)
+    made = ready(shop, make_plan())
+    assert not made.finish(made.upload()).any()
 
 
 # With the real trainer
@@ -397,12 +658,12 @@ def local_trainer(plan: Plan, count: int = 40, broken: bool = False) -> LocalTra
 
 
 def replies(folder: Path, plan: Plan, trainer: LocalTrainer) -> list[bytes]:
-    ledger = Ledger(folder / "ledger.sqlite", Budget(POLICY.epsilon, POLICY.delta))
-    participant = Participant(
-        signing.public_bytes(KEY), POLICY, TAXONOMY, ledger, trainer, tell=lambda text: None
-    )
-    requests = [r for i in range(3) for r in (invite(plan, round_=i), start(plan, round_=i))]
-    return [participant.handle(wire.encode(request)) for request in requests]
+    """Return all that leaves a shop in three rounds, and see that the sums come out."""
+    shop = Shop(folder, trainer=trainer)
+    made = ready(shop, plan, rounds=3)
+    for round_ in range(3):
+        made.finish(made.upload(round_))
+    return shop.replies
 
 
 @pytest.mark.parametrize("other", [{"count": 39}, {"count": 0}, {"broken": True}])
@@ -413,14 +674,13 @@ def test_neighbouring_catalogs_answer_with_the_same_kinds_and_lengths(
     plan = make_plan()
     here = replies(tmp_path / "here", plan, local_trainer(plan))
     there = replies(tmp_path / "there", plan, local_trainer(plan, **other))
-    assert [type(answer(reply)) for reply in here] == [Joined, Upload] * 3
+    assert [type(answer(reply)) for reply in here] == [Joined, Shares, Ready] + 3 * [Upload, Agreed, Unmasked]
     assert [(type(answer(r)), len(r)) for r in here] == [(type(answer(r)), len(r)) for r in there]
-    assert here[::2] == there[::2], "joining says nothing of photos"
-    assert here[1] != there[1]
+    assert [set(answer(r).model_dump()) for r in here] == [set(answer(r).model_dump()) for r in there]
+    assert here[2] == there[2], "being ready says nothing at all"
 
 
-def test_two_processes_on_one_ledger_upload_once(tmp_path: Path, make_plan: MakePlan) -> None:
-    """All have joined the same work; who charges second must not touch photos."""
+def test_two_processes_on_one_state_join_once(tmp_path: Path, make_plan: MakePlan) -> None:
     plan = make_plan()
     Shop(tmp_path).ledger.check(charge_of(plan))  # ε is computed once, before the processes part
     context = multiprocessing.get_context("fork")
@@ -428,19 +688,15 @@ def test_two_processes_on_one_ledger_upload_once(tmp_path: Path, make_plan: Make
 
     def other_process() -> None:
         shop = Shop(tmp_path)
-        joined = shop.ask(invite(plan))
         together.wait(30)
-        uploaded = shop.ask(start(plan))
-        kinds.put((joined.kind, uploaded.kind, len(shop.trainer.charges_seen)))
+        kinds.put(shop.ask(invite(plan)).kind)
 
     processes = [context.Process(target=other_process) for _ in range(4)]
     for process in processes:
         process.start()
     for process in processes:
         process.join(60)
-    found = sorted(kinds.get() for _ in processes)
-    assert found == [(Joined.kind, Declined.kind, 0)] * 3 + [(Joined.kind, Upload.kind, 1)]
-    assert Shop(tmp_path).ledger.counter == 1
+    assert sorted(kinds.get() for _ in processes) == [Joined.kind] + 3 * [Declined.kind]
 
 
 def test_two_participants_on_one_ledger_share_the_budget(tmp_path: Path, make_plan: MakePlan) -> None:
@@ -449,7 +705,7 @@ def test_two_participants_on_one_ledger_share_the_budget(tmp_path: Path, make_pl
     assert isinstance(first.ask(invite(plans[2])), Joined)
     assert isinstance(train(first, plans[0]), Upload)
     assert isinstance(train(second, plans[1]), Upload)
-    assert first.ask(invite(plans[2])).code == DeclineCode.BUDGET
+    assert first.ask(invite(plans[2], attempt=1)).code == DeclineCode.BUDGET
     assert first.ledger.counter == second.ledger.counter == 2
 
 
@@ -458,15 +714,16 @@ def test_the_product_trains_with_the_operating_systems_randomness(
 ) -> None:
     plan = make_plan()
     examples = Examples.of(np.ones((5, 6), dtype=np.float32), np.zeros(5, dtype=np.int64), "cpu")
-    uploads = {
-        replies(tmp_path / str(i), plan, LocalTrainer(plan.recipe, TAXONOMY, examples, OsRandomness()))[1]
-        for i in range(2)
-    }
-    assert len(uploads) == 2
+    sums = set()
+    for number in range(2):
+        trainer = LocalTrainer(plan.recipe, TAXONOMY, examples, OsRandomness())
+        made = ready(Shop(tmp_path / str(number), trainer=trainer), plan)
+        sums.add(made.finish(made.upload()).tobytes())
+    assert len(sums) == 2
 
 
-def test_a_refused_invitation_ends_the_round_joined_before(shop: Shop, make_plan: MakePlan) -> None:
+def test_a_signed_invitation_that_is_refused_ends_the_set_up_before(shop: Shop, make_plan: MakePlan) -> None:
     plan = make_plan()
-    assert isinstance(shop.ask(invite(plan)), Joined)
-    assert shop.ask(invite(plan, round_=4)).code == DeclineCode.UNEXPECTED
-    assert shop.ask(start(plan)).code == DeclineCode.UNEXPECTED
+    made = ready(shop, plan)
+    assert shop.ask(invite(plan, round_=4, attempt=99)).code == DeclineCode.UNEXPECTED
+    assert made.upload().code == DeclineCode.UNEXPECTED

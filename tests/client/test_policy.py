@@ -18,7 +18,7 @@ from hanse_common.vision.recipe import Linear, Preprocessing, Projection, Recipe
 from hanse_common.vision.taxonomy import Taxonomy
 
 TAXONOMY = Taxonomy(classes=("Bag", "Coat", "Dress"))
-POLICY = Policy(league="textiles", epsilon=2.0, minimum_cohort=3)
+POLICY = Policy(league="textiles", epsilon=2.0, minimum_cohort=5, corrupt_merchants=2)
 
 
 def training(**changes) -> LocalTraining:
@@ -46,7 +46,7 @@ def plan(**changes) -> Plan:
         "taxonomy": TAXONOMY,
         "dimension": 303,
         "training": training(),
-        "cohort": Cohort(min_merchants=3, max_merchants=5),
+        "cohort": Cohort(min_merchants=5, max_merchants=6, max_corrupt=2),
         "delta": 1e-5,
         "update_bound": 4.0,
     }
@@ -62,7 +62,11 @@ def test_a_good_plan_passes():
     ("changes", "reason"),
     [
         ({"league": "shoes"}, "league: found 'shoes', your policy allows 'textiles'"),
-        ({"cohort": Cohort(min_merchants=2, max_merchants=5)}, "cohort: rounds may count with 2 merchants"),
+        (
+            {"cohort": Cohort(min_merchants=4, max_merchants=5, max_corrupt=2)},
+            "cohort: rounds may count with 4 merchants",
+        ),
+        ({"cohort": Cohort(min_merchants=6, max_merchants=9, max_corrupt=1)}, "against 1 corrupt merchants"),
         ({"delta": 1.1e-5}, "δ: found 1.1e-05, your policy allows 1e-05"),
         ({"training": training(noise_multiplier=1.0)}, "ε: the whole plan costs"),
         ({"training": training(repeats=500)}, "ε: the whole plan costs"),
@@ -95,7 +99,7 @@ def test_each_reason_alone_is_enough_and_is_named(changes, reason):
 def test_all_reasons_are_given_at_once():
     bad = plan(
         league="shoes",
-        cohort=Cohort(min_merchants=2, max_merchants=5),
+        cohort=Cohort(min_merchants=3, max_merchants=5),
         delta=1e-4,
         training=training(noise_multiplier=1.0, rounds=1001, expected_batch=0.1),
         dimension=5,
@@ -103,14 +107,24 @@ def test_all_reasons_are_given_at_once():
     with pytest.raises(PlanRefused) as caught:
         POLICY.check(bad, Taxonomy(classes=("A", "B", "C")))
     names = [line.partition(":")[0] for line in str(caught.value).split("\n")]
-    assert names == ["league", "rounds", "cohort", "classes", "dimension", "δ", "expected_batch", "ε"]
+    assert names == [
+        "league",
+        "rounds",
+        "cohort",
+        "cohort",
+        "classes",
+        "dimension",
+        "δ",
+        "expected_batch",
+        "ε",
+    ]
 
 
 def test_limits_are_inclusive():
     epsilon = plan().epsilon()
-    Policy(league="textiles", epsilon=epsilon, delta=1e-5, minimum_cohort=3, max_rounds=10).check(
-        plan(), TAXONOMY
-    )
+    Policy(
+        league="textiles", epsilon=epsilon, delta=1e-5, minimum_cohort=5, corrupt_merchants=2, max_rounds=10
+    ).check(plan(), TAXONOMY)
     just_under = Policy(league="textiles", epsilon=math.nextafter(epsilon, 0))
     with pytest.raises(PlanRefused, match="ε: the whole plan costs"):
         just_under.check(plan(), TAXONOMY)
@@ -139,7 +153,7 @@ def test_the_explanation_says_what_an_owner_must_know():
         "4 training steps",
         "10 % of the photos",
         "303 numbers (1.2 kB)",
-        "at least 3 merchants",
+        "at least 5 merchants",
         "You allow ε = 2 and δ = 1e-05",
         "suspected with 1 %",
         "1 in 100,000",
@@ -184,7 +198,7 @@ def test_no_plan_that_can_be_written_breaks_the_check(data):
         dimension=draw(st.sampled_from([1, 303, 10**6, 1 << 26])),
         delta=draw(st.sampled_from([5e-324, 1e-12, 1e-10, 1e-5, 9e-4])),
         update_bound=draw(extreme),
-        cohort=Cohort(min_merchants=2, max_merchants=draw(st.sampled_from([2, 300]))),
+        cohort=Cohort(min_merchants=3, max_merchants=draw(st.sampled_from([3, 300]))),
         training=training(
             rounds=draw(st.sampled_from([1, 50])),
             repeats=draw(st.sampled_from([0, 50])),

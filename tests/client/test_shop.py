@@ -14,13 +14,18 @@ from hanse_client.config import ClientConfig, LeagueSettings
 from hanse_client.policy import Policy
 from hanse_client.shop import HOLDOUT_KEY_BYTES, Shop
 from hanse_common import messages, signing, wire
+from hanse_common.directory import Directory, Entry, SignedDirectory
 from hanse_common.errors import ConfigError, RecognizerError
-from hanse_common.messages import Invitation, Joined, Start, Upload
+from hanse_common.messages import Invitation, Start
 from hanse_common.plan import Plan, SignedPlan
+from hanse_common.secagg.aggregator import Aggregator
+from hanse_common.secagg.merchant import Merchant
+from hanse_common.secagg.messages import Joined, Ready, Shares, Upload
+from hanse_common.secagg.suite import Setup
 from hanse_common.vision.recipe import Projection, PublicWhitening, Recipe, Scattering, SmallCnn
 from hanse_common.vision.taxonomy import Taxonomy
 
-KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+KEY, LEAGUE_KEY, *PEERS = (Ed25519PrivateKey.from_private_bytes(bytes([n]) * 32) for n in range(1, 5))
 
 MakePlan = Callable[..., Plan]
 MakeShop = Callable[..., Shop]
@@ -47,6 +52,7 @@ def make_shop(tmp_path: Path) -> MakeShop:
             "device": "cpu",
             "league": LeagueSettings(
                 operator_key=signing.public_bytes(KEY).hex(),
+                league_key=signing.public_bytes(LEAGUE_KEY).hex(),
                 taxonomy=Taxonomy(classes=("shirt", "shoe", "bag")),
             ),
             "policy": Policy(league="test", epsilon=3.0),
@@ -163,14 +169,41 @@ def test_its_participant_takes_part_and_pays(make_shop: MakeShop, make_plan: Mak
     plan, shop = make_plan(), make_shop()
     examples, _ = shop.examples(shop.catalog(), plan.recipe)
     told: list[str] = []
+    signing.create_key(shop.config.identity_path)
     participant = shop.participant(plan.recipe, examples, told.append)
+    keys = [signing.load_key(shop.config.identity_path), *PEERS]
+    entries = tuple(
+        Entry(name=f"m{i}", entity=f"e{i}", identity=signing.public_bytes(key), expires=1 << 39)
+        for i, key in enumerate(keys)
+    )
+    listed = Directory(league="test", version=1, expires=1 << 39, entries=entries)
     work: dict[str, Any] = {"plan_digest": plan.digest, "round": 0, "attempt": 0}
-    model = messages.model_to_bytes(np.zeros(plan.dimension, dtype=np.float32))
-    invitation = Invitation(**work, signed_plan=SignedPlan.sign(plan, KEY), model=model)
-    wire.decode(Joined, participant.handle(wire.encode(invitation)))
+    setup = Setup(**work, rounds=1, directory_digest=listed.digest)
+    invitation = Invitation(
+        **work,
+        rounds=1,
+        signed_plan=SignedPlan.sign(plan, KEY),
+        signed_directory=SignedDirectory.sign(listed, LEAGUE_KEY),
+    )
+    parameters, entities = plan.cohort.parameters, listed.entities(0)
+    aggregator = Aggregator(setup, parameters, entities)
+    peers = {signing.public_bytes(key): Merchant(setup, parameters, key, entities) for key in PEERS}
+    own = entries[0].identity
+
+    def ask(expected: Any, request: Any) -> Any:
+        reply = participant.handle(wire.encode(request))
+        return wire.decode(expected, reply, messages.MAX_MESSAGE_BYTES)
+
+    aggregator.add_member(own, ask(Joined, invitation))
+    for identity, peer in peers.items():
+        aggregator.add_member(identity, peer.join())
+    roster = aggregator.roster()
+    aggregator.add_shares(own, ask(Shares, roster))
+    for identity, peer in peers.items():
+        aggregator.add_shares(identity, peer.share(roster, 0, {}))
+    ask(Ready, aggregator.delivery(own))
     assert shop.ledger().counter == 0
-    start = Start(**work, cohort_size=2)
-    upload = wire.decode(Upload, participant.handle(wire.encode(start)))
+    upload = ask(Upload, Start(**work, model=bytes(4 * plan.dimension)))
     assert len(upload.vector) == 4 * plan.dimension and any(upload.vector)
     ledger = shop.ledger()
     assert ledger.counter == 1 and ledger.path == shop.config.state / "ledger.sqlite"

@@ -9,8 +9,9 @@ from pydantic import ValidationError
 
 from hanse_common import messages, signing, wire
 from hanse_common.errors import SignatureInvalid, WireError
-from hanse_common.messages import DeclineCode, Declined, Invitation, Start, Upload
+from hanse_common.messages import DeclineCode, Declined, Start
 from hanse_common.plan import Cohort, Plan, SignedPlan
+from hanse_common.secagg.messages import Upload
 from hanse_common.secagg.ring import Ring
 
 MakePlan = Callable[..., Plan]
@@ -31,7 +32,8 @@ def test_the_digest_tells_any_two_plans_apart(make_plan: MakePlan) -> None:
         make_plan(delta=1e-6),
         make_plan({"noise_multiplier": 2.0000001}),
         make_plan({"decay": True}),
-        make_plan(cohort=Cohort(min_merchants=2, max_merchants=6)),
+        make_plan(cohort=Cohort(min_merchants=3, max_merchants=6)),
+        make_plan(cohort=Cohort(min_merchants=4, max_merchants=5, max_corrupt=2)),
     ]
     assert len({plan.digest, *(other.digest for other in others)}) == len(others) + 1
 
@@ -90,9 +92,11 @@ def test_every_message_survives_the_wire(make_plan: MakePlan) -> None:
     signed = SignedPlan.sign(make_plan(), Ed25519PrivateKey.generate())
     work = {"plan_digest": bytes(32), "round": 3, "attempt": 1}
     for message in (
-        Invitation(**work, signed_plan=signed, model=b"1234"),
+        Start(**work, model=b"1234"),
         Declined(**work, code=DeclineCode.BUDGET),
+        Declined(**work, code=DeclineCode.SHARES, culprit=bytes(32)),
         Upload(**work, vector=b"12345678"),
+        signed,
     ):
         assert wire.decode(type(message), wire.encode(message), messages.MAX_MESSAGE_BYTES) == message
 
@@ -116,20 +120,22 @@ def test_models_are_finite_and_of_the_right_length() -> None:
             messages.model_from_bytes(broken, 2)
 
 
-def test_bounds_of_plan_cohort_and_start_hold(make_plan: MakePlan) -> None:
+def test_bounds_of_plan_and_cohort_hold(make_plan: MakePlan) -> None:
     for impossible in (
         lambda: make_plan({"rounds": 100_000, "local_steps": 11}),  # over a million steps
         lambda: make_plan(delta=1e-2),
-        lambda: Cohort(min_merchants=1, max_merchants=5),
-        lambda: Start(plan_digest=bytes(32), round=0, attempt=0, cohort_size=0),
-        lambda: Start(plan_digest=bytes(32), round=0, attempt=0, cohort_size=301),
+        lambda: Cohort(min_merchants=2, max_merchants=5),
+        lambda: Cohort(min_merchants=3, max_merchants=301),
+        lambda: Cohort(min_merchants=3, max_merchants=5, max_corrupt=0),
+        lambda: Cohort(min_merchants=3, max_merchants=5, max_corrupt=2),
+        lambda: Cohort(min_merchants=7, max_merchants=9, max_corrupt=4),
     ):
         with pytest.raises(ValidationError):
             impossible()
 
 
 def test_the_ring_has_room_for_the_largest_cohort(make_plan: MakePlan) -> None:
-    plan = make_plan(cohort=Cohort(min_merchants=2, max_merchants=5), update_bound=8.0)
+    plan = make_plan(cohort=Cohort(min_merchants=3, max_merchants=5), update_bound=8.0)
     assert plan.ring == Ring(8.0, 5)
 
 

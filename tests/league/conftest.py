@@ -1,4 +1,4 @@
-"""A small league of real processes: one server, three shops with real photos, over TLS on loopback."""
+"""A small league of real processes: one server, four shops with real photos, over TLS on loopback."""
 
 import json
 import os
@@ -48,7 +48,7 @@ class League:
                     "data": {
                         "dataset": "fashion-mnist",
                         "folder": str(data),
-                        "merchants": 3,
+                        "merchants": 4,
                         "photos_per_merchant": 60,
                         "test_photos": 50,
                     },
@@ -62,8 +62,8 @@ class League:
                         "training": TRAINING | training,
                         "privacy": {"epsilon": 3, "delta": 1e-5},
                         "cohort": {
-                            "min_merchants": 2,
-                            "max_merchants": 3,
+                            "min_merchants": 3,
+                            "max_merchants": 4,
                             "join_deadline": 8,
                             "upload_deadline": 8,
                         },

@@ -19,11 +19,11 @@ def test_a_training_from_nothing_to_a_recognizer(make_league: Callable[..., Any]
     league.until("all to be there", lambda: league.events("round"))
     daemons = [league.running[name].pid for name in league.shops]
     nodes = [child for pid in daemons for child in helpers.children(pid)]
-    assert len(nodes) == 3
+    assert len(nodes) == 4
     league.until("the server to end", lambda: server.poll() is not None)
     assert server.returncode == 0, league.text("server")
     assert [event["round"] for event in league.events("round")] == [1, 2, 3, 4, 5, 6]
-    assert all(len(event["uploaded"]) == 3 for event in league.events("round"))
+    assert all(len(event["uploaded"]) == 4 for event in league.events("round"))
     recognizer = Recognizer.load(league.folder / "server" / "state" / "recognizer")
     plan = wire.decode(Plan, league.signed_plan.plan)
     assert recognizer.card.plan_digest == plan.digest.hex()
@@ -59,7 +59,7 @@ def test_a_killed_daemon_is_a_dropout_and_comes_back_by_itself(
     os.kill(cedar.pid, signal.SIGKILL)
     cedar.wait()
     league.until("a round without cedar", lambda: len(league.events("round")) > done + 1)
-    assert league.events("round")[-1]["uploaded"] == ["alder", "birch"]
+    assert league.events("round")[-1]["uploaded"] == ["alder", "birch", "damson"]
     # Flower remembers cedar's node for a minute and refuses it; the others hold the training until it is back.
     for name in ("alder", "birch"):
         os.kill(league.running[name].pid, signal.SIGSTOP)
@@ -71,7 +71,7 @@ def test_a_killed_daemon_is_a_dropout_and_comes_back_by_itself(
         os.kill(league.running[name].pid, signal.SIGCONT)
     league.until("the server to end", lambda: server.poll() is not None)
     assert server.returncode == 0, league.text("server")
-    assert league.events("round")[-1]["uploaded"] == ["alder", "birch", "cedar"]
+    assert league.events("round")[-1]["uploaded"] == ["alder", "birch", "cedar", "damson"]
 
 
 def test_nobody_outlives_a_killed_daemon(make_league: Callable[..., Any], helpers: Any) -> None:

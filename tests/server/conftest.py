@@ -1,11 +1,10 @@
-"""A SuperLink on loopback, and nodes that speak Flower's Fleet API to it as they like."""
+"""Nodes that speak Flower's Fleet API to a SuperLink as they like, and its other clients."""
 
+import hashlib
 import os
 import ssl
 import subprocess
 import sysconfig
-import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,9 @@ import hanse_common  # noqa: F401 - sets what flwr reads when it is imported
 
 # isort: split
 import httpx
+import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Error, Message, RecordDict
 from flwr.app.message import remove_content_from_message
 from flwr.common.serde import message_from_proto, message_to_proto
@@ -37,67 +38,30 @@ from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
+from hanse_common import messages, wire
 from hanse_common.credentials import load_node_key, node_public_pem
-from hanse_server.config import Admin, AggregatorListener, Fleet, Merchant, Service, Tls
-from hanse_server.development_keys import DevelopmentKeys, make_keys
-from hanse_server.flower_executor import Executor, RunContext
+from hanse_common.directory import Directory, Entry, SignedDirectory
+from hanse_common.messages import DeclineCode, Declined, Invitation, Start
+from hanse_common.plan import Plan, SignedPlan
+from hanse_common.secagg import ring
+from hanse_common.secagg.faults import Refusal
+from hanse_common.secagg.merchant import Merchant
+from hanse_common.secagg.messages import Agreement, Delivery, Roster, Survivors, Upload, Work
+from hanse_common.secagg.suite import Setup
+from hanse_common.signing import public_bytes
+from hanse_server.coordinator import LeagueDirectory, MaskedRounds
+from hanse_server.development_keys import DevelopmentKeys
 from hanse_server.flower_link import SuperLink
 
 WAIT = 60.0
-"""Bound of every wait in these tests, in seconds. None comes near it unless something is broken."""
-
-MERCHANTS = ("alder", "birch", "cedar")
-
-
-def until(what: str, condition: Callable[[], Any]) -> Any:
-    """Return what `condition` gives as soon as that is true; fail after `WAIT`."""
-    given_up = time.monotonic() + WAIT
-    while time.monotonic() < given_up:
-        if found := condition():
-            return found
-        time.sleep(0.02)
-    raise AssertionError(f"waited {WAIT} s for {what}")
-
-
-@pytest.fixture(scope="session")
-def keys(tmp_path_factory: pytest.TempPathFactory) -> DevelopmentKeys:
-    """Authority, certificate, token and three merchants' keys."""
-    return make_keys(tmp_path_factory.mktemp("league") / "keys", ("localhost", "127.0.0.1"), MERCHANTS)
-
-
-@pytest.fixture
-def make_service(keys: DevelopmentKeys, tmp_path: Path) -> Callable[..., Service]:
-    """Return a function that makes the section `service`, on free ports, changed by keyword."""
-
-    def make(**changes: Any) -> Service:
-        fields: dict[str, Any] = {
-            "plan": tmp_path / "plan",
-            "state": tmp_path / "state",
-            "tls": Tls(authority=keys.authority, certificate=keys.certificate, key=keys.key),
-            "admin": Admin(port=0, token=keys.token),
-            "fleet": Fleet(host="127.0.0.1", port=0),
-            "aggregator": AggregatorListener(address="localhost:1"),
-            "merchants": {
-                name: Merchant(identity="00" * 32, node_key=folder / "node.key.pub")
-                for name, folder in keys.merchants.items()
-            },
-        }
-        return Service(**(fields | changes))
-
-    return make
-
-
-@pytest.fixture
-def link(make_service: Callable[..., Service]) -> Iterator[SuperLink]:
-    """A SuperLink that listens, and knows no node."""
-    with SuperLink(make_service()) as link:
-        yield link
+"""Bound of a command, in seconds. None comes near it unless something is broken."""
 
 
 class FleetNode:
     """One node: it says to the Fleet API what a test wants it to say, and never more."""
 
-    def __init__(self, link: SuperLink, keys: DevelopmentKeys, name: str) -> None:
+    def __init__(self, link: SuperLink, keys: DevelopmentKeys, name: str, until: Callable[..., Any]) -> None:
+        self._until = until
         private = load_node_key(keys.merchants[name] / "node.key")
         self.pem = node_public_pem(private.public_key())
         self.client = FleetHttpClient.from_server_address(
@@ -125,7 +89,7 @@ class FleetNode:
 
     def receive(self) -> Message:
         """Return the next message, with its content."""
-        response = until(
+        response = self._until(
             "a message",
             lambda: (
                 (found := self.client.PullMessages(PullMessagesRequest(node=self.node))).messages_list
@@ -179,32 +143,19 @@ class FleetNode:
 
 
 @pytest.fixture
-def make_node(link: SuperLink, keys: DevelopmentKeys) -> Iterator[Callable[[str], FleetNode]]:
+def make_node(
+    link: SuperLink, keys: DevelopmentKeys, wait_until: Callable[..., Any]
+) -> Iterator[Callable[[str], FleetNode]]:
     """Return a function that makes the node of a merchant of `keys`. The link need not know it."""
     made: list[FleetNode] = []
 
     def make(name: str) -> FleetNode:
-        made.append(FleetNode(link, keys, name))
+        made.append(FleetNode(link, keys, name, wait_until))
         return made[-1]
 
     yield make
     for node in made:
         node.close()
-
-
-@pytest.fixture
-def running(link: SuperLink) -> Iterator[RunContext]:
-    """The context of a Flower run that goes on until the test ends."""
-    contexts: list[RunContext] = []
-    over = threading.Event()
-
-    def run(context: RunContext) -> None:
-        contexts.append(context)
-        over.wait(WAIT)
-
-    with Executor(link.state, run, over.set):
-        link.start_run()
-        yield until("the run to begin", lambda: contexts)[0]
 
 
 @pytest.fixture
@@ -234,7 +185,120 @@ def flwr(root: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     return call
 
 
-@pytest.fixture(scope="session")
-def wait_until() -> Callable[[str, Callable[[], Any]], Any]:
-    """The function `until`."""
-    return until
+NAMES = ("alder", "birch", "cedar", "damson", "elder")
+IDENTITIES = {
+    name: Ed25519PrivateKey.from_private_bytes(hashlib.sha256(name.encode()).digest()) for name in NAMES
+}
+LEAGUE_KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+REQUESTS = (Invitation, Roster, Delivery, Start, Survivors, Agreement)
+
+
+class MaskedMerchant:
+    """An honest merchant without photos: `update` gives its update, `change` may spoil its replies."""
+
+    def __init__(self, plan: Plan, name: str, update: Callable[[Start], Any]) -> None:
+        self.plan = plan
+        self.key = IDENTITIES[name]
+        self.update = update
+        self.change: Callable[[Work, bytes], bytes | None] = lambda asked, reply: reply
+        self.asked: list[Work] = []
+        self.merchant: Merchant | None = None
+
+    def handle(self, data: bytes) -> bytes | None:
+        message = wire.decode_any(REQUESTS, data, messages.MAX_MESSAGE_BYTES)
+        self.asked.append(message)
+        return self.change(message, wire.encode(self._answer(message)))
+
+    def _answer(self, message: Any) -> Work:
+        if isinstance(message, Invitation):
+            directory = message.signed_directory.open(public_bytes(LEAGUE_KEY), 0.0)
+            setup = Setup(**message.work, rounds=message.rounds, directory_digest=directory.digest)
+            parameters = self.plan.cohort.parameters
+            self.merchant = Merchant(setup, parameters, self.key, directory.entities(0.0))
+            return self.merchant.join()
+        assert self.merchant is not None
+        try:
+            match message:
+                case Roster():
+                    return self.merchant.share(message, 0, {})
+                case Delivery():
+                    return self.merchant.receive(message)[1]
+                case Start():
+                    self.merchant.open_round(message.round, messages.model_digest(message.model))
+                    residues = self.plan.ring.encode(np.asarray(self.update(message), dtype=np.float64))
+                    self.merchant.mask(residues)
+                    return Upload(**message.work, vector=ring.to_bytes(residues))
+                case Survivors():
+                    return self.merchant.agree(message)
+                case _:
+                    return self.merchant.unmask(message)
+        except Refusal as refusal:
+            roster = self.merchant._members
+            culprit = b"" if refusal.culprit is None else roster[refusal.culprit].identity
+            return Declined(**message.work, code=DeclineCode.UNEXPECTED, culprit=culprit)
+
+
+class MaskedLeague:
+    """A transport over merchants in this process. `silent` names who does not answer which trip."""
+
+    def __init__(self, merchants: dict[str, MaskedMerchant]) -> None:
+        self.members = merchants
+        self.silent: set[tuple[str, str]] = set()
+        self.extra: list[tuple[str, bytes]] = []
+        self.asked: list[tuple[str, tuple[str, ...], float]] = []
+        self.gathered = 0
+
+    def gather(self) -> tuple[str, ...]:
+        self.gathered += 1
+        return tuple(sorted(self.members))
+
+    def merchants(self) -> tuple[str, ...]:
+        return tuple(sorted(self.members))
+
+    def exchange(self, kind: str, payloads: Any, deadline: float) -> Iterator[tuple[str, bytes]]:
+        self.asked.append((kind, tuple(payloads), deadline))
+        for name, payload in payloads.items():
+            reply = self.members[name].handle(payload)
+            if reply is not None and (name, kind) not in self.silent:
+                yield name, reply
+        yield from self.extra
+
+    def trips(self) -> list[str]:
+        return [kind for kind, _, _ in self.asked]
+
+
+def league_directory(league: str) -> LeagueDirectory:
+    entries = tuple(
+        Entry(name=name, entity=name, identity=public_bytes(key), expires=1 << 39)
+        for name, key in IDENTITIES.items()
+    )
+    directory = Directory(league=league, version=1, expires=1 << 39, entries=entries)
+    return LeagueDirectory(SignedDirectory.sign(directory, LEAGUE_KEY), directory)
+
+
+@pytest.fixture
+def make_masked() -> Callable[..., tuple[MaskedLeague, MaskedRounds]]:
+    """Return a function that makes a league of `count` merchants that upload 1, 2, 3, … and its rounds."""
+
+    def make(plan: Plan, count: int = 4, **settings: Any) -> tuple[MaskedLeague, MaskedRounds]:
+        league = MaskedLeague(
+            {
+                name: MaskedMerchant(
+                    plan, name, lambda start, value=value: np.full(plan.dimension, float(value))
+                )
+                for value, name in enumerate(NAMES[:count], start=1)
+            }
+        )
+        attempts = iter(range(1_000_000))
+        chosen = {"setup_rounds": 3, "attempts": 1, "clock": lambda: 0.0} | settings
+        rounds = MaskedRounds(
+            league,
+            SignedPlan.sign(plan, Ed25519PrivateKey.generate()),
+            plan,
+            league_directory(plan.league),
+            lambda: next(attempts),
+            **chosen,
+        )
+        return league, rounds
+
+    return make

@@ -14,7 +14,7 @@ from hanse_server import blocks
 from hanse_server.blocks import BlockTransport
 from hanse_server.config import Blocks
 
-ALL = frozenset({"alder", "birch", "cedar"})
+ALL = frozenset({"alder", "birch", "cedar", "damson"})
 
 
 class League:
@@ -84,7 +84,7 @@ def transport(
 ) -> Callable[..., tuple[BlockTransport, list[str]]]:
     def make(league: League, step: float = 1.0, **settings: Any) -> tuple[BlockTransport, list[str]]:
         monkeypatch.setattr(blocks, "time", Clock(step))
-        plan = make_plan(cohort=Cohort(min_merchants=2, max_merchants=3))
+        plan = make_plan(cohort=Cohort(min_merchants=3, max_merchants=4))
         lines: list[str] = []
         signed = SignedPlan.sign(plan, Ed25519PrivateKey.generate())
         chosen = Blocks(**({"rounds": 3, "patience": 50, "gather": 10} | settings))
@@ -97,8 +97,10 @@ def transport(
 def test_one_assignment_for_each_merchant_and_block(transport: Any) -> None:
     league = League()
     with transport(league)[0] as made:
-        for _ in range(7):
-            assert made.merchants() == ("alder", "birch", "cedar")
+        for _ in range(3):
+            assert made.gather() == ("alder", "birch", "cedar", "damson")
+            for _ in range(3):
+                assert made.merchants() == ("alder", "birch", "cedar", "damson")
     assert [names for _, names in league.assigned] == [ALL, ALL, ALL]
     assert len({assignment.block for assignment, _ in league.assigned}) == 3
     assert [block for block, _ in league.opened] == [assignment.block for assignment, _ in league.assigned]
@@ -108,30 +110,29 @@ def test_one_assignment_for_each_merchant_and_block(transport: Any) -> None:
 
 def test_records_are_bounded_by_the_plan(transport: Any, make_plan: Callable[..., Plan]) -> None:
     league = League()
-    transport(league)[0].merchants()
+    transport(league)[0].gather()
     assert league.opened[0][1] == record_bytes(make_plan().dimension)
 
 
 def test_the_first_block_waits_for_all_that_are_listed_but_not_for_ever(transport: Any) -> None:
-    league = League(frozenset({"alder", "birch"}))
+    league = League(ALL - {"damson"})
     made, _ = transport(league)
-    assert made.merchants() == ("alder", "birch")
+    assert made.gather() == ("alder", "birch", "cedar")
     assert 9 <= len(league.waits) <= 13  # a second a look, ten of patience with the rest
     league.waits.clear()
-    made.merchants(), made.merchants()
-    league.waits.clear()
-    assert made.merchants() == ("alder", "birch")  # the second block knows that cedar is away
-    assert len(league.waits) == 1
+    assert made.gather() == ("alder", "birch", "cedar")  # the second block knows that damson is away
+    assert len(league.waits) == 0
 
 
-def test_whoever_comes_online_later_is_asked_for_the_same_block(transport: Any) -> None:
-    league = League(frozenset({"alder", "birch"}))
+def test_whoever_comes_online_later_is_asked_for_the_next_block(transport: Any) -> None:
+    league = League(ALL - {"damson"})
     made, _ = transport(league)
-    made.merchants()
+    made.gather()
     league.who_is_online = ALL
     assert made.merchants() == ("alder", "birch", "cedar")
-    assert league.assigned[1][1] == {"cedar"}
-    assert league.assigned[0][0] == league.assigned[1][0]
+    assert made.gather() == ("alder", "birch", "cedar", "damson")
+    assert [names for _, names in league.assigned] == [ALL - {"damson"}, ALL]
+    assert league.assigned[0][0] != league.assigned[1][0]
 
 
 def test_a_merchant_that_declines_is_named_once_and_not_waited_for(transport: Any) -> None:
@@ -139,7 +140,7 @@ def test_a_merchant_that_declines_is_named_once_and_not_waited_for(transport: An
     league.come = lambda name: name != "cedar"
     made, lines = transport(league)
     league.after_wait = lambda: league.reported.update(cedar=ReportCode.POLICY)
-    assert made.merchants() == ("alder", "birch")
+    assert made.gather() == ("alder", "birch", "damson")
     made.merchants()
     assert [line for line in lines if "cedar" in line] == ["cedar does not take part in this block (policy)."]
     assert len(league.waits) < 5
@@ -147,29 +148,29 @@ def test_a_merchant_that_declines_is_named_once_and_not_waited_for(transport: An
 
 def test_too_many_declines_end_it_at_once_with_their_codes(transport: Any) -> None:
     league = League()
-    league.come = lambda name: name == "alder"
+    league.come = lambda name: name in ("alder", "damson")
     league.after_wait = lambda: league.reported.update(birch=ReportCode.BUDGET, cedar=ReportCode.SIGNATURE)
-    with pytest.raises(RoundFailed, match=r"needs 2 .* birch \(budget\), cedar \(signature\)"):
-        transport(league)[0].merchants()
+    with pytest.raises(RoundFailed, match=r"needs 3 .* birch \(budget\), cedar \(signature\)"):
+        transport(league)[0].gather()
 
 
 def test_patience_ends(transport: Any) -> None:
     league = League(frozenset({"alder"}))
-    with pytest.raises(RoundFailed, match=r"Waited 50 s; 1 merchants came, the plan needs 2"):
-        transport(league)[0].merchants()
+    with pytest.raises(RoundFailed, match=r"Waited 50 s; 1 merchants came, the plan needs 3"):
+        transport(league)[0].gather()
 
 
 def test_a_lost_stream_is_waited_for_once(transport: Any) -> None:
     league = League()
     made, _ = transport(league)
-    made.merchants()
+    made.gather()
     league.waits.clear()
     league.streams.discard("birch")
     league.after_wait = lambda: league.streams.add("birch")
-    assert made.merchants() == ("alder", "birch", "cedar")
+    assert made.merchants() == ("alder", "birch", "cedar", "damson")
     league.after_wait = lambda: None
     league.streams.discard("birch")
-    assert made.merchants() == ("alder", "cedar")
+    assert made.merchants() == ("alder", "cedar", "damson")
     assert league.waits == [blocks.RETURN_SECONDS] * 2
 
 
@@ -181,7 +182,7 @@ def test_exchange_is_the_streams(transport: Any) -> None:
 def test_the_end_hears_reports_but_not_for_ever(transport: Any) -> None:
     league = League()
     made, _ = transport(league)
-    made.merchants()
+    made.gather()
     league.close_block = lambda: None  # type: ignore[method-assign]
     ended = threading.Thread(target=made.__exit__)
     ended.start()

@@ -39,7 +39,7 @@ CONFIG = {
             "learning_rate": 1,
         },
         "privacy": {"epsilon": 8},
-        "cohort": {"min_merchants": 2, "max_merchants": 4},
+        "cohort": {"min_merchants": 3, "max_merchants": 4},
     },
 }
 

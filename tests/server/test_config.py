@@ -80,7 +80,7 @@ def test_a_default_is_what_the_sample_says(sample: Path) -> None:
     preprocessing = settings.plan.recipe.preprocessing
     assert type(preprocessing)(channels=1) == preprocessing
     cohort = settings.plan.cohort
-    assert type(cohort)(min_merchants=3, max_merchants=10) == cohort
+    assert type(cohort)(min_merchants=4, max_merchants=10) == cohort
 
 
 def test_all_faults_are_listed(sample: Path, tmp_path: Path) -> None:

@@ -1,17 +1,16 @@
 """A whole training: resumed anywhere it gives the same model, and no attempt number is used twice."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from numpy.typing import NDArray
 
-from hanse_common import messages, wire
 from hanse_common.errors import ConfigError, RoundFailed
-from hanse_common.messages import Invitation, Joined, Start, Upload
 from hanse_common.plan import Plan, SignedPlan
-from hanse_common.secagg import ring
+from hanse_server.coordinator import RoundOutcome
 from hanse_server.league import RoundReport, train
 from hanse_server.optimizers import create
 from hanse_server.store import Store
@@ -20,32 +19,19 @@ MakePlan = Callable[..., Plan]
 
 
 class Deterministic:
-    """Merchants whose update depends on round and model only; they remember what they were asked."""
+    """Rounds whose update depends on round and model alone; they remember which were asked for."""
 
-    def __init__(self, plan: Plan, silent_attempts: frozenset[tuple[int, int]] = frozenset()) -> None:
+    def __init__(self, plan: Plan, fails: frozenset[int] = frozenset()) -> None:
         self.plan = plan
-        self.silent = silent_attempts
-        self.seen: list[tuple[int, int]] = []
-        self.model = np.zeros(plan.dimension, dtype=np.float32)
+        self.fails = fails
+        self.seen: list[int] = []
 
-    def merchants(self) -> tuple[str, ...]:
-        return ("a", "b")
-
-    def exchange(
-        self, kind: str, payloads: Mapping[str, bytes], deadline: float
-    ) -> Iterator[tuple[str, bytes]]:
-        for name, data in payloads.items():
-            message = wire.decode_any((Invitation, Start), data, messages.MAX_MESSAGE_BYTES)
-            if isinstance(message, Invitation):
-                if name == "a":
-                    self.seen.append((message.round, message.attempt))
-                self.model = messages.model_from_bytes(message.model, self.plan.dimension)
-                digest = messages.model_digest(message.model)
-                yield name, wire.encode(Joined(**message.work, model_digest=digest))
-            elif (message.round, message.attempt) not in self.silent:
-                update = 0.1 * (message.round + 1) - 0.5 * self.model.astype(np.float64)
-                vector = ring.to_bytes(self.plan.ring.encode(update))
-                yield name, wire.encode(Upload(**message.work, vector=vector))
+    def run(self, round_: int, model: NDArray[np.float32]) -> RoundOutcome:
+        self.seen.append(round_)
+        if round_ in self.fails:
+            raise RoundFailed(f"Round {round_ + 1} of 4 failed.")
+        update = 0.1 * (round_ + 1) - 0.5 * model.astype(np.float64)
+        return RoundOutcome(update, ("a", "b", "c"), (), {}, {})
 
 
 class Stop(Exception):
@@ -54,7 +40,7 @@ class Stop(Exception):
 
 def go(
     plan: Plan,
-    transport: Deterministic,
+    rounds: Deterministic,
     folder: Path,
     stop_after: int | None = None,
     on_report: Callable[[RoundReport], None] = lambda report: None,
@@ -65,13 +51,12 @@ def go(
             raise Stop
 
     return train(
-        transport,
+        rounds,
         SignedPlan.sign(plan, Ed25519PrivateKey.from_private_bytes(bytes(32))),
         plan,
         create({"name": "adam"}),
         Store(folder),
         np.ones(plan.dimension, dtype=np.float32),
-        attempts=3,
         tail_average=0.5,
         on_round=on_round,
     )
@@ -88,26 +73,24 @@ def test_a_resumed_training_ends_with_the_same_model(
     rest = Deterministic(plan)
     resumed = go(plan, rest, tmp_path / "parts")
     assert np.array_equal(whole, resumed)
-    assert [round_ for round_, _ in rest.seen] == list(range(stop_after + 1, 4))
+    assert rest.seen == list(range(stop_after + 1, 4))
 
 
-def test_a_failed_attempt_is_followed_by_another_with_a_new_number(
-    make_plan: MakePlan, tmp_path: Path
-) -> None:
+def test_a_round_that_fails_for_good_keeps_the_round_before(make_plan: MakePlan, tmp_path: Path) -> None:
     plan = make_plan()
-    transport = Deterministic(plan, frozenset({(1, 0), (1, 1)}))
-    go(plan, transport, tmp_path)
-    assert transport.seen == [(0, 0), (1, 0), (1, 1), (1, 2), (2, 0), (3, 0)]
-
-
-def test_attempt_numbers_go_on_after_a_restart(make_plan: MakePlan, tmp_path: Path) -> None:
-    plan = make_plan()
-    transport = Deterministic(plan, frozenset({(0, 0), (0, 1), (0, 2)}))
-    with pytest.raises(RoundFailed, match="Round 1 of 4"):
-        go(plan, transport, tmp_path)
+    with pytest.raises(RoundFailed, match="Round 3 of 4"):
+        go(plan, Deterministic(plan, frozenset({2})), tmp_path)
     again = Deterministic(plan)
-    go(plan, again, tmp_path)
-    assert again.seen[0] == (0, 3)
+    assert np.array_equal(go(plan, again, tmp_path), go(plan, Deterministic(plan), tmp_path / "whole"))
+    assert again.seen == [2, 3]
+
+
+def test_attempt_numbers_grow_and_go_on_after_a_restart(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    assert not store.begun()
+    assert [store.next_attempt() for _ in range(3)] == [0, 1, 2]
+    assert store.begun()
+    assert Store(tmp_path).next_attempt() == 3
 
 
 def test_a_store_of_another_plan_is_refused(make_plan: MakePlan, tmp_path: Path) -> None:
@@ -117,7 +100,7 @@ def test_a_store_of_another_plan_is_refused(make_plan: MakePlan, tmp_path: Path)
         go(other, Deterministic(other), tmp_path)
 
 
-@pytest.mark.parametrize("name", ["checkpoint.safetensors", "attempt.json", "plan.hanse"])
+@pytest.mark.parametrize("name", ["checkpoint.safetensors", "plan.hanse"])
 def test_a_damaged_file_is_named_and_left_alone(make_plan: MakePlan, tmp_path: Path, name: str) -> None:
     plan = make_plan()
     with pytest.raises(Stop):
@@ -129,12 +112,14 @@ def test_a_damaged_file_is_named_and_left_alone(make_plan: MakePlan, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    "content", [b'{"round":0,"attempt":Infinity}', b"[" * 4000, b'{"round":0,"attempt":-5}']
+    "content",
+    [b"half of", b'{"attempt":Infinity}', b"[" * 4000, b'{"attempt":-5}', b'{"round":0,"attempt":1}'],
 )
 def test_an_attempt_file_that_makes_no_sense_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "attempt.json").write_bytes(content)
     with pytest.raises(ConfigError, match=r"attempt\.json"):
-        Store(tmp_path).next_attempt(0)
+        Store(tmp_path).next_attempt()
+    assert (tmp_path / "attempt.json").read_bytes() == content
 
 
 def test_what_is_published_is_the_mean_of_the_last_rounds_models(make_plan: MakePlan, tmp_path: Path) -> None:

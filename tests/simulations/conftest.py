@@ -30,7 +30,7 @@ TINY: dict[str, Any] = {
             "learning_rate": 2,
         },
         "privacy": {"epsilon": 3, "delta": 1e-5},
-        "cohort": {"min_merchants": 2, "max_merchants": 3},
+        "cohort": {"min_merchants": 3, "max_merchants": 3},
         "update_bound": 16,
     },
     "optimization": {"optimizer": {"name": "sgd", "momentum": 0.5}, "tail_average": 0.5},

@@ -31,7 +31,7 @@ def typed(*words: object) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def experiment(write_experiment: Write) -> Path:
-    return write_experiment({"whiten": {"dimensions": 20, "photos": 100}, "data.merchants": 2})
+    return write_experiment({"whiten": {"dimensions": 20, "photos": 100}, "data.merchants": 3})
 
 
 def test_the_demo_twice_and_the_commands_it_prints(experiment: Path, tmp_path: Path) -> None:
@@ -93,6 +93,6 @@ def test_another_seed_alone_deals_the_photos_anew(write_experiment: Write, tmp_p
 
 def test_a_shops_budget_is_the_plans_rounded_up(write_experiment: Write) -> None:
     settings = load(Experiment, write_experiment({"plan.privacy.epsilon": 2.5}))
-    config = client_config(settings, bytes(32))
+    config = client_config(settings)
     assert config["policy"]["epsilon"] == 3.0
     assert config["holdout_fraction"] == 0.1

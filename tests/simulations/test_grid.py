@@ -1,6 +1,9 @@
-"""The in-process transport: order, and dropouts that follow from seed and request alone."""
+"""The in-process transport: order, and dropouts that follow from seed, merchant, round and try alone."""
 
-from hanse_simulations.grid import LocalGrid
+from hanse_common import wire
+from hanse_common.messages import Start
+from hanse_common.secagg.messages import Agreement, Survivors
+from hanse_simulations.grid import TRIPS, LocalGrid
 from hanse_simulations.seeded import RoundRandomness, SeededRandomness
 
 NAMES = tuple(f"m{index:02}" for index in range(50))
@@ -10,30 +13,54 @@ def grid(rate: float, seed: int = 0) -> LocalGrid:
     return LocalGrid({name: lambda data: data + b"!" for name in reversed(NAMES)}, rate, seed)
 
 
-def heard(of: LocalGrid, payload: bytes, kind: str = "join") -> list[str]:
-    return [name for name, _ in of.exchange(kind, dict.fromkeys(NAMES, payload), 1.0)]
+def question(trip: str, round_: int) -> bytes:
+    work = {"plan_digest": bytes(32), "round": round_, "attempt": 0}
+    asked = {
+        "upload": Start(**work, model=b""),
+        "agreed": Survivors(**work, places=(0, 1)),
+        "unmasked": Agreement(**work, places=(), signatures=b""),
+    }
+    return wire.encode(asked[trip])
+
+
+def dropouts(of: LocalGrid, round_: int) -> dict[str, str]:
+    """Return who dropped out of one try at a round, and in which trip."""
+    lost = {}
+    for trip in TRIPS:
+        heard = [name for name, _ in of.exchange(trip, dict.fromkeys(NAMES, question(trip, round_)), 1.0)]
+        lost |= dict.fromkeys(set(NAMES) - set(heard), trip)
+    return lost
 
 
 def test_everyone_is_asked_and_answers_in_order() -> None:
-    assert grid(0).merchants() == NAMES
-    replies = list(grid(0).exchange("join", {"m03": b"x", "m01": b"y"}, 1.0))
+    assert grid(0).gather() == grid(0).merchants() == NAMES
+    replies = list(grid(0).exchange("joined", {"m03": b"x", "m01": b"y"}, 1.0))
     assert replies == [("m01", b"y!"), ("m03", b"x!")]
 
 
-def test_replies_are_lost_at_the_rate() -> None:
-    kept = sum(len(heard(grid(0.3), f"round {index}".encode())) for index in range(200))
-    # 10 000 replies: five standard deviations are 229.
-    assert abs(kept - 7000) < 229
+def test_merchants_drop_out_at_the_rate_and_in_any_trip() -> None:
+    used = grid(0.3)
+    lost = [trip for round_ in range(200) for trip in dropouts(used, round_).values()]
+    # 10 000 merchants in rounds: five standard deviations are 229.
+    assert abs(len(lost) - 3000) < 229
+    for trip in TRIPS:
+        assert abs(lost.count(trip) - 1000) < 150
 
 
-def test_losses_follow_from_seed_merchant_and_request_alone() -> None:
+def test_set_ups_lose_nobody() -> None:
+    assert len(list(grid(0.99).exchange("shares", dict.fromkeys(NAMES, b"x"), 1.0))) == len(NAMES)
+
+
+def test_dropouts_follow_from_seed_merchant_round_and_try_alone() -> None:
     used = grid(0.5)
-    for index in range(20):
-        heard(used, f"earlier {index}".encode())
-    assert heard(used, b"now") == heard(grid(0.5), b"now")
-    assert heard(grid(0.5), b"now") != heard(grid(0.5), b"then")
-    assert heard(grid(0.5), b"now") != heard(grid(0.5, seed=1), b"now")
-    assert heard(grid(0.5), b"now") != heard(grid(0.5), b"now", kind="upload")
+    for round_ in range(20):
+        dropouts(used, round_)
+    fresh = grid(0.5)
+    once = dropouts(fresh, 30)
+    assert dropouts(used, 30) == once
+    assert dropouts(fresh, 31) != once
+    assert dropouts(fresh, 30) != once  # another try
+    assert dropouts(grid(0.5, seed=1), 30) != once
 
 
 def test_a_merchant_works_even_when_its_reply_is_lost() -> None:
@@ -44,33 +71,34 @@ def test_a_merchant_works_even_when_its_reply_is_lost() -> None:
         return data
 
     lossy = LocalGrid({"a": handle}, 0.999999)
-    assert list(lossy.exchange("upload", {"a": b"x"}, 1.0)) == []
-    assert worked == [b"x"]
+    answers = [reply for trip in TRIPS for reply in lossy.exchange(trip, {"a": question(trip, 0)}, 1.0)]
+    assert len(answers) == 2
+    assert len(worked) == 3
 
 
 def test_a_round_draws_the_same_whatever_was_drawn_before() -> None:
     fresh, used = RoundRandomness(1, "alder"), RoundRandomness(1, "alder")
-    used.begin(0, 0)
+    used.begin(0)
     used.words(100)
     for source in (fresh, used):
-        source.begin(3, 1)
+        source.begin(3)
     assert (fresh.words(8) == used.words(8)).all()
 
 
-def test_streams_differ_by_seed_name_round_and_attempt() -> None:
-    def first(seed: int, name: str, *work: int) -> int:
+def test_streams_differ_by_seed_name_round_and_try() -> None:
+    def first(seed: int, name: str, *rounds: int) -> int:
         source = RoundRandomness(seed, name)
-        if work:
-            source.begin(*work)
+        for round_ in rounds:
+            source.begin(round_)
         return int(source.words(1)[0])
 
     drawn = [
         first(0, "a"),
+        first(0, "a", 0),
         first(0, "a", 0, 0),
-        first(0, "a", 0, 1),
-        first(0, "a", 1, 0),
-        first(0, "b", 0, 0),
-        first(1, "a", 0, 0),
+        first(0, "a", 1),
+        first(0, "b", 0),
+        first(1, "a", 0),
         int(SeededRandomness(0, "b").words(1)[0]),
     ]
     assert len(set(drawn)) == len(drawn)

@@ -22,6 +22,11 @@ MODULUS_BITS = 32
 WORD = np.dtype("<u4")
 """A coordinate on the wire: unsigned, 32 bits, little-endian."""
 
+MAX_DIMENSION = 1 << 26
+"""Largest number of trained parameters: 2²⁶, an upload of 256 MiB."""
+
+MAX_VECTOR_BYTES = WORD.itemsize * MAX_DIMENSION
+
 
 @dataclass(frozen=True)
 class Ring:

@@ -6,7 +6,11 @@ The server's side runs in this process, whose CPU time is measured; the merchant
 do no work, run in others. Flower's message is an assignment and its report. The stream's is a question and its
 answer, each as long as the demo's upload.
 
-The ratio to look at is `flower_to_stream`: how many trips over the stream one message over Flower would pay for.
+Then a block of masked rounds, with a larger model: the time of a step, all its trips and masks, beside the time of
+the one trip that it would take without masks.
+
+The ratios to look at: `flower_to_stream`, how many trips over the stream one message over Flower would pay for, and
+`masked_over_plain`.
 """
 
 import statistics
@@ -20,24 +24,33 @@ from typing import Any
 
 import numpy as np
 import yaml
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from rich.table import Table
 
-from hanse_common import signing
+from hanse_common import signing, wire
 from hanse_common.credentials import load_node_public, node_public_pem
+from hanse_common.directory import Directory, SignedDirectory
 from hanse_common.errors import RoundFailed
-from hanse_common.plan import SignedPlan
-from hanse_common.session import Assignment
+from hanse_common.plan import Cohort, LocalTraining, Plan, SignedPlan
+from hanse_common.session import Assignment, record_bytes
+from hanse_common.vision.recipe import Recipe
+from hanse_common.vision.taxonomy import Taxonomy
 from hanse_server.config import Service
+from hanse_server.coordinator import LeagueDirectory, MaskedRounds
 from hanse_server.development_keys import make_keys
 from hanse_server.flower_executor import Executor, RunContext
 from hanse_server.flower_grid import FlowerMembership
 from hanse_server.flower_link import SuperLink
 from hanse_server.stream import StreamServer
+from hanse_simulations.benchmarks.round_merchants import ECHO_ROUNDS
 from hanse_simulations.console import console
 from hanse_simulations.shops import merchant_names
 
 PAYLOAD = 4 * 1930
 """Bytes of the demo's upload."""
+
+MASKED_DIMENSION = 40_000
+MASKED_ROUNDS = 20
 
 WAIT_SECONDS = 120.0
 IDLE_SECONDS = 4.0
@@ -100,6 +113,8 @@ class _Bench:
             flower = self._flower(membership, everyone, streams.port, idle)
             setup = [self._set_up(membership, everyone, streams, number) for number in range(self._blocks)]
             stream, trips = self._stream(everyone, streams)
+            plain = self._plain(everyone, streams)
+            masked = self._masked(membership, everyone, streams)
             streams.close_block()
             self._figures = {
                 "merchants": len(everyone),
@@ -111,6 +126,9 @@ class _Bench:
                 "trip_seconds_p95": float(np.quantile(trips, 0.95)),
                 "block_setup_seconds": statistics.median(setup),
                 "idle_cpu_percent": 100 * idle,
+                "masked_dimension": MASKED_DIMENSION,
+                "masked_step_seconds": masked,
+                "masked_over_plain": masked / plain,
             }
         except Exception as error:
             self._failure = error
@@ -141,7 +159,7 @@ class _Bench:
         block = bytes([2, number]) * 8
         streams.open_block(block, 1 << 24)
         began = time.perf_counter()
-        membership.assign(_assignment(block, 2, streams.port), everyone)
+        membership.assign(_assignment(block, ECHO_ROUNDS, streams.port), everyone)
         if not streams.wait(WAIT_SECONDS, lambda connected: connected == everyone):
             missing = sorted(everyone - set(streams.connected()))
             raise RoundFailed(f"No stream of: {missing}.")
@@ -159,15 +177,51 @@ class _Bench:
             trips.append(time.perf_counter() - began)
         return (time.process_time() - cpu) / (self._trips * len(everyone)), trips
 
+    def _plain(self, everyone: frozenset[str], streams: StreamServer) -> float:
+        """Return the seconds of one trip that carries a model to everyone and as much back."""
+        payloads = dict.fromkeys(everyone, bytes(4 * MASKED_DIMENSION))
+        taken = []
+        for _ in range(MASKED_ROUNDS):
+            began = time.perf_counter()
+            if len(list(streams.exchange("bench", payloads, WAIT_SECONDS))) != len(everyone):
+                raise RoundFailed("Some merchants did not answer.")
+            taken.append(time.perf_counter() - began)
+        return statistics.median(taken)
+
+    def _masked(self, membership: FlowerMembership, everyone: frozenset[str], streams: StreamServer) -> float:
+        """Return the seconds of a masked round, its share of the block's set-up included."""
+        block = bytes([3]) * 16
+        streams.open_block(block, record_bytes(MASKED_DIMENSION))
+        membership.assign(_assignment(block, MASKED_ROUNDS, streams.port), everyone)
+        if not streams.wait(WAIT_SECONDS, lambda connected: connected == everyone):
+            raise RoundFailed("Some merchants did not come.")
+        signed = wire.decode(SignedDirectory, self._keys.directory.read_bytes())
+        directory = LeagueDirectory(signed, wire.decode(Directory, signed.directory))
+        plan = _plan(len(everyone))
+        rounds = MaskedRounds(
+            _Connected(streams),
+            SignedPlan.sign(plan, Ed25519PrivateKey.generate()),
+            plan,
+            directory,
+            lambda: 0,
+            setup_rounds=MASKED_ROUNDS,
+            attempts=1,
+        )
+        model = np.zeros(MASKED_DIMENSION, dtype=np.float32)
+        began = time.perf_counter()
+        for round_ in range(MASKED_ROUNDS):
+            if rounds.run(round_, model).update.any():
+                raise RoundFailed("The masks did not cancel.")
+        return (time.perf_counter() - began) / MASKED_ROUNDS
+
     def _service(self, stream_port: int) -> Service:
         keys = self._keys
-        merchants = {
-            name: {"identity": "0" * 64, "node_key": own / "node.key.pub"}
-            for name, own in keys.merchants.items()
-        }
+        merchants = {name: {"node_key": own / "node.key.pub"} for name, own in keys.merchants.items()}
         return Service.model_validate(
             {
                 "plan": self._folder / "plan.hanse",
+                "directory": keys.directory,
+                "league_key": signing.load_public(keys.league_key.with_name("league.key.pub")).hex(),
                 "state": self._folder / "state",
                 "tls": {"authority": keys.authority, "certificate": keys.certificate, "key": keys.key},
                 "admin": {"port": 0, "token": keys.token},
@@ -185,7 +239,7 @@ class _Bench:
         settings = {
             "photos": "photos",
             "state": "state",
-            "league": {"operator_key": "0" * 64, "taxonomy": {"classes": ["a", "b"]}},
+            "league": {"operator_key": "0" * 64, "league_key": "1" * 64, "taxonomy": {"classes": ["a", "b"]}},
             "policy": {"league": "bench", "epsilon": 1.0},
             "connection": {
                 "server": f"localhost:{port}",
@@ -196,6 +250,36 @@ class _Bench:
         }
         path.write_text(yaml.safe_dump(settings))
         return path
+
+
+class _Connected:
+    """The open block's streams as a `Transport`."""
+
+    def __init__(self, streams: StreamServer) -> None:
+        self.gather = self.merchants = streams.connected
+        self.exchange = streams.exchange
+
+
+def _plan(merchants: int) -> Plan:
+    return Plan(
+        league="demo",
+        serial=bytes(16),
+        recipe=Recipe(),
+        taxonomy=Taxonomy(classes=("a", "b")),
+        dimension=MASKED_DIMENSION,
+        training=LocalTraining(
+            rounds=MASKED_ROUNDS,
+            local_steps=1,
+            sampling_rate=0.1,
+            expected_batch=1.0,
+            clipping_norm=1.0,
+            learning_rate=1.0,
+            noise_multiplier=1.0,
+        ),
+        cohort=Cohort(min_merchants=3, max_merchants=max(merchants, 3)),
+        delta=1e-5,
+        update_bound=1.0,
+    )
 
 
 def _assignment(block: bytes, rounds: int, port: int) -> Assignment:
@@ -224,6 +308,12 @@ def show(figures: dict[str, Any]) -> None:
         ("CPU of a Flower message and reply", f"{figures['flower_cpu_ms_per_message']:.1f} ms", ""),
         ("one Flower message, in stream trips", f"{figures['flower_to_stream']:.0f}", ""),
         ("from an assignment to all streams", f"{figures['block_setup_seconds']:.2f} s", ""),
+        (
+            f"a masked step of {MASKED_DIMENSION:,} numbers",
+            f"{1000 * figures['masked_step_seconds']:.0f} ms",
+            "500 ms",
+        ),
+        ("the same, over one trip without masks", f"{figures['masked_over_plain']:.1f}", ""),
         ("CPU of idle nodes, of one core", f"{figures['idle_cpu_percent']:.1f} %", ""),
     )
     for row in rows:

@@ -1,0 +1,73 @@
+"""Who answered what was asked, who declined, and who is to blame: one trip of a round, and the roll it fills."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from hanse_common import wire
+from hanse_common.errors import WireError
+from hanse_common.messages import DeclineCode, Declined
+from hanse_common.secagg.messages import Work
+from hanse_server.transport import Transport
+
+R = TypeVar("R", bound=Work)
+
+
+@dataclass
+class Roll:
+    """What is noted of merchants while a round runs, by the transport's names.
+
+    `accused` holds the identity that a merchant blames when it declines.
+    """
+
+    declined: dict[str, DeclineCode] = field(default_factory=dict)
+    blamed: dict[str, str] = field(default_factory=dict)
+    accused: dict[str, bytes] = field(default_factory=dict)
+
+    def describe(self) -> str:
+        """Return all of it in words."""
+        notes = [f"{name} declined ({code})" for name, code in sorted(self.declined.items())]
+        notes += [f"{name}: {reason}" for name, reason in sorted(self.blamed.items())]
+        return "; ".join(notes) or "the others did not answer in time"
+
+
+def trip(
+    transport: Transport,
+    expected: type[R],
+    payloads: Mapping[str, Work],
+    deadline: float,
+    max_bytes: int,
+    roll: Roll,
+) -> Iterator[tuple[str, R]]:
+    """Ask each merchant its question and yield the valid answers of the expected type as they arrive.
+
+    Everything else is noted in `roll`: a reply that cannot be understood, is longer than `max_bytes`, comes unasked or
+    is for other work is dropped and blamed on its sender; a `Declined` is written down.
+    """
+    kind = expected.__name__.lower()
+    encoded = {
+        id(payload): wire.encode(payload) for payload in payloads.values()
+    }  # equal ones are one object
+    answered = set()
+    sent = {name: encoded[id(payload)] for name, payload in payloads.items()}
+    for merchant, data in transport.exchange(kind, sent, deadline):
+        if merchant not in payloads or merchant in answered:
+            roll.blamed[merchant] = f"{kind}: answered unasked"
+            continue
+        answered.add(merchant)
+        try:
+            reply: Work = wire.decode_any(_either(expected), data, max_bytes)
+        except WireError as error:
+            roll.blamed[merchant] = f"{kind}: {error}"
+            continue
+        if reply.work != payloads[merchant].work:
+            roll.blamed[merchant] = f"{kind}: answered for another round"
+        elif isinstance(reply, Declined):
+            roll.declined[merchant] = reply.code
+            roll.accused[merchant] = reply.culprit
+        elif isinstance(reply, expected):
+            yield merchant, reply
+
+
+def _either(expected: type[Work]) -> tuple[type[Work], type[Work]]:
+    return expected, Declined
