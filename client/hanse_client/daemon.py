@@ -69,9 +69,11 @@ _JITTER = secrets.SystemRandom()
 _REASONS = {
     NodeExit.UNREACHABLE: "it does not answer",
     NodeExit.UNTRUSTED: "its certificate is not of the authority under connection.authority",
-    NodeExit.UNKNOWN_KEY: "it does not know this node's key; give the operator your node.key.pub",
-    NodeExit.REFUSED: "it does not let the node in yet, as happens for a minute after a crash, or always while it "
-    "does not know this node's key; then give the operator your node.key.pub",
+    NodeExit.UNKNOWN_KEY: "it no longer knows this node's key; ask the operator",
+    NodeExit.REFUSED: (
+        "it does not let the node in yet, as happens for a minute after a crash, or until the operator has your "
+        "node.key.pub"
+    ),
     NodeExit.LOST: "the connection was lost",
 }
 

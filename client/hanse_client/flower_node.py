@@ -189,7 +189,8 @@ def _why(error: BaseException | None) -> NodeExit:
     seen = 0
     while error is not None and seen < 8:
         if isinstance(error, httpx.HTTPStatusError):
-            return NodeExit.REFUSED
+            known = error.response.status_code not in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN)
+            return NodeExit.REFUSED if known else NodeExit.UNKNOWN_KEY
         if "CERTIFICATE_VERIFY_FAILED" in str(error):
             return NodeExit.UNTRUSTED
         error, seen = error.__cause__ or error.__context__, seen + 1

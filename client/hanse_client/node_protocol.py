@@ -12,6 +12,8 @@ class NodeExit(IntEnum):
     UNREACHABLE = 40
     UNTRUSTED = 41
     UNKNOWN_KEY = 42
+    """The server no longer knows the node."""
     REFUSED = 43
+    """The server never knew the node, or takes it for one that is online. Flower gives both one answer."""
     LOST = 44
     ORPHANED = 45

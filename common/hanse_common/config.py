@@ -134,7 +134,11 @@ class _Schema:
                 prefix = branch.get("prefixItems", [])
                 inner = prefix[step] if step < len(prefix) else branch.get("items")
             else:
-                inner = branch.get("properties", {}).get(step) or branch.get("additionalProperties")
+                # Keys that must have a form have their values' schema under that form.
+                by_form = next(iter(branch.get("patternProperties", {}).values()), None)
+                inner = (
+                    branch.get("properties", {}).get(step) or by_form or branch.get("additionalProperties")
+                )
             if isinstance(inner, dict):
                 return inner
         return None
@@ -179,6 +183,8 @@ _BOUNDS = (
     ("pattern", "of the form {}"),
     ("minItems", "of at least {}"),
     ("maxItems", "of at most {}"),
+    ("minProperties", "of at least {}"),
+    ("maxProperties", "of at most {}"),
 )
 
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from subprocess import Popen
 from typing import Any
 
 import numpy as np
@@ -146,14 +147,20 @@ def train(
     with Processes() as processes:
         arguments = [command("hanse-server"), "run", "--json", "--config", str(server / "hanse-server.yaml")]
         running = processes.start("server", arguments, log, ONE_THREAD)
+        daemons: list[Popen[bytes]] = []
+        needed = experiment.plan.cohort.min_merchants
+
+        def alive() -> int:
+            return sum(daemon.poll() is None for daemon in daemons)
+
         for name, config in configs.items():
             arguments = [command("hanse-client"), "run", "--config", str(config)]
-            processes.start(name, arguments, config.parent / "daemon.log", ONE_THREAD)
+            daemons.append(processes.start(name, arguments, config.parent / "daemon.log", ONE_THREAD))
         console.print(
             f"{1 + len(configs)} processes started; the server's lines are in {log}.", soft_wrap=True
         )
         with bar("rounds", plan.training.rounds, tenths=True) as shown:
-            for event in _events(log, lambda: running.poll() is not None):
+            for event in _events(log, lambda: running.poll() is not None or alive() < needed):
                 if event["kind"] == "merchants":
                     shown.update(0, text=event["text"])
                 if event["kind"] != "round":
@@ -163,6 +170,11 @@ def train(
                     curve.add(event["round"], len(event["uploaded"]), evaluator.accuracy(model))
                 text = f"{len(event['uploaded'])} merchants, accuracy {100 * curve.accuracies[-1]:.1f} %"
                 shown.update(event["round"], text=text)
+        if running.poll() is None:
+            raise RoundFailed(
+                f"{len(daemons) - alive()} of {len(daemons)} shops' daemons ended by themselves, and the league needs "
+                f"{needed}; what they said last is in their folders, in daemon.log."
+            )
         code = running.wait()
     if code != 0:
         raise RoundFailed(f"The server ended with exit code {code}; its last lines are in {log}.")

@@ -18,9 +18,10 @@ from hanse_common.directory import Directory, Entry, SignedDirectory
 from hanse_common.errors import ConfigError, RecognizerError
 from hanse_common.messages import Invitation, Start
 from hanse_common.plan import Plan, SignedPlan
+from hanse_common.secagg import ring, suite
 from hanse_common.secagg.aggregator import Aggregator
 from hanse_common.secagg.merchant import Merchant
-from hanse_common.secagg.messages import Joined, Ready, Shares, Upload
+from hanse_common.secagg.messages import Agreed, Joined, Ready, Shares, Unmasked, Upload
 from hanse_common.secagg.suite import Setup
 from hanse_common.vision.recipe import Projection, PublicWhitening, Recipe, Scattering, SmallCnn
 from hanse_common.vision.taxonomy import Taxonomy
@@ -165,8 +166,20 @@ def test_cuda_where_there_is_none(
         shop.examples(shop.catalog(), recipe)
 
 
-def test_its_participant_takes_part_and_pays(make_shop: MakeShop, make_plan: MakePlan) -> None:
-    plan, shop = make_plan(), make_shop()
+def test_its_participant_takes_part_and_pays(
+    make_shop: MakeShop, make_plan: MakePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """… and nothing that is its own leaves in the clear, nor in what is sealed to others."""
+    (tmp_path / "photos" / "shirt").rename(tmp_path / "photos" / "CANARY-LABEL")
+    for photo in (tmp_path / "photos" / "shoe").iterdir():
+        photo.rename(photo.with_name(f"CANARY-{photo.name}"))
+    labels = tmp_path / "labels.yaml"
+    labels.write_text("CANARY-LABEL: shirt\n")
+    plan, shop = make_plan(), make_shop(labels=labels)
+    assert any("CANARY" in str(record.path) for record in shop.catalog().records)
+    left: list[bytes] = []
+    unseal = suite.unseal
+    monkeypatch.setattr(suite, "unseal", lambda *arguments: left.append(unseal(*arguments)) or left[-1])
     examples, _ = shop.examples(shop.catalog(), plan.recipe)
     told: list[str] = []
     signing.create_key(shop.config.identity_path)
@@ -192,6 +205,7 @@ def test_its_participant_takes_part_and_pays(make_shop: MakeShop, make_plan: Mak
 
     def ask(expected: Any, request: Any) -> Any:
         reply = participant.handle(wire.encode(request))
+        left.append(reply)
         return wire.decode(expected, reply, messages.MAX_MESSAGE_BYTES)
 
     aggregator.add_member(own, ask(Joined, invitation))
@@ -205,6 +219,24 @@ def test_its_participant_takes_part_and_pays(make_shop: MakeShop, make_plan: Mak
     assert shop.ledger().counter == 0
     upload = ask(Upload, Start(**work, model=bytes(4 * plan.dimension)))
     assert len(upload.vector) == 4 * plan.dimension and any(upload.vector)
+    for identity, peer in peers.items():
+        peer.receive(aggregator.delivery(identity))  # opens what was sealed to it
+    digest = messages.model_digest(bytes(4 * plan.dimension))
+    round_sum = aggregator.open_round(0, digest, plan.dimension)
+    round_sum.add_upload(own, upload)
+    for identity, peer in peers.items():
+        peer.open_round(0, digest)
+        zeros = np.zeros(plan.dimension, dtype=np.uint32)
+        peer.mask(zeros)
+        round_sum.add_upload(identity, Upload(**work, vector=ring.to_bytes(zeros)))
+    survivors = round_sum.survivors()
+    round_sum.add_agreed(own, ask(Agreed, survivors))
+    for identity, peer in peers.items():
+        round_sum.add_agreed(identity, peer.agree(survivors))
+    round_sum.add_unmasked(own, ask(Unmasked, round_sum.agreement()))
+    assert len(left) == 6 + 2 + 2 * 2  # its answers, what it opened, what the two others opened
+    secrets = [b"CANARY", b"photos", b"shirt", b"shoe", str(tmp_path).encode(), b".png"]
+    assert not [secret for secret in secrets for data in left if secret in data]
     ledger = shop.ledger()
     assert ledger.counter == 1 and ledger.path == shop.config.state / "ledger.sqlite"
     assert (ledger.budget.epsilon, ledger.budget.delta) == (3.0, 1e-5)

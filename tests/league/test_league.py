@@ -74,6 +74,36 @@ def test_a_killed_daemon_is_a_dropout_and_comes_back_by_itself(
     assert league.events("round")[-1]["uploaded"] == ["alder", "birch", "cedar", "damson"]
 
 
+@pytest.mark.slow
+def test_a_plan_with_a_bad_signature_is_refused_with_a_code(make_league: Callable[..., Any]) -> None:
+    """Cedar pins another operator's key; the others go on."""
+    league = make_league(rounds=2)
+    league.edit_shop("cedar", lambda settings: settings["league"].update(operator_key="ab" * 32))
+    server = league.start_server()
+    league.start_shops()
+    league.until("the server to end", lambda: server.poll() is not None)
+    assert server.returncode == 0, league.text("server")
+    assert league.events("round")[-1]["uploaded"] == ["alder", "birch", "damson"]
+    assert "cedar does not take part in this block (signature)." in league.text("server")
+    assert "The signature of the plan does not verify." in league.text("cedar")
+    assert league.ledger("cedar").counter == 0
+
+
+@pytest.mark.slow
+def test_a_directory_of_another_league_is_refused_with_a_code(make_league: Callable[..., Any]) -> None:
+    """Damson pins another league's key; the others go on."""
+    league = make_league(rounds=2)
+    league.edit_shop("damson", lambda settings: settings["league"].update(league_key="cd" * 32))
+    server = league.start_server()
+    league.start_shops()
+    league.until("the server to end", lambda: server.poll() is not None)
+    assert server.returncode == 0, league.text("server")
+    assert league.events("round")[-1]["uploaded"] == ["alder", "birch", "cedar"]
+    assert league.events("round")[0]["declined"] == {"damson": "directory"}
+    assert "The signature of the directory does not verify." in league.text("damson")
+    assert league.ledger("damson").counter == 0
+
+
 def test_nobody_outlives_a_killed_daemon(make_league: Callable[..., Any], helpers: Any) -> None:
     """Also where it has nobody to talk to: there is no server here."""
     league = make_league()

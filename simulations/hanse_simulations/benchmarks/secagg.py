@@ -7,7 +7,9 @@ everybody's secrets dealt and recovered for real. The peer is Flower 1.41's own 
 complete graph as ours, where that ends in reasonable time. The floor is what nobody can avoid: the AES keystream of
 all masks, and their addition.
 
-Ratios: `client_speedup_vs_flower`, `server_speedup_vs_flower`, and `client_over_floor`, the best of five.
+Ratios: `client_speedup_vs_flower`, `server_speedup_vs_flower`, `client_over_floor`, the best of five, and
+`server_over_floor`. A server at its floor cannot be faster against Flower's than Flower's generator is slow: where
+numpy's Mersenne Twister is quick, the speedup is what AES leaves of it.
 """
 
 import os
@@ -72,6 +74,7 @@ def run(quick: bool) -> dict[str, Any]:
         "client_speedup_vs_flower": _ratio(with_client[-1], "flower_client_seconds", "client_seconds"),
         "server_speedup_vs_flower": _ratio(with_server[-1], "flower_server_seconds", "server_seconds"),
         "client_over_floor": min(row["client_over_floor"] for row in rows if row["dimension"] == largest),
+        "server_over_floor": min(row["server_over_floor"] for row in rows if row["dimension"] == largest),
         "bytes_per_coordinate": rows[-1]["upload_bytes"] / rows[-1]["dimension"],
         "aggregator_bytes_by_n": {
             str(row["merchants"]): row["aggregator_bytes"]
@@ -100,6 +103,8 @@ def _measure(case: Case) -> dict[str, Any]:
     total: list[NDArray[np.uint32]] = []
     server = _cpu(lambda: total.append(sum_.total()))
     flower_client, flower_server = _peer(case)
+    streams = case.merchants - case.dropped + case.dropped * (case.merchants - case.dropped)
+    server_floor = min(floor) * streams / case.merchants
     return {
         "merchants": case.merchants,
         "dimension": case.dimension,
@@ -109,6 +114,7 @@ def _measure(case: Case) -> dict[str, Any]:
         "floor_seconds": min(floor),
         "client_over_floor": min(client) / min(floor),
         "server_seconds": server,
+        "server_over_floor": server / server_floor,
         "flower_client_seconds": flower_client,
         "flower_server_seconds": flower_server,
         "upload_bytes": upload_bytes,
@@ -230,9 +236,9 @@ def show(figures: dict[str, Any]) -> None:
         table.add_row(str(row["merchants"]), f"{row['dimension'] / 1e6:g} M", str(row["dropped"]), *seconds)
     console.print(table)
     console.print(
-        f"\nCPU seconds. Sums exact: {figures['exact']}. Over the floor: {figures['client_over_floor']:.2f} "
-        "(goal 1.35). "
-        f"Faster than Flower's: a merchant {figures['client_speedup_vs_flower']:.0f} times (goal 10), the server "
+        f"\nCPU seconds. Sums exact: {figures['exact']}. Over the floor: {figures['client_over_floor']:.2f} for a "
+        f"merchant (goal 1.35), {figures['server_over_floor']:.2f} for the server. Faster than Flower's: a merchant "
+        f"{figures['client_speedup_vs_flower']:.0f} times (goal 10), the server "
         f"{figures['server_speedup_vs_flower']:.0f} times (goal 20). "
         f"Bytes a coordinate: {figures['bytes_per_coordinate']:g}."
     )

@@ -1,0 +1,94 @@
+"""The directory: one entry an entity, in date, signed by the league's key alone, one encoding."""
+
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from pydantic import ValidationError
+
+from hanse_common import signing, wire
+from hanse_common.directory import MAX_MEMBERS, Directory, Entry, SignedDirectory
+from hanse_common.errors import DirectoryRefused, SignatureInvalid, WireError
+
+KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+LEAGUE = signing.public_bytes(KEY)
+
+
+def entry(number: int, **changes: Any) -> Entry:
+    fields = {
+        "name": f"m{number:04}",
+        "entity": f"Entity {number}",
+        "identity": number.to_bytes(32, "big"),
+        "expires": 100,
+    }
+    return Entry(**(fields | changes))
+
+
+def directory(*entries: Entry, **changes: Any) -> Directory:
+    fields: dict[str, Any] = {"league": "test", "version": 1, "expires": 100}
+    return Directory(**(fields | {"entries": entries or (entry(1), entry(2), entry(3))} | changes))
+
+
+def test_it_opens_with_the_leagues_key_alone() -> None:
+    signed = SignedDirectory.sign(directory(), KEY)
+    assert signed.open(LEAGUE, 99.9) == directory()
+    with pytest.raises(SignatureInvalid):
+        signed.open(signing.public_bytes(Ed25519PrivateKey.generate()), 0)
+    forged = signed.model_copy(update={"directory": wire.encode(directory(version=2))})
+    with pytest.raises(SignatureInvalid):
+        forged.open(LEAGUE, 0)
+
+
+def test_a_plans_signature_is_none_for_a_directory() -> None:
+    data = wire.encode(directory())
+    with pytest.raises(SignatureInvalid):
+        SignedDirectory(directory=data, signature=signing.sign(KEY, "plan", data)).open(LEAGUE, 0)
+
+
+def test_it_expires() -> None:
+    for now in (100.0, 101.0, 1e9):
+        with pytest.raises(DirectoryRefused, match="version 1, has expired"):
+            SignedDirectory.sign(directory(), KEY).open(LEAGUE, now)
+
+
+def test_entries_expire_one_by_one() -> None:
+    made = directory(entry(1), entry(2, expires=50))
+    assert set(made.entities(49)) == {entry(1).identity, entry(2).identity}
+    assert made.entities(50) == {entry(1).identity: "Entity 1"}
+    assert set(made.identities()) == {"m0001", "m0002"}
+
+
+@pytest.mark.parametrize(
+    ("other", "what"),
+    [
+        ({"name": "m0001"}, "one name twice"),
+        ({"entity": "entity 1"}, "one entity twice"),  # whatever its spelling
+        ({"identity": entry(1).identity}, "one identity twice"),
+        ({"name": "a"}, "sorted by name"),
+    ],
+)
+def test_each_entity_has_one_entry(other: dict[str, Any], what: str) -> None:
+    with pytest.raises(ValidationError, match=what):
+        directory(entry(1), entry(2, **other))
+
+
+def test_bounds() -> None:
+    many = tuple(entry(number) for number in range(MAX_MEMBERS + 1))
+    assert SignedDirectory.sign(directory(*many[:-1]), KEY).open(LEAGUE, 0).entries == many[:-1]
+    for impossible in (
+        lambda: directory(*many),
+        lambda: directory(version=0),
+        lambda: directory(expires=-1),
+        lambda: entry(1, name="UPPER"),
+        lambda: entry(1, entity=""),
+        lambda: entry(1, identity=bytes(31)),
+    ):
+        with pytest.raises(ValidationError):
+            impossible()
+
+
+def test_signed_bytes_that_are_no_directory() -> None:
+    for data in (b"", b"\xc0", wire.encode(directory()) + b"\0"):
+        signature = signing.sign(KEY, SignedDirectory.DOMAIN, data)
+        with pytest.raises(WireError):
+            SignedDirectory(directory=data, signature=signature).open(LEAGUE, 0)
