@@ -197,6 +197,12 @@ def _why(error: BaseException | None) -> NodeExit:
     return NodeExit.UNREACHABLE
 
 
+def _leave(number: int, frame: Any) -> None:
+    """End this process in order, once: a second signal must not break the farewell off."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit()
+
+
 def main(server: str, authority: str, node_key: str, descriptor: str) -> NodeExit:
     """Connect, serve, and return why it ended."""
     resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
@@ -218,14 +224,13 @@ def main(server: str, authority: str, node_key: str, descriptor: str) -> NodeExi
     except SystemExit as ended:
         return _why(ended.__context__)
     # Leave in order when asked to: a node that is only killed counts as online for a minute.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit())
+    signal.signal(signal.SIGTERM, _leave)
     try:
         daemon.tell(CONNECTED)
         _Node(callbacks, make_app(daemon)).serve()
     except Exception as error:
         print(f"The connection was lost: {type(error).__name__}: {error}", file=sys.stderr)
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not break the farewell off
         signal.alarm(LEAVE_SECONDS)
         connection.__exit__(None, None, None)
     return NodeExit.LOST
