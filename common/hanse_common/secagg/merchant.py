@@ -139,6 +139,7 @@ class Merchant:
             for number, seed in enumerate(self._seeds)
         ]
         self._keys = []  # what is left to do with them, only those who hold their shares may do
+        del self._sealing  # it would open all packets again, with the shares of rounds that are forgotten
         return Shares(**self._setup.work, seed_digests=b"".join(digests), packets=packets)
 
     def receive(self, delivery: Delivery) -> tuple[dict[bytes, Witness], Ready]:

@@ -12,7 +12,9 @@ from typing import Any
 import msgpack
 import numpy as np
 import pytest
+from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from scipy.stats import chisquare
 
 from hanse_client.markers import Markers
@@ -45,7 +47,6 @@ from .adversary import (
     AnotherSecret,
     Conspiracy,
     Contradicts,
-    Corrupt,
     Credulous,
     ForgesCounter,
     NoPolynomial,
@@ -189,6 +190,20 @@ def test_a_copied_key_in_disguise_gives_no_common_stream(league: Make) -> None:
     assert len({mask.key for mask in made.merchants[2]._round.masks}) == 5
 
 
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_too_few_or_too_many_mask_keys(league: Make, rounds: int) -> None:
+    """A corrupt merchant has no key for a round, so that nobody can take its masks out."""
+    made = league.of(5, rounds=2)
+    roster = made.join()
+    other = resigned(made, 4, mask_keys=(roster.members[4].mask_keys + bytes(range(32)))[: 32 * rounds])
+    mixed = with_members(roster, (*roster.members[:4], other))
+    assert refused(Fault.ROSTER, lambda: made.merchants[0].share(mixed, 0, {})).culprit == 4
+    with pytest.raises(Misbehaviour):
+        made.aggregator.__class__(made.setup, made.parameters, made.entities).add_member(
+            made.identity(4), Joined(**made.setup.work, member=other)
+        )
+
+
 @pytest.mark.parametrize("low", [0, 1, 2**255 - 20, 2**255 - 19, 2**255 - 18])
 @pytest.mark.parametrize("field", ["sealing_key", "mask_keys"])
 def test_keys_of_low_order_are_noticed_before_any_photo(league: Make, field: str, low: int) -> None:
@@ -314,7 +329,7 @@ def test_split_share_sets(league: Make) -> None:
         victim.receive_some({place: whole.packets[place - 1] for place in few})
         round_ = made.open(0, D)
         enemy = Conspiracy(round_, corrupt)
-        masked = round_.upload({place: update for place in range(20)})
+        masked = round_.upload(dict.fromkeys(range(20), update))
         survivors = (0, *range(7, 20))
         assert enemy.uncover(0, masked[0], few) is None, "their own shares are not enough"
         assert len(enemy.ask(dict.fromkeys(range(7, 18), survivors))[survivors]) == 11
@@ -571,7 +586,7 @@ def test_the_signature_of_one_who_is_no_survivor_does_not_count(league: Make) ->
 
 @pytest.mark.parametrize("change", ["round", "attempt", "keys", "model"])
 def test_signatures_from_elsewhere(league: Make, change: str) -> None:
-    """The same survivors signed before: in another round, attempt, or set-up with the same numbers, from another model."""
+    """The same survivors signed before: in another round or attempt, with other keys, or from another model."""
     made = league.of(5, rounds=2)
     first = uploaded(made)
     old = Conspiracy(first).sign(ALL, by=ALL)
@@ -649,7 +664,7 @@ def test_the_quorum_is_what_it_says(league: Make, corrupt: tuple[int, ...]) -> N
         made = corrupted(league.of(7, n_min=4, c=2), *corrupt)
         assert (made.parameters.quorum(7), made.parameters.threshold(7)) == (5, 4)
         round_ = made.start().open(0, D)
-        masked = round_.upload({place: update for place in range(7)})
+        masked = round_.upload(dict.fromkeys(range(7), update))
         enemy = Conspiracy(round_, corrupt)
         enemy.ask({place: everyone if place < split else without for place in range(honest)})
         found = enemy.uncover(0, masked[0])
@@ -822,6 +837,9 @@ def test_threshold_and_quorum_follow_from_the_merchants_own_plan_and_the_roster(
 
 # -- order --------------------------------------------------------------------------------------------------------
 
+TURNS = ("join", "share", "receive", "open", "mask", "agree", "unmask")
+ROUND = ("mask", "agree", "unmask")
+
 
 class Asked:
     """All that a server could ask merchant 0 of five in a set-up of two rounds, truly or not, at any time.
@@ -840,9 +858,8 @@ class Asked:
             self.deliveries[how] = whole_delivery.model_copy(update={"packets": packets})
 
     def _delivery(self, roster: Roster) -> Delivery:
-        packets = []
-        for place in range(1, len(roster.members)):
-            packets.append(forked(self.made.merchants[place]).share(roster, 0, {}).packets[0])
+        others = self.made.merchants[1 : len(roster.members)]
+        packets = [forked(merchant).share(roster, 0, {}).packets[0] for merchant in others]
         return Delivery(**self.made.setup.work, packets=tuple(packets))
 
     def questions(self) -> Iterator[tuple[Any, ...]]:
@@ -943,8 +960,43 @@ def test_nothing_is_answered_twice_in_whatever_order_it_is_asked(league: Make) -
     assert sequences > 100
 
 
-TURNS = ("join", "share", "receive", "open", "mask", "agree", "unmask")
-ROUND = ("mask", "agree", "unmask")
+@pytest.mark.parametrize("change", [{"plan_digest": bytes(32)}, {"attempt": 1}, {"round": 1}])
+def test_questions_about_other_work(league: Make, change: dict[str, Any]) -> None:
+    """The server takes questions of one set-up or round into another."""
+    made = league.of(5, rounds=2)
+    roster, merchant = made.join(), made.merchants[0]
+    refused(Fault.ORDER, lambda: merchant.share(roster.model_copy(update=change), 0, {}))
+    made.share(roster)
+    delivery = made.aggregator.delivery(made.identity(0))
+    refused(Fault.ORDER, lambda: merchant.receive(delivery.model_copy(update=change)))
+    made.receive()
+    round_ = made.open(0, D)
+    round_.upload(updates(5))
+    refused(Fault.ORDER, lambda: merchant.agree(named(round_, *ALL).model_copy(update=change)))
+    round_.agree(range(5))
+    asked = round_.sum.agreement()
+    refused(Fault.ORDER, lambda: merchant.unmask(asked.model_copy(update=change)))
+    merchant.unmask(asked)
+
+
+def test_a_merchant_that_is_seized_later_gives_nothing_of_a_round_that_is_over(league: Make) -> None:
+    """The server kept every packet. With a key that opens them it would have both shares of everyone's secrets."""
+    made = league.of(5, rounds=2)
+    roster = made.join()
+    shares = made.share(roster)
+    made.receive()
+    merchant, context = made.merchants[0], made.aggregator.context
+    keys = [value for value in vars(merchant).values() if isinstance(value, X25519PrivateKey)]
+    for key in [*keys, *merchant._keys]:
+        with pytest.raises(InvalidTag):
+            channel = suite.agree(key, roster.members[1].sealing_key)
+            suite.unseal(channel, context, made.identity(1), made.identity(0), shares[1].packets[0].sealed)
+    assert merchant._channels == {}
+    round_ = made.open(0, D)
+    round_.upload(updates(5))
+    round_.agree(range(5))
+    round_.unmask(range(5))
+    assert (merchant._held[0], merchant._pairs[0], merchant._seeds[0]) == ({}, {}, b"")
 
 
 def test_a_round_is_over_when_the_next_one_is_open(league: Make) -> None:
