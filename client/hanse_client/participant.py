@@ -185,8 +185,11 @@ class Participant:
 
     def _receive(self, delivery: Delivery) -> Ready:
         """Take everyone's shares, and remember their ledgers before saying so."""
-        counters, ready = self._joined(delivery).merchant.receive(delivery)
+        session = self._joined(delivery)
+        counters, ready = session.merchant.receive(delivery)
+        self._session = None  # over, should the marks not be written
         self._markers.remember(counters)
+        self._session = session
         return ready
 
     def _upload(self, start: Start) -> Upload:

@@ -21,7 +21,8 @@ from hanse_common.errors import DirectoryRefused
 from hanse_common.wire import Bytes32, Message, Name, Signature, Value
 
 MAX_MEMBERS = 1000
-MAX_DIRECTORY_BYTES = 512 * 1024
+MAX_DIRECTORY_BYTES = 768 * 1024
+"""Enough for `MAX_MEMBERS` with the longest names in any script, and the signature."""
 
 Time = Annotated[int, Field(ge=0, lt=1 << 40)]
 

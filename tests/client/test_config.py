@@ -84,6 +84,9 @@ def test_the_samples_figures_are_right(sample: Path) -> None:
     ("old", "new", "found"),
     [
         ("operator_key: 9", "operator_key: Z", "league.operator_key"),
+        ("league_key: 5", "league_key: Z", "league.league_key"),
+        ("minimum_cohort: 3", "minimum_cohort: 2", "policy.minimum_cohort: found 2"),
+        ("corrupt_merchants: 1", "corrupt_merchants: 0", "policy.corrupt_merchants: found 0"),
         ("epsilon: 3.0", "epsilon: 0", "policy.epsilon: found 0"),
         ("device: auto", "device: tpu", "device: found 'tpu'"),
         ("  classes: [T-shirt, Trouser", "  classes: [Coat, Trouser", "expected classes that differ"),
@@ -99,3 +102,20 @@ def test_faults(sample: Path, tmp_path: Path, old: str, new: str, found: str) ->
     with pytest.raises(ConfigError, match=re.escape(found)) as caught:
         load(ClientConfig, path)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_who_signs_plans_must_not_sign_the_list_of_members(sample: Path, tmp_path: Path) -> None:
+    text = sample.read_text()
+    operator_key = re.search(r"operator_key: (\w+)", text)[1]
+    path = tmp_path / "hanse-client.yaml"
+    path.write_text(re.sub(r"league_key: \w+", f"league_key: {operator_key}", text))
+    with pytest.raises(ConfigError, match="two holders"):
+        load(ClientConfig, path)
+
+
+def test_where_the_state_lies(sample: Path) -> None:
+    config = load(ClientConfig, sample)
+    state = sample.parent / "state"
+    assert config.markers_path == state / "markers.sqlite"
+    alone = config.model_copy(update={"connection": None})
+    assert (alone.identity_path, alone.node_key_path) == (state / "identity.key", state / "node.key")

@@ -5,6 +5,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -79,8 +80,39 @@ def test_counters_are_remembered_and_never_lowered(path: Path) -> None:
 
 
 def test_nobody_else_may_read_it(path: Path) -> None:
-    Markers(path)
-    assert path.stat().st_mode & 0o777 == 0o600
+    Markers(path).begin(PLAN, 0)
+    for file in (path, *path.parent.iterdir()):  # SQLite's own files beside it, too
+        assert file.stat().st_mode & 0o777 == 0o600
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_file_that_another_process_keeps_locked(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    markers = Markers(path)
+    connect = sqlite3.connect
+    with closing(connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        monkeypatch.setattr(
+            sqlite3, "connect", lambda *where, **how: connect(*where, **how | {"timeout": 0.01})
+        )
+        for use in (
+            lambda: Markers(path),
+            lambda: markers.begin(PLAN, 0),
+            lambda: markers.see_directory(LEAGUE, directory(1)),
+            lambda: markers.remember({OTHER: Witness(1, bytes(64))}),
+            markers.witnesses,
+        ):
+            with pytest.raises(LedgerError, match=r"markers\.sqlite.*locked"):
+                use()
+    markers.begin(PLAN, 0)
+
+
+def test_a_file_that_vanishes_is_not_made_anew_behind_a_running_shop(path: Path) -> None:
+    markers = Markers(path)
+    markers.begin(PLAN, 7)
+    for file in list(path.parent.iterdir()):
+        file.unlink()
+    with pytest.raises(LedgerError, match=r"markers\.sqlite"):
+        markers.begin(PLAN, 7)
 
 
 def test_what_cannot_be_used_is_said_and_left_alone(path: Path, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 import itertools
 import multiprocessing
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,16 +24,20 @@ from hanse_client.policy import Policy
 from hanse_client.training import Examples, LocalTrainer
 from hanse_common import messages, signing, wire
 from hanse_common.directory import Directory, Entry, SignedDirectory
+from hanse_common.errors import LedgerError
 from hanse_common.messages import DeclineCode, Declined, Invitation, Start
 from hanse_common.plan import Cohort, Plan, SignedPlan
 from hanse_common.randomness import AesCtrStream, OsRandomness
-from hanse_common.secagg import ring
+from hanse_common.secagg import ring, transcript
 from hanse_common.secagg.aggregator import Aggregator, MaskedSum
+from hanse_common.secagg.faults import Fault, Refusal
 from hanse_common.secagg.merchant import Merchant
 from hanse_common.secagg.messages import (
     Agreed,
+    Agreement,
     Delivery,
     Joined,
+    Member,
     Ready,
     Roster,
     Shares,
@@ -147,7 +153,13 @@ class SetUp:
     """Brings a shop and two other merchants together; each method is a trip with the shop, whose reply it returns."""
 
     def __init__(
-        self, shop: Shop, plan: Plan, round_: int = 0, attempt: int | None = None, rounds: int = 1
+        self,
+        shop: Shop,
+        plan: Plan,
+        round_: int = 0,
+        attempt: int | None = None,
+        rounds: int = 1,
+        peers: int = 2,
     ) -> None:
         self.shop, self.plan = shop, plan
         attempt = next(shop.attempts) if attempt is None else attempt
@@ -157,9 +169,11 @@ class SetUp:
         entities, parameters = listed.entities(NOW), plan.cohort.parameters
         self.aggregator = Aggregator(self.setup, parameters, entities)
         self.peers = {
-            signing.public_bytes(key): Merchant(self.setup, parameters, key, entities) for key in PEERS[:2]
+            signing.public_bytes(key): Merchant(self.setup, parameters, key, entities)
+            for key in PEERS[:peers]
         }
         self.witnesses: dict[bytes, Witness] = {}
+        self.first_counter = 10
         self.own = signing.public_bytes(OWN)
         self.sum: MaskedSum | None = None
 
@@ -179,7 +193,9 @@ class SetUp:
     def deliver(self) -> Delivery:
         self.aggregator.add_shares(self.own, self.share())
         for number, (identity, peer) in enumerate(self.peers.items()):
-            self.aggregator.add_shares(identity, peer.share(self.made, 10 + number, self.witnesses))
+            self.aggregator.add_shares(
+                identity, peer.share(self.made, self.first_counter + number, self.witnesses)
+            )
         return self.aggregator.delivery(self.own)
 
     def ready(self) -> Any:
@@ -195,29 +211,33 @@ class SetUp:
     def upload(self, round_: int | None = None, model: bytes | None = None) -> Any:
         return self.shop.ask(self.start(round_, model))
 
-    def finish(self, upload: Upload, model: bytes | None = None) -> NDArray[np.float64]:
-        """Run the rest of the round with the shop, and return the sum of all updates; the peers' are zero."""
+    def finish(self, upload: Upload, model: bytes | None = None, absent: bytes = b"") -> NDArray[np.float64]:
+        """Run the rest of the round with the shop, and return the sum of all updates; the peers' are zero.
+
+        The peer `absent` is not heard of again.
+        """
+        peers = {identity: peer for identity, peer in self.peers.items() if identity != absent}
         digest = messages.model_digest(self.start(upload.round, model).model)
         sum_ = self.aggregator.open_round(upload.round, digest, self.plan.dimension)
         sum_.add_upload(self.own, upload)
-        for identity, peer in self.peers.items():
+        for identity, peer in peers.items():
             peer.open_round(upload.round, digest)
             zeros = np.zeros(self.plan.dimension, dtype=np.uint32)
             peer.mask(zeros)
             sum_.add_upload(identity, Upload(**sum_.work, vector=ring.to_bytes(zeros)))
         survivors = sum_.survivors()
         sum_.add_agreed(self.own, self.shop.ask(survivors))
-        for identity, peer in self.peers.items():
+        for identity, peer in peers.items():
             sum_.add_agreed(identity, peer.agree(survivors))
         agreement = sum_.agreement()
         sum_.add_unmasked(self.own, self.shop.ask(agreement))
-        for identity, peer in self.peers.items():
+        for identity, peer in peers.items():
             sum_.add_unmasked(identity, peer.unmask(agreement))
         return self.plan.ring.decode(sum_.total())
 
 
-def ready(shop: Shop, plan: Plan, *where: Any, rounds: int = 1) -> SetUp:
-    made = SetUp(shop, plan, *where, rounds=rounds)
+def ready(shop: Shop, plan: Plan, *where: Any, **changes: Any) -> SetUp:
+    made = SetUp(shop, plan, *where, **changes)
     assert isinstance(made.ready(), Ready)
     return made
 
@@ -259,6 +279,15 @@ def test_the_rounds_of_one_set_up(shop: Shop, make_plan: MakePlan) -> None:
         assert np.array_equal(total, np.full(plan.dimension, 0.5))
     assert shop.ledger.counter == 3
     assert made.upload(2).code == DeclineCode.UNEXPECTED
+
+
+def test_one_that_drops_out_costs_nobody_the_sum(shop: Shop, make_plan: MakePlan) -> None:
+    plan = make_plan()
+    made = ready(shop, plan, peers=3, rounds=2)
+    for round_, absent in zip(range(2), made.peers, strict=False):
+        total = made.finish(made.upload(round_), absent=absent)
+        assert np.array_equal(total, np.full(plan.dimension, 0.5))
+    assert not shop.told
 
 
 def test_the_charge_is_on_disk_before_photos_are_touched(shop: Shop, make_plan: MakePlan) -> None:
@@ -392,6 +421,8 @@ def test_a_model_that_makes_no_sense_costs_nothing(
     assert made.upload(model=model).code == DeclineCode.MODEL
     assert shop.untouched()
     assert why in shop.told[0]
+    assert isinstance(made.upload(), Upload), "nothing was used up, so a good model is served"
+    assert shop.trainer.charges_seen == [1]
 
 
 def test_photos_not_prepared(shop: Shop, make_plan: MakePlan) -> None:
@@ -450,6 +481,43 @@ def test_nothing_of_a_set_up_is_answered_after_a_crash(
     assert again.untouched()
 
 
+class Dying:
+    """A trainer whose process ends while it has photos in its hands."""
+
+    def accepts(self, plan: Plan) -> bool:
+        return True
+
+    def update(self, plan: Plan, round_: int, model: NDArray[np.float32]) -> NDArray[np.float64]:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError("is dead")
+
+
+@pytest.mark.parametrize("when", ["before the answer to an invitation", "while training"])
+def test_a_kill_leaves_what_was_begun_begun(
+    tmp_path: Path, make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    plan = make_plan({"repeats": 1})
+    charged = int(when == "while training")
+
+    def until_killed() -> None:
+        shop = Shop(tmp_path, trainer=Dying())
+        if charged:
+            train(shop, plan, 0, 3)
+        monkeypatch.setattr(Merchant, "join", lambda _: os.kill(os.getpid(), signal.SIGKILL))
+        shop.ask(invite(plan, attempt=3))
+
+    process = multiprocessing.get_context("fork").Process(target=until_killed)
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    after = Shop(tmp_path)
+    assert after.ledger.counter == charged
+    assert after.ask(invite(plan, attempt=3)).code == DeclineCode.REPEATED
+    assert after.ask(Start(**invite(plan, attempt=3).work, model=bytes(84))).code == DeclineCode.UNEXPECTED
+    assert not after.trainer.charges_seen
+    assert isinstance(train(after, plan, 0, 4), Upload)
+
+
 def test_nothing_without_joining(shop: Shop, make_plan: MakePlan) -> None:
     made = SetUp(shop, make_plan())
     assert made.upload().code == DeclineCode.UNEXPECTED
@@ -476,12 +544,117 @@ def test_what_nobody_signed_does_not_undo_a_set_up(shop: Shop, make_plan: MakePl
     assert isinstance(made.upload(), Upload)
 
 
-def test_a_refusal_of_secure_aggregation_ends_the_set_up(shop: Shop, make_plan: MakePlan) -> None:
-    made = ready(shop, make_plan(), rounds=2)
-    upload = made.upload()
-    alone = Survivors(**upload.work, places=(0,))
-    assert shop.ask(alone).code == DeclineCode.SURVIVORS
-    assert made.upload(1).code == DeclineCode.UNEXPECTED
+def shared(made: SetUp) -> SetUp:
+    made.deliver()
+    return made
+
+
+def prepared(made: SetUp) -> SetUp:
+    assert isinstance(made.ready(), Ready)
+    return made
+
+
+def uploaded(made: SetUp) -> SetUp:
+    assert isinstance(prepared(made).upload(), Upload)
+    return made
+
+
+def agreed(made: SetUp) -> SetUp:
+    assert isinstance(uploaded(made).shop.ask(survivors(made)), Agreed)
+    return made
+
+
+def joined(made: SetUp) -> SetUp:
+    made.made = made.roster(made.join())
+    return made
+
+
+def survivors(made: SetUp, *places: int) -> Survivors:
+    return Survivors(**made.setup.work, places=places or (0, 1, 2))
+
+
+def low_order(made: SetUp) -> Roster:
+    """Return the roster with a key of a peer's that gives everybody the same secret; the peer signed it."""
+    place = next(n for n, m in enumerate(made.made.members) if m.identity == signing.public_bytes(PEERS[1]))
+    member = made.made.members[place]
+    keys = bytes(32) + member.mask_keys[32:]
+    statement = transcript.join_statement(made.setup, member.identity, member.sealing_key, keys)
+    bad = Member(
+        identity=member.identity,
+        sealing_key=member.sealing_key,
+        mask_keys=keys,
+        signature=signing.sign(PEERS[1], "join", statement),
+    )
+    members = (*made.made.members[:place], bad, *made.made.members[place + 1 :])
+    return made.made.model_copy(update={"members": members})
+
+
+REFUSED_LATER: dict[str, tuple[DeclineCode, Callable[[SetUp], SetUp], Callable[[SetUp], Any]]] = {
+    "shares before the roster": (
+        DeclineCode.UNEXPECTED,
+        joined,
+        lambda made: Delivery(**made.setup.work, packets=()),
+    ),
+    "a key of low order": (DeclineCode.ROSTER, joined, low_order),
+    "a start before the roster": (DeclineCode.UNEXPECTED, joined, SetUp.start),
+    "the roster again": (DeclineCode.UNEXPECTED, shared, lambda made: made.made),
+    "a start before all shares": (DeclineCode.UNEXPECTED, shared, SetUp.start),
+    "shares of too few": (
+        DeclineCode.SHARES,
+        shared,
+        lambda made: Delivery(**made.setup.work, packets=made.aggregator.delivery(made.own).packets[:1]),
+    ),
+    "shares again": (DeclineCode.UNEXPECTED, prepared, lambda made: made.aggregator.delivery(made.own)),
+    "a round that is not of the set-up": (DeclineCode.UNEXPECTED, prepared, lambda made: made.start(2)),
+    "survivors before the upload": (DeclineCode.UNEXPECTED, prepared, survivors),
+    "a round again": (DeclineCode.UNEXPECTED, uploaded, SetUp.start),
+    "too few survivors": (DeclineCode.SURVIVORS, uploaded, lambda made: survivors(made, 0)),
+    "no survivors": (
+        DeclineCode.SURVIVORS,
+        uploaded,
+        lambda made: Survivors(**made.setup.work, places=()),
+    ),
+    "survivors from nowhere": (DeclineCode.SURVIVORS, uploaded, lambda made: survivors(made, 0, 1, 2, 3)),
+    "an agreement before survivors": (
+        DeclineCode.UNEXPECTED,
+        uploaded,
+        lambda made: Agreement(**made.setup.work, places=(), signatures=b""),
+    ),
+    "other survivors": (DeclineCode.SURVIVORS, agreed, survivors),
+    "an agreement of nobody": (
+        DeclineCode.AGREEMENT,
+        agreed,
+        lambda made: Agreement(**made.setup.work, places=(), signatures=b""),
+    ),
+    "an agreement that is forged": (
+        DeclineCode.AGREEMENT,
+        agreed,
+        lambda made: Agreement(**made.setup.work, places=(0, 1, 2), signatures=b"x" * 192),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED_LATER)
+def test_a_refusal_of_secure_aggregation_ends_the_set_up(shop: Shop, make_plan: MakePlan, case: str) -> None:
+    code, bring, make = REFUSED_LATER[case]
+    made = bring(SetUp(shop, make_plan(), rounds=2))
+    charged = shop.ledger.counter
+    reply = shop.ask(make(made))
+    assert (type(reply), reply.code) == (Declined, code)
+    assert reply.culprit == (signing.public_bytes(PEERS[1]) if case == "a key of low order" else b"")
+    for request in (
+        made.made,
+        Delivery(**made.setup.work, packets=()),
+        made.start(0),
+        made.start(1),
+        survivors(made),
+        Agreement(**made.setup.work, places=(), signatures=b""),
+    ):
+        assert shop.ask(request).code == DeclineCode.UNEXPECTED
+        assert "not joined" in shop.told[-1]
+    assert shop.ledger.counter == len(shop.trainer.charges_seen) == charged
+    assert shop.ask(made.invitation).code == DeclineCode.REPEATED
+    assert isinstance(train(shop, made.plan, 1), Upload), "the next set-up is another matter"
 
 
 def test_a_roster_under_the_plans_minimum(shop: Shop, make_plan: MakePlan) -> None:
@@ -509,6 +682,34 @@ def test_peers_ledgers_are_remembered_before_saying_ready(shop: Shop, make_plan:
     assert {identity: found.counter for identity, found in remembered.items()} == dict(
         zip(made.peers, (10, 11), strict=True)
     )
+
+
+def test_a_peer_is_told_when_its_ledger_was_put_back(shop: Shop, make_plan: MakePlan, tmp_path: Path) -> None:
+    plan = make_plan()
+    ready(shop, plan)
+    made = SetUp(Shop(tmp_path), plan, attempt=1)  # after a restart
+    made.first_counter = 9
+    with pytest.raises(Refusal, match="older copy") as refused:
+        made.ready()
+    assert refused.value.fault is Fault.LEDGER
+    remembered = {found.counter for found in shop.markers.witnesses().values()}
+    assert remembered == {10, 11}, "never lowered"
+
+
+def test_what_was_not_remembered_is_not_relied_on(
+    shop: Shop, make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: Any) -> None:
+        raise LedgerError("the disk is full")
+
+    made = SetUp(shop, make_plan())
+    with monkeypatch.context() as patched:
+        patched.setattr(shop.markers, "remember", full)
+        assert made.ready().code == DeclineCode.UNAVAILABLE
+    assert shop.told == ["Declined round 1 (unavailable): the disk is full"]
+    assert made.upload().code == DeclineCode.UNEXPECTED
+    assert shop.untouched()
+    assert isinstance(train(shop, made.plan), Upload)
 
 
 def test_a_ledger_put_back_from_a_backup_is_noticed(shop: Shop, make_plan: MakePlan, tmp_path: Path) -> None:
@@ -545,6 +746,17 @@ def test_an_exceeded_budget_is_declined_and_told(shop: Shop, make_plan: MakePlan
     assert reply.code == DeclineCode.BUDGET
     assert shop.ledger.counter == 2 and shop.trainer.charges_seen == [1, 2]
     assert "budget" in shop.told[-1] and "ε = 6" in shop.told[-1] and "round 1" in shop.told[-1]
+
+
+def test_a_budget_that_was_spent_after_joining(shop: Shop, make_plan: MakePlan, tmp_path: Path) -> None:
+    """It is the charge that counts, not the check before."""
+    plans = [make_plan(serial=bytes([i]) * 16) for i in range(3)]
+    made, other = ready(shop, plans[2], rounds=2), Shop(tmp_path)
+    for plan in plans[:2]:
+        assert isinstance(train(other, plan), Upload)
+    assert made.upload().code == DeclineCode.BUDGET
+    assert shop.ledger.counter == 2 and not shop.trainer.charges_seen
+    assert shop.ask(survivors(made)).code == DeclineCode.UNEXPECTED, "nothing was uploaded"
 
 
 def test_a_plan_that_is_used_up_is_declined(shop: Shop, make_plan: MakePlan) -> None:
@@ -616,6 +828,33 @@ def test_no_bytes_make_it_raise(shop: Shop, make_plan: MakePlan, data: st.DataOb
     damage = data.draw(st.binary(max_size=4))
     shop.ask(valid[:position] + damage + valid[position + len(damage) :])
     assert shop.untouched()
+
+
+TRIPS: dict[str, tuple[Callable[[SetUp], SetUp], Callable[[SetUp], Any]]] = {
+    "roster": (joined, lambda made: made.made),
+    "delivery": (shared, lambda made: made.aggregator.delivery(made.own)),
+    "start": (prepared, SetUp.start),
+    "survivors": (uploaded, survivors),
+    "agreement": (agreed, lambda made: Agreement(**made.setup.work, places=(0, 1), signatures=bytes(128))),
+}
+
+
+@pytest.mark.parametrize("trip", TRIPS)
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_no_bytes_make_it_raise_in_any_trip(
+    shop: Shop, make_plan: MakePlan, trip: str, data: st.DataObject
+) -> None:
+    bring, make = TRIPS[trip]
+    plan = make_plan({"repeats": 400, "noise_multiplier": 50.0})
+    made = bring(SetUp(shop, plan))
+    valid = wire.encode(make(made))
+    position = data.draw(st.integers(0, len(valid) - 1))
+    damage = data.draw(st.binary(max_size=4))
+    charged = shop.ledger.counter
+    reply = shop.ask(valid[:position] + damage + valid[position + len(damage) :])
+    assert shop.ledger.counter - charged == isinstance(reply, Upload)
+    assert shop.ledger.counter == len(shop.trainer.charges_seen)
 
 
 def test_a_reply_carries_no_text(shop: Shop, make_plan: MakePlan) -> None:

@@ -2,12 +2,13 @@
 
 from typing import Any
 
+import msgpack
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import ValidationError
 
 from hanse_common import signing, wire
-from hanse_common.directory import MAX_MEMBERS, Directory, Entry, SignedDirectory
+from hanse_common.directory import MAX_DIRECTORY_BYTES, MAX_MEMBERS, Directory, Entry, SignedDirectory
 from hanse_common.errors import DirectoryRefused, SignatureInvalid, WireError
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
@@ -87,8 +88,49 @@ def test_bounds() -> None:
             impossible()
 
 
+@pytest.mark.parametrize("letter", ["x", "ß", "林", "𐂃"])
+def test_the_largest_list_of_members_can_be_signed_and_opened(letter: str) -> None:
+    many = tuple(
+        entry(n, name=f"m{n:062}", entity=f"{n:04}" + letter * 124, expires=(1 << 40) - 1)
+        for n in range(MAX_MEMBERS)
+    )
+    made = directory(*many, expires=(1 << 40) - 1, version=(1 << 31) - 1)
+    signed = wire.decode(SignedDirectory, wire.encode(SignedDirectory.sign(made, KEY)))
+    assert signed.open(LEAGUE, 0) == made
+    assert len(wire.encode(signed)) < MAX_DIRECTORY_BYTES  # the bound of its file, too
+
+
+def test_the_digest_tells_directories_apart() -> None:
+    made = [
+        directory(),
+        directory(version=2),
+        directory(expires=99),
+        directory(league="other"),
+        directory(entry(1), entry(2)),
+        directory(entry(1), entry(2), entry(3, expires=99)),
+        directory(entry(1), entry(2), entry(3, entity="x")),
+    ]
+    assert len({one.digest for one in made}) == len(made)
+    assert directory().digest == directory().digest
+
+
+def test_an_entity_is_the_same_in_another_case() -> None:
+    for one, other in (("Straße", "STRASSE"), ("ALDER", "alder")):
+        with pytest.raises(ValidationError, match="one entity twice"):
+            directory(entry(1, entity=one), entry(2, entity=other))
+
+
 def test_signed_bytes_that_are_no_directory() -> None:
-    for data in (b"", b"\xc0", wire.encode(directory()) + b"\0"):
+    plain = wire.encode(directory())
+    reordered = msgpack.packb([1, 15, dict(reversed(directory().model_dump().items()))])
+    assert plain.count(b"\xa7version\x01") == 1
+    for data in (
+        b"",
+        b"\xc0",
+        plain + b"\0",
+        reordered,
+        plain.replace(b"\xa7version\x01", b"\xa7version\xcc\x01"),  # a second encoding of the same number
+    ):
         signature = signing.sign(KEY, SignedDirectory.DOMAIN, data)
         with pytest.raises(WireError):
             SignedDirectory(directory=data, signature=signature).open(LEAGUE, 0)

@@ -6,11 +6,11 @@ import msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import Field
+from pydantic import Field, TypeAdapter, ValidationError
 
 from hanse_common import wire
 from hanse_common.errors import WireError
-from hanse_common.wire import Message, Value
+from hanse_common.wire import Bytes32, Digest, Message, Name, Signature, Value
 
 
 class Part(Value):
@@ -170,3 +170,22 @@ def test_a_map_of_too_many_entries_is_refused_unbuilt() -> None:
 def test_a_message_of_just_the_bound_is_taken() -> None:
     data = wire.encode(Letter(count=1))
     assert wire.decode(Letter, data, max_bytes=len(data)) == Letter(count=1)
+
+
+@pytest.mark.parametrize("name", ["a", "0", "alder", "a.b-c_d", "a" * 63])
+def test_names_that_are_names(name: str) -> None:
+    assert TypeAdapter(Name).validate_python(name) == name
+
+
+@pytest.mark.parametrize("name", ["", "A", "-a", ".a", "a b", "a/b", "a\n", "\na", "ä", "a" * 64, "a\0"])
+def test_names_that_are_none(name: str) -> None:
+    with pytest.raises(ValidationError):
+        TypeAdapter(Name).validate_python(name)
+
+
+@pytest.mark.parametrize(("kind", "size"), [(Bytes32, 32), (Digest, 32), (Signature, 64)])
+def test_bytes_of_one_length(kind: type[bytes], size: int) -> None:
+    assert TypeAdapter(kind).validate_python(bytes(size)) == bytes(size)
+    for wrong in (0, size - 1, size + 1):
+        with pytest.raises(ValidationError):
+            TypeAdapter(kind).validate_python(bytes(wrong))

@@ -312,7 +312,7 @@ def test_split_share_sets(league: Make) -> None:
     Eleven honest and the corrupt are a quorum for survivors with the victim and without the six. They open its seed
     and the six keys. To a victim that masks with those who shared, that is every mask. An honest one does not upload.
     """
-    few, corrupt, update = (1, 2, 3, 4, 5, 6, 18, 19), (18, 19), updates(1)[0]
+    few, corrupt, update = (1, 2, 3, 4, 5, 6, 7, 8), (7, 8), updates(1)[0]
     for kind in (Credulous, Merchant):
         made = corrupted(league.of(20, n_min=9, c=2), *corrupt)
         corrupted(made, 0, kind=kind)
@@ -322,7 +322,7 @@ def test_split_share_sets(league: Make) -> None:
             made.merchants[place].receive(made.aggregator.delivery(made.identity(place)))
         victim, whole = made.merchants[0], made.aggregator.delivery(made.identity(0))
         if kind is Merchant:
-            some = whole.model_copy(update={"packets": tuple(whole.packets[place - 1] for place in few)})
+            some = whole.model_copy(update={"packets": whole.packets[:8]})
             refused(Fault.SHARES, lambda victim=victim, some=some: victim.receive(some))
             refused(Fault.ORDER, lambda victim=victim: victim.open_round(0, bytes(32)))
             continue
@@ -332,7 +332,7 @@ def test_split_share_sets(league: Make) -> None:
         masked = round_.upload(dict.fromkeys(range(20), update))
         survivors = (0, *range(7, 20))
         assert enemy.uncover(0, masked[0], few) is None, "their own shares are not enough"
-        assert len(enemy.ask(dict.fromkeys(range(7, 18), survivors))[survivors]) == 11
+        assert len(enemy.ask(dict.fromkeys(range(9, 20), survivors))[survivors]) == 11
         assert np.array_equal(enemy.uncover(0, masked[0], few), update)
 
 
@@ -590,16 +590,17 @@ def test_signatures_from_elsewhere(league: Make, change: str) -> None:
     made = league.of(5, rounds=2)
     first = uploaded(made)
     old = Conspiracy(first).sign(ALL, by=ALL)
+    number, model = int(change == "round"), b"other" if change == "model" else b"model"
     victim = made if change == "round" else league.of(5, rounds=2, attempt=int(change == "attempt")).start()
-    if change == "model":  # everything else is equal
-        victim = league.of(5, rounds=2).start()
-        context = suite.round_context(victim.aggregator.context, 0, b"another model".ljust(32))
+    if change in ("round", "model"):  # everything else is equal
+        context = suite.round_context(victim.aggregator.context, 0, b"model".ljust(32))
         statement = transcript.survivor_statement(context, ALL)
         old = {place: signing.sign(victim.identities[place], "survivors", statement) for place in ALL}
-    later = victim.open(int(change == "round"), D)
-    later.upload(updates(5))
-    victim.merchants[0].agree(named(later, *ALL))
-    refused(Fault.AGREEMENT, lambda: victim.merchants[0].unmask(agreement(later.sum.work, old)))
+    merchant, work = victim.merchants[0], victim.setup.work | {"round": number}
+    merchant.open_round(number, model.ljust(32))
+    merchant.mask(np.zeros(D, dtype=np.uint32))
+    merchant.agree(Survivors(**work, places=ALL))
+    refused(Fault.AGREEMENT, lambda: merchant.unmask(agreement(work, old)))
 
 
 def test_a_signature_over_something_else_is_none_over_survivors(league: Make) -> None:
