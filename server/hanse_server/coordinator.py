@@ -182,10 +182,12 @@ class MaskedRounds:
             raise _Again(f"no shares came from {', '.join(missing)}", missing)
 
         deliveries = {name: aggregator.delivery(self._identities[name]) for name in there}
-        ready = [name for name, _ in self._trip(Ready, deliveries, roll)]
+        ready = {name for name, _ in self._trip(Ready, deliveries, roll)}
+        # Who names a culprit is there, and may come again once the dispute is settled.
+        lost_now = set(there) - ready - {name for name, identity in roll.accused.items() if identity}
         self._settle_disputes(roll)
         if len(ready) < cohort.parameters.required(len(there)):
-            raise _Again(f"{len(ready)} of {len(there)} merchants were ready", set(there) - set(ready))
+            raise _Again(f"{len(ready)} of {len(there)} merchants were ready", lost_now)
         return aggregator
 
     def _round(

@@ -52,13 +52,19 @@ class Aggregator:
         self.parameters = parameters
         self._entities = entities
         self._joined: dict[bytes, Member] = {}
+        self._keys: set[bytes] = set()
+        self._probe = X25519PrivateKey.generate()
         self.members: tuple[Member, ...] = ()
         self.context = b""
         self._places: dict[bytes, int] = {}
         self._shares: dict[int, Shares] = {}
 
     def add_member(self, identity: bytes, joined: Joined) -> None:
-        """Take the keys of the merchant with that identity. Raises `Misbehaviour`."""
+        """Take the keys of the merchant with that identity. Raises `Misbehaviour`.
+
+        What would make every merchant refuse the roster is refused here, where it costs its sender alone. Honest keys
+        are fresh and secret until all have joined, so who comes second with a key has copied it.
+        """
         member = joined.member
         if member.identity != identity or identity not in self._entities or identity in self._joined:
             raise Misbehaviour("joined in another's name, twice, or without being in the directory")
@@ -66,6 +72,15 @@ class Aggregator:
             transcript.check_member(self.setup, member)
         except Refusal as refusal:
             raise Misbehaviour(str(refusal)) from None
+        keys = transcript.public_keys(member)
+        if len(self._keys.union(keys)) < len(self._keys) + len(keys):
+            raise Misbehaviour("joined with one key twice, or with another's")
+        try:
+            for key in keys:
+                suite.agree(self._probe, key)
+        except ValueError:
+            raise Misbehaviour("joined with a key of low order") from None
+        self._keys.update(keys)
         self._joined[identity] = member
 
     def roster(self) -> Roster:

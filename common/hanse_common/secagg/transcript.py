@@ -84,9 +84,13 @@ def check_roster(
         check_member(setup, member, place)
     found = {entities[identity] for identity in identities}
     require(len(found) == len(members), Fault.ROSTER, "found one entity twice in the roster")
-    keys = [member.sealing_key for member in members]
-    keys += [mask_key(member, number) for member in members for number in range(setup.rounds)]
+    keys = [key for member in members for key in public_keys(member)]
     require(len(set(keys)) == len(keys), Fault.ROSTER, "found one key twice in the roster")
+
+
+def public_keys(member: Member) -> list[bytes]:
+    """Return the member's keys: for sealing, then for each round's masks."""
+    return [member.sealing_key, *(mask_key(member, k) for k in range(len(member.mask_keys) // 32))]
 
 
 def mask_key(member: Member, number: int) -> bytes:

@@ -530,6 +530,30 @@ def test_two_survivor_sets_that_hardly_meet(league: Make) -> None:
     assert enemy.ask({0: one, 1: one, 2: one, 3: other, 4: other, 5: other}) == {one: [], other: []}
 
 
+def test_an_upload_that_comes_too_late(league: Make) -> None:
+    """Merchant 0 survives round 0, and in round 1 is called dropped, though its upload is there.
+
+    All its streams with others are then open. Its own stays secret: neither corrupt merchant 4's share of the seed nor
+    the seed of the round before tells it.
+    """
+    made, update, rest = corrupted(league.of(5, rounds=2), 4), updates(1)[0], (1, 2, 3, 4)
+    first = made.start().open(0, D)
+    first.upload(dict.fromkeys(range(5), update))
+    before = Conspiracy(first, corrupt=(4,))
+    before.ask(dict.fromkeys(range(4), ALL))
+    second = made.open(1, D)
+    held = {place: transcript.share_of(made.merchants[place]._held[1][0], 0, SEED) for place in rest}
+    masked = second.upload(dict.fromkeys(range(5), update))
+    enemy = Conspiracy(second, corrupt=(4,))
+    assert enemy.ask(dict.fromkeys((1, 2, 3), rest)) == {rest: [1, 2, 3]}
+    assert all(enemy.stream(0, place) for place in rest)
+    assert enemy.uncover(0, masked[0]) is None
+    enemy.heap[0, SEED] = before.heap[0, SEED]
+    assert not np.any(enemy.uncover(0, masked[0]) == update)
+    enemy.heap[0, SEED] = held  # had the others opened both
+    assert np.array_equal(enemy.uncover(0, masked[0]), update)
+
+
 def test_both_secrets_of_one_merchant_are_never_opened(league: Make) -> None:
     """Opened once, as survivor; asked again, as dropped. Of its key the server has the c corrupt shares and no more."""
     made = corrupted(league.of(7, n_min=4, c=2), 5, 6)
@@ -708,7 +732,7 @@ def test_an_upload_twice_or_too_late_is_not_added(league: Make) -> None:
     assert np.array_equal(round_.total(), total_of(some, range(4)))
 
 
-@pytest.mark.parametrize("how", ["share", "blind", "wrong kind", "another round", "short"])
+@pytest.mark.parametrize("how", ["share", "blind", "wrong kind", "another round", "short", "long"])
 def test_a_bad_opening_is_its_holders_and_the_sum_comes_out(league: Make, how: str) -> None:
     """Corrupt merchant 4 spoils the opening of merchant 1's seed, or opens its key instead."""
     made = corrupted(league.of(5, rounds=2), 4)
@@ -729,9 +753,13 @@ def test_a_bad_opening_is_its_holders_and_the_sum_comes_out(league: Make, how: s
         "wrong kind": key + suite.blind(blinding, 0, KEY),
         "another round": later,
         "short": opening[:-1],
+        "long": opening,
     }[how]
     with pytest.raises(Misbehaviour):
-        round_.sum.add_unmasked(made.identity(4), Unmasked(**round_.sum.work, openings=before + bad + after))
+        round_.sum.add_unmasked(
+            made.identity(4),
+            Unmasked(**round_.sum.work, openings=before + bad + after + bytes(how == "long")),
+        )
     for place in range(4):
         round_.sum.add_unmasked(made.identity(place), made.merchants[place].unmask(asked))
     assert np.array_equal(round_.total(), total_of(updates(5), range(5)))
@@ -764,6 +792,28 @@ def test_joining_in_anothers_name_twice_or_from_outside(league: Make) -> None:
         made.aggregator.add_member(made.identity(4), joined[4])
 
 
+@pytest.mark.parametrize("how", ["one key for all", "one key for two rounds", "another's", "low order"])
+def test_keys_that_nobody_would_accept_cost_their_sender_alone(league: Make, how: str) -> None:
+    """Corrupt merchant 4 joins with keys for which all others would refuse any roster: no round would ever begin."""
+    made = league.of(5, rounds=2)
+    members = [merchant.join().member for merchant in made.merchants]
+    own, other = members[4], members[1]
+    changed = {
+        "one key for all": {"mask_keys": own.mask_keys[:32] + own.sealing_key},
+        "one key for two rounds": {"mask_keys": 2 * own.mask_keys[:32]},
+        "another's": {"sealing_key": other.mask_keys[:32]},
+        "low order": {"mask_keys": own.mask_keys[:32] + bytes(32)},
+    }[how]
+    for place in range(4):
+        made.aggregator.add_member(made.identity(place), Joined(**made.setup.work, member=members[place]))
+    bad = resigned(made, 4, **changed)
+    with pytest.raises(Misbehaviour, match="key"):
+        made.aggregator.add_member(made.identity(4), Joined(**made.setup.work, member=bad))
+    roster = made.aggregator.roster()
+    assert roster.members == tuple(members[:4])
+    made.merchants[0].share(roster, 0, {})
+
+
 @pytest.mark.parametrize("how", ["sealed", "commitments", "signature", "packets", "digests", "own"])
 def test_packets_that_are_short_unsigned_or_too_few_are_dropped(league: Make, how: str) -> None:
     """Passed on, a corrupt merchant's bad packet would make its holder refuse, and the two be hard to tell apart."""
@@ -774,7 +824,7 @@ def test_packets_that_are_short_unsigned_or_too_few_are_dropped(league: Make, ho
         "sealed": {"packets": (first.model_copy(update={"sealed": first.sealed[:-1]}), own, *rest)},
         "commitments": {"packets": (first.model_copy(update={"commitments": b""}), own, *rest)},
         "signature": {"packets": (first.model_copy(update={"signature": bytes(64)}), own, *rest)},
-        "packets": {"packets": (own, *rest)},
+        "packets": {"packets": (first, own, *rest[:-1])},
         "digests": {"seed_digests": b""},
         "own": {"packets": (first, own.model_copy(update={"sealed": first.sealed}), *rest)},
     }
@@ -1032,17 +1082,22 @@ def test_an_upload_looks_uniform_and_another_one_each_round(league: Make, update
     }[update]
     assert not looks_uniform(plain)
     made = league.of(4, rounds=2).start()
-    seen = []
+    merchant, seen = made.merchants[1], []
     for number in (0, 1):
+        seed, secrets = merchant._seeds[number], dict(merchant._pairs[number])
         made.open(number, size)
-        own, *pairs = made.merchants[1]._round.masks
-        upload = plain.copy()
-        made.merchants[1].mask(upload)
+        context, upload = merchant._round.context, plain.copy()
+        merchant.mask(upload)
         seen.append(upload)
-        for known in ([own], pairs):
+        own = [Mask(suite.self_mask_key(seed, context, made.identity(1)), subtract=True)]
+        pairs = [
+            Mask(suite.pair_mask_key(secret, context, made.identity(1), made.identity(place)), place > 1)
+            for place, secret in secrets.items()
+        ]
+        for known in ([], own, pairs, own + pairs):
             rest = upload.copy()
-            apply_masks(rest, [Mask(mask.key, not mask.subtract) for mask in known])
-            assert looks_uniform(rest)
-        assert looks_uniform(upload)
+            apply_masks(rest, known)
+            assert looks_uniform(rest) == (len(known) < 4)
+        assert np.array_equal(rest, plain)
     assert looks_uniform(seen[1] - seen[0])
     assert np.count_nonzero(seen[0] == seen[1]) <= 2
