@@ -132,11 +132,11 @@ class Daemon:
         self._stop = stop
         while not stop.is_set():
             try:
-                assignment = self._node.assignments.get(timeout=POLL_SECONDS)
+                node, assignment = self._node.assignments.get(timeout=POLL_SECONDS)
             except queue.Empty:
                 continue
             report = self._serve(assignment)
-            self._node.report(wire.encode(report))
+            self._node.report(node, wire.encode(report))
 
     def _serve(self, data: bytes) -> BlockReport:
         """Serve the block that `data`, untrusted bytes, assigns, and return how it ended."""
@@ -228,7 +228,7 @@ class NodeKeeper:
         )
         self._log = config.state / "node.log"
         self._tell = tell
-        self.assignments: queue.Queue[bytes] = queue.Queue(MAX_WAITING)
+        self.assignments: queue.Queue[tuple[Connection, bytes]] = queue.Queue(MAX_WAITING)
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="node", daemon=True)
         self._process: subprocess.Popen[bytes] | None = None
@@ -252,12 +252,11 @@ class NodeKeeper:
             process.wait()
         self._thread.join(END_SECONDS)
 
-    def report(self, data: bytes) -> None:
-        """Send the report to the node; one that was started since does not wait for it, and takes no harm."""
-        connection = self._connection
-        if connection is not None:
+    def report(self, node: Connection, data: bytes) -> None:
+        """Send the report to the node that asked; one that was started since would take it for another block's."""
+        if node is self._connection:
             with suppress(OSError):
-                connection.send_bytes(data)
+                node.send_bytes(data)
 
     def _keep(self) -> None:
         """Start the node again whenever it ends."""
@@ -265,10 +264,13 @@ class NodeKeeper:
         self._tell(f"Connecting to {self._server}.")
         while not self._ending.is_set():
             started = time.monotonic()
-            code = self._run_once()
+            try:
+                reason = self._reason(self._run_once())
+            except OSError as error:  # no memory for a process, no room for its log
+                reason = f"the node could not be started ({error.strerror})"
             if self._ending.is_set():
                 return
-            self._tell_outage(code)
+            self._tell_outage(reason)
             if time.monotonic() - started > STEADY_SECONDS:
                 pause = FIRST_PAUSE
             self._ending.wait(pause * _JITTER.uniform(0.7, 1.3))
@@ -291,8 +293,11 @@ class NodeKeeper:
             process.kill()
         self._connection = connection = Connection(ours.detach())
         try:
-            while True:
-                self._hear(connection.recv_bytes(MAX_DOCUMENT_BYTES + 1024))
+            if connection.recv_bytes(len(CONNECTED)) == CONNECTED:
+                self._well = True
+                self._tell("Connected. Waiting for the league.")
+            while True:  # from here on whatever comes is the server's
+                self._hear(connection, connection.recv_bytes(MAX_DOCUMENT_BYTES))
         except (EOFError, OSError):
             pass  # the node ended, or sent more than any node does
         finally:
@@ -304,20 +309,18 @@ class NodeKeeper:
             process.kill()
             return process.wait()
 
-    def _hear(self, data: bytes) -> None:
-        if data == CONNECTED:
-            self._well = True
-            self._tell("Connected. Waiting for the league.")
-            return
+    def _hear(self, node: Connection, data: bytes) -> None:
         try:
-            self.assignments.put_nowait(data)
+            self.assignments.put_nowait((node, data))
         except queue.Full:
             log.warning("An assignment was dropped: %d are waiting already.", MAX_WAITING)
 
-    def _tell_outage(self, code: int) -> None:
+    def _reason(self, code: int) -> str:
+        known = _REASONS.get(NodeExit(code)) if code in set(NodeExit) else None
+        return known or f"the node ended with code {code}; see {self._log}"
+
+    def _tell_outage(self, reason: str) -> None:
         """Tell the owner of an outage once, not at every attempt."""
         if self._well:
-            reason = _REASONS.get(NodeExit(code)) if code in set(NodeExit) else None
-            reason = reason or f"the node ended with code {code}; see {self._log}"
             self._tell(f"No connection to {self._server}: {reason}. Trying again until it works.")
         self._well = False

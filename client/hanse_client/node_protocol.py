@@ -3,7 +3,7 @@
 from enum import IntEnum
 
 CONNECTED = b"connected"
-"""Said by the node once Flower has let it in. An assignment never reads so."""
+"""Said by the node once Flower has let it in, before anything else. What follows are assignments."""
 
 
 class NodeExit(IntEnum):

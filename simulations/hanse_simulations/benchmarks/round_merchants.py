@@ -74,17 +74,18 @@ class _Masking:
         raise ValueError("Expected a question of secure aggregation.")
 
 
-def serve(config: ClientConfig, node: NodeKeeper, stop: threading.Event) -> None:
+def serve(config: ClientConfig, keeper: NodeKeeper, stop: threading.Event) -> None:
     """Serve assignments of one merchant until the process ends."""
     identity = signing.load_key(config.identity_path)
     authority = config.connection.authority.read_bytes() if config.connection else b""
     while True:
-        assignment = wire.decode(Assignment, node.assignments.get())
+        node, data = keeper.assignments.get()
+        assignment = wire.decode(Assignment, data)
         code = ReportCode.DONE
         if assignment.rounds > 1:
             handle = _Masking(identity).handle if assignment.rounds > ECHO_ROUNDS else bytes
             code = serve_block(assignment, identity, authority, handle, stop, LIMITS)
-        node.report(wire.encode(BlockReport(block=assignment.block, code=code)))
+        keeper.report(node, wire.encode(BlockReport(block=assignment.block, code=code)))
 
 
 def main() -> None:
