@@ -17,15 +17,13 @@ import grpc
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from hypothesis import given
-from hypothesis import strategies as st
 
 from hanse_client import stream as client_stream
 from hanse_client.stream import Limits, serve_block
 from hanse_common import signing, wire
 from hanse_common.credentials import fingerprint
-from hanse_common.errors import ConfigError, RunStopped, WireError
-from hanse_common.plan import Plan, SignedPlan
+from hanse_common.errors import ConfigError, RunStopped
+from hanse_common.plan import SignedPlan
 from hanse_common.session import (
     FRAME_BYTES,
     METHOD,
@@ -34,7 +32,6 @@ from hanse_common.session import (
     Assignment,
     Challenge,
     Hello,
-    RecordReader,
     ReportCode,
     frames,
 )
@@ -725,28 +722,7 @@ def test_a_certificate_that_is_none_is_refused(pki: dict[str, bytes]) -> None:
         StreamServer("127.0.0.1", 0, b"nothing", pki["key"], {})
 
 
-@given(st.binary(max_size=2000), st.integers(1, 64))
-def test_frames_are_put_together_again(record: bytes, size: int) -> None:
-    pieces = list(frames(record))
-    reader = RecordReader(2000)
-    found = [reader.add(piece) for piece in pieces]
-    assert found == [None] * (len(pieces) - 1) + [record]
-
-
-def test_a_reader_stops_at_its_bound() -> None:
-    reader = RecordReader(FRAME_BYTES)
-    assert reader.add(b"\1" + bytes(FRAME_BYTES - 1)) is None
-    with pytest.raises(WireError, match=f"over {FRAME_BYTES} bytes"):
-        reader.add(b"\0" + bytes(2))
-
-
 def test_certificates_are_x509(pki: dict[str, bytes]) -> None:
     assert (
         x509.load_pem_x509_certificate(pki["crt"]).issuer == x509.load_pem_x509_certificate(pki["ca"]).subject
     )
-
-
-def test_a_plan_bounds_its_records(make_plan: Callable[..., Plan]) -> None:
-    from hanse_common.session import record_bytes
-
-    assert record_bytes(make_plan().dimension) > 4 * make_plan().dimension + len(wire.encode(make_plan()))
