@@ -246,6 +246,25 @@ def test_a_dispute_leaves_out_both_sides(plan: Plan, make_masked: Make) -> None:
     assert go(rounds, plan, 3).uploaded == ("alder", "cedar", "elder")  # the next set-up
 
 
+def test_a_dealer_that_spoils_its_shares_to_everyone_costs_one_accuser_and_no_more(
+    plan: Plan, make_masked: Make
+) -> None:
+    """All the honest name it; they are there, and come again."""
+    league, rounds = make_masked(plan, count=5)
+    culprit = rounds._identities["birch"]
+    for name, member in league.members.items():
+        if name != "birch":
+            member.change = lambda asked, reply: (
+                wire.encode(Declined(**asked.work, code=DeclineCode.SHARES, culprit=culprit))
+                if isinstance(asked, Delivery) and asked.attempt == 0
+                else reply
+            )
+    outcome = go(rounds, plan)
+    assert len(outcome.uploaded) == 3
+    assert "birch" not in outcome.uploaded
+    assert "birch" in outcome.blamed
+
+
 def test_unasked_and_second_answers_are_not_added(plan: Plan, make_masked: Make) -> None:
     league, rounds = make_masked(plan)
     extra = wire.encode(Upload(plan_digest=plan.digest, round=0, attempt=0, vector=bytes(4 * plan.dimension)))

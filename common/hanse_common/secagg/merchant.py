@@ -145,9 +145,9 @@ class Merchant:
     def receive(self, delivery: Delivery) -> tuple[dict[bytes, Witness], Ready]:
         """Take the other members' shares; return their ledgers' counters, to be remembered, and that all is there.
 
-        An authentic share of **every** member's secrets is needed before anything is uploaded. Without it a server
-        could have one part of the roster hold a victim's seed and another part hold its key, under survivor sets
-        that each part believes in, and so get both.
+        An authentic share of **every** member's secrets is needed before anything is uploaded. A victim that went on
+        with fewer, and masked with those alone, could be told of few, whom the others are then told have dropped
+        out: they would open its seed and the keys of all its partners, which is every mask that it has.
         """
         self._require_setup(delivery)
         require(bool(self._members) and not self._is_ready, Fault.ORDER, "shares came out of turn")
