@@ -26,7 +26,7 @@ from typing import Self
 from hanse_client.charges import Charge
 from hanse_client.config import ClientConfig
 from hanse_client.node_protocol import CONNECTED, NodeExit
-from hanse_client.participant import Participant, accepted_plan
+from hanse_client.participant import Participant, accepted_plan, printable
 from hanse_client.shop import Shop
 from hanse_client.stream import Limits, serve_block
 from hanse_common import signing, wire
@@ -143,7 +143,7 @@ class Daemon:
         try:
             assignment = wire.decode(Assignment, data, MAX_DOCUMENT_BYTES)
         except WireError as error:
-            self._tell(f"The server sent what is no assignment: {error}")
+            self._tell(f"The server sent what is no assignment: {printable(str(error))}")
             return BlockReport(block=bytes(16), code=ReportCode.MALFORMED)
         try:
             code = self._take_part(assignment)
@@ -164,7 +164,7 @@ class Daemon:
         else:
             reason = ""  # of a block that was lost, the stream has told
         if reason:
-            self._tell(f"Not taking part now ({code}): {reason}")
+            self._tell(f"Not taking part now ({code}): {printable(reason)}")
         return BlockReport(block=assignment.block, code=code)
 
     def _take_part(self, assignment: Assignment) -> ReportCode:
@@ -194,7 +194,7 @@ class Daemon:
             participant.handle,
             self._stop,
             limits,
-            lambda reason: self._tell(f"Out of this block: {reason}"),
+            lambda reason: self._tell(f"Out of this block: {printable(reason)}"),
         )
 
     def _participant(self, plan: Plan) -> Participant:

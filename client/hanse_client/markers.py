@@ -43,6 +43,7 @@ class Markers:
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             path.touch(mode=0o600)
+            path.chmod(0o600)
         except OSError as error:
             raise LedgerError(f"{path}: cannot be made ({error.strerror}).") from None
         with self._transaction() as db:

@@ -136,7 +136,7 @@ class Participant:
             self._session = None
         except LedgerError as error:
             refused = _Declines(DeclineCode.UNAVAILABLE, str(error))
-        self._tell(f"Declined round {work.round + 1} ({refused.code}): {_shown(str(refused))}")
+        self._tell(f"Declined round {work.round + 1} ({refused.code}): {printable(str(refused))}")
         return wire.encode(Declined(**work.work, code=refused.code, culprit=refused.culprit))
 
     def _answer(self, message: Work) -> Work:
@@ -277,6 +277,6 @@ def accepted_plan(signed_plan: SignedPlan, operator_key: bytes, policy: Policy, 
     return plan
 
 
-def _shown(reason: str) -> str:
+def printable(reason: str) -> str:
     """Return `reason` for the owner's log: it may quote what the server sent, at any length, escape codes too."""
     return "".join(c if c.isprintable() or c == "\n" else "?" for c in reason[:MAX_REASON])

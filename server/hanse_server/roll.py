@@ -45,9 +45,8 @@ def trip(
     is for other work is dropped and blamed on its sender; a `Declined` is written down.
     """
     kind = expected.__name__.lower()
-    encoded = {
-        id(payload): wire.encode(payload) for payload in payloads.values()
-    }  # equal ones are one object
+    # One question to many merchants is one object: it is encoded once.
+    encoded = {id(payload): wire.encode(payload) for payload in payloads.values()}
     answered = set()
     sent = {name: encoded[id(payload)] for name, payload in payloads.items()}
     for merchant, data in transport.exchange(kind, sent, deadline):

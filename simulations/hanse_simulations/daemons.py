@@ -61,8 +61,11 @@ def make_server(experiment: Experiment, folder: Path, shops: Mapping[str, Path],
     signed = SignedPlan.sign(plan, key)
     write_atomically(folder / "plan.hanse", wire.encode(signed))
     identities = {name: _make_keys(shop / "state") for name, shop in shops.items()}
-    # In a real league somebody else than the operator holds this key.
-    league_key = signing.create_key(folder / "league.key")
+    # Not the operator's: in a real league somebody else holds this key, elsewhere.
+    league = folder.with_name("league")
+    shutil.rmtree(league, ignore_errors=True)
+    league.mkdir()
+    league_key = signing.create_key(league / "league.key")
     directory = sign_directory(experiment.plan.league, identities, league_key, datetime.now(UTC))
     write_atomically(folder / "directory.hanse", wire.encode(directory), PUBLIC)
     admin, fleet, streams = free_ports(3)

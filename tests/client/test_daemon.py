@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -126,6 +127,15 @@ def test_what_is_no_assignment(daemon: Daemon, told: list[str], case: str) -> No
     assert (report.block, report.code) == (bytes(16), ReportCode.MALFORMED)
     assert len(told) == 1
     assert told[0].startswith("The server sent what is no assignment")
+
+
+def test_a_server_cannot_write_escape_codes_into_the_owners_terminal(daemon: Daemon, told: list[str]) -> None:
+    fields = {"\x1b[2J" + "x" * 10_000: 1}
+    data = msgpack.packb([wire.WIRE_VERSION, Assignment.kind, fields], use_bin_type=True)
+    assert daemon._serve(data).code == ReportCode.MALFORMED
+    (line,) = told
+    assert line.isprintable()
+    assert len(line) < 5000
 
 
 REFUSED: dict[str, tuple[ReportCode, Callable[[Plan], bytes]]] = {

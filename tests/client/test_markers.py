@@ -84,6 +84,9 @@ def test_nobody_else_may_read_it(path: Path) -> None:
     for file in (path, *path.parent.iterdir()):  # SQLite's own files beside it, too
         assert file.stat().st_mode & 0o777 == 0o600
     assert path.parent.stat().st_mode & 0o777 == 0o700
+    path.chmod(0o644)  # as a backup may have left it
+    Markers(path)
+    assert path.stat().st_mode & 0o777 == 0o600
 
 
 def test_a_file_that_another_process_keeps_locked(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -103,11 +103,6 @@ class Merchant:
         self._next_round = setup.round
         self._round: _Round | None = None
 
-    @property
-    def roster_size(self) -> int:
-        """How many take part, this merchant included; 0 before the roster is known."""
-        return len(self._members)
-
     def join(self) -> Joined:
         """Return this merchant's fresh keys, signed under ctx₀."""
         require(self._member is None, Fault.ORDER, "asked twice to join")
@@ -183,10 +178,11 @@ class Merchant:
 
     def mask(self, residues: NDArray[np.uint32], threads: int = 1) -> None:
         """Mask the update, shape (d,), dtype uint32, in place: one stream of its own, one for every other member."""
-        require(self._round is not None and bool(self._round.masks), Fault.ORDER, "no update is to be masked")
-        if self._round is not None:
-            masks, self._round.masks = self._round.masks, []
-            apply_masks(residues, masks, threads)
+        opened = self._round
+        if opened is None or not opened.masks:
+            raise Refusal(Fault.ORDER, "no update is to be masked")
+        masks, opened.masks = opened.masks, []
+        apply_masks(residues, masks, threads)
 
     def agree(self, survivors: Survivors) -> Agreed:
         """Return the signature over the survivor set: one a round, so that no other can ever be agreed on."""
