@@ -129,8 +129,11 @@ def test_what_is_no_assignment(daemon: Daemon, told: list[str], case: str) -> No
     assert told[0].startswith("The server sent what is no assignment")
 
 
-def test_a_server_cannot_write_escape_codes_into_the_owners_terminal(daemon: Daemon, told: list[str]) -> None:
-    fields = {"\x1b[2J" + "x" * 10_000: 1}
+def test_a_server_cannot_write_escape_codes_into_the_owners_terminal(
+    daemon: Daemon, told: list[str], make_plan: MakePlan
+) -> None:
+    assignment = wire.decode(Assignment, assign(make_plan()))
+    fields = assignment.model_dump() | {"\x1b[2J" + "x" * 10_000: 1}
     data = msgpack.packb([wire.WIRE_VERSION, Assignment.kind, fields], use_bin_type=True)
     assert daemon._serve(data).code == ReportCode.MALFORMED
     (line,) = told
