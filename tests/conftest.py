@@ -37,6 +37,7 @@ TRAINING: dict[str, Any] = {
     "expected_batch": 20.0,
     "clipping_norm": 1.0,
     "learning_rate": 0.5,
+    "update_bound": 8.0,
     "noise_multiplier": 2.0,
 }
 
@@ -71,9 +72,8 @@ def make_plan() -> Callable[..., Plan]:
             "taxonomy": taxonomy,
             "dimension": recipe.dimension(3),
             "training": LocalTraining(**(TRAINING | (training or {}))),
-            "cohort": Cohort(min_merchants=3, max_merchants=5),
+            "cohort": Cohort(min_merchants=3, max_merchants=5, upload_slot=0),
             "delta": 1e-5,
-            "update_bound": 8.0,
         }
         return Plan(**(fields | changes))
 

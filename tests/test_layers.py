@@ -20,6 +20,9 @@ MAY_IMPORT = {
     "hanse_simulations": {"hanse_common", "hanse_client", "hanse_server"},
 }
 TORCH_IS_FOR = (
+    "hanse_client/exact_sums.py",
+    "hanse_client/examples.py",
+    "hanse_client/head_gradients.py",
     "hanse_common/vision/",
     "hanse_client/embeddings.py",
     "hanse_client/gradients.py",

@@ -6,25 +6,56 @@ Values only; `ledger` writes them down.
 """
 
 import math
-from dataclasses import dataclass
-from typing import Self
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, Self, get_args
 
-from hanse_common.plan import Plan
+from hanse_common.plan import Plan, Unit
+from hanse_common.privacy import filters
+from hanse_common.privacy.filters import Filter, Use
 from hanse_common.privacy.mechanism import Mechanism
+
+UNITS: tuple[Unit, ...] = get_args(Unit)
+"""Photo, product, merchant: what is promised of one is promised of those before it, too."""
+
+PARAMETERS = (
+    "plan_steps",
+    "clipping_norm",
+    "dimension",
+    "noise_multiplier",
+    "sampling_rate",
+    "shares",
+    "delta",
+    "unit",
+)
+"""What stays the same for all of a plan's charges, in the order of the ledger's columns."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """The most that one photo may ever pay. Raises ValueError unless ε > 0 is finite and 0 < δ < 1."""
+    """The most that one photo, or whatever plans speak of, may ever pay, and the filter by which it is added up.
+
+    `accounting` is a name that `filters.parse` takes.
+
+    Raises ValueError unless ε > 0 is finite, 0 < δ < 1 and there is such a filter.
+    """
 
     epsilon: float
     delta: float
+    accounting: str = filters.SUM.name
 
     def __post_init__(self) -> None:
         if not 0 < self.epsilon < math.inf:
             raise ValueError(f"Expected a finite epsilon > 0, found {self.epsilon}.")
         if not 0 < self.delta < 1:
             raise ValueError(f"Expected 0 < delta < 1, found {self.delta}.")
+        _ = self.filter
+
+    @property
+    def filter(self) -> Filter:
+        """The filter called `accounting`."""
+        return filters.parse(self.accounting)
 
 
 @dataclass(frozen=True)
@@ -38,6 +69,7 @@ class Charge:
         mechanism: that of this round; its `steps` are this round's.
         plan_steps: how many steps the whole plan may take, repeated rounds included.
         delta: the plan's δ.
+        unit: what the plan's ε is said of.
 
     Raises:
         ValueError: a field is out of range.
@@ -49,6 +81,7 @@ class Charge:
     mechanism: Mechanism
     plan_steps: int
     delta: float
+    unit: Unit = "photo"
 
     def __post_init__(self) -> None:
         if len(self.plan_digest) != 32:
@@ -59,17 +92,30 @@ class Charge:
             raise ValueError(f"Expected at most {self.plan_steps} steps, found {self.mechanism.steps}.")
         if not 0 < self.delta < 1:
             raise ValueError(f"Expected 0 < delta < 1, found {self.delta}.")
+        if self.unit not in UNITS:
+            raise ValueError(f"Expected a unit of {', '.join(UNITS)}, found {self.unit!r}.")
 
     @classmethod
     def of(cls, plan: Plan, round_: int = 0, attempt: int = 0, steps: int | None = None) -> Self:
         """Return the charge of `steps` steps under `plan`; by default of all that it may take."""
         total = plan.training.total_steps
         mechanism = plan.mechanism(total if steps is None else steps)
-        return cls(plan.digest, round_, attempt, mechanism, total, plan.delta)
+        return cls(plan.digest, round_, attempt, mechanism, total, plan.delta, plan.training.unit)
+
+    @classmethod
+    def from_columns(
+        cls, plan_digest: bytes, round_: int, attempt: int, steps: int, *parameters: Any
+    ) -> Self:
+        """Return the charge of these columns, those of `PARAMETERS` last, in their order."""
+        plan_steps, clipping_norm, dimension, noise_multiplier, sampling_rate, shares, delta, unit = (
+            parameters
+        )
+        mechanism = Mechanism(clipping_norm, dimension, noise_multiplier, sampling_rate, steps, shares)
+        return cls(plan_digest, round_, attempt, mechanism, plan_steps, delta, unit)
 
     @property
-    def parameters(self) -> tuple[int, float, int, float, float, float]:
-        """What stays the same for all of a plan's charges, in the order of the ledger's columns."""
+    def parameters(self) -> tuple[int, float, int, float, float, int, float, Unit]:
+        """The values of `PARAMETERS`, as the ledger's columns hold them."""
         mechanism = self.mechanism
         return (
             self.plan_steps,
@@ -77,28 +123,72 @@ class Charge:
             mechanism.dimension,
             float(mechanism.noise_multiplier),
             float(mechanism.sampling_rate),
+            mechanism.shares,
             float(self.delta),
+            self.unit,
         )
 
 
 @dataclass(frozen=True)
 class Event:
-    """One row: its number from 1, its time (UTC, ISO 8601, for the owner's eyes), its charge and its hash."""
+    """One row: its number from 1, its time (UTC, ISO 8601, for the owner's eyes), its charge and its hash.
+
+    `previous` is the hash of the row before; the first row's is the ledger's genesis.
+    """
 
     number: int
     time: str
     charge: Charge
+    previous: bytes
     hash: bytes
 
 
 @dataclass(frozen=True)
+class Account:
+    """What the charges under one plan add up to. `last` is the last (round, attempt)."""
+
+    plan_digest: bytes
+    parameters: tuple[Any, ...]
+    rounds: int = 0
+    steps: int = 0
+    last: tuple[int, int] = (-1, -1)
+
+    @property
+    def unit(self) -> Unit:
+        """What the plan's ε is said of."""
+        unit: Unit = self.parameters[-1]
+        return unit
+
+    def after(self, round_: int, attempt: int, steps: int) -> "Account":
+        """Return the account with one more charge, later than `last`."""
+        rounds = self.rounds + (round_ > self.last[0])
+        return replace(self, rounds=rounds, steps=self.steps + steps, last=(round_, attempt))
+
+    def use(self) -> Use:
+        """Return what a filter counts. Raises ValueError for parameters that no charge has."""
+        plan = _whole(self.plan_digest, self.parameters)
+        return Use(plan.mechanism, plan.delta, self.steps)
+
+
+@lru_cache(maxsize=1024)
+def _whole(plan_digest: bytes, parameters: tuple[Any, ...]) -> Charge:
+    """Return the charge of all of a plan's steps; made once, since each charge counts all plans anew."""
+    return Charge.from_columns(plan_digest, 0, 0, parameters[0], *parameters)
+
+
+@dataclass(frozen=True)
 class PlanSpend:
-    """What one plan costs. `rounds` and `steps` have taken place; ε and δ are set aside for `plan_steps`."""
+    """What one plan would cost alone. `rounds` and `steps` have taken place, of `plan_steps`.
+
+    `unit` is what ε is said of, and its noise is in `shares`. What several plans cost together is the filter's to say.
+    """
 
     plan_digest: bytes
     rounds: int
     steps: int
     plan_steps: int
+    shares: int
+    unit: Unit
     epsilon: float
     delta: float
 
@@ -108,13 +198,24 @@ class Spent:
     """What all plans cost together, and each of them, in the order in which they were first charged."""
 
     plans: tuple[PlanSpend, ...]
+    epsilon: float
+    delta: float
 
-    @property
-    def epsilon(self) -> float:
-        """Σε."""
-        return math.fsum(plan.epsilon for plan in self.plans)
-
-    @property
-    def delta(self) -> float:
-        """Σδ."""
-        return math.fsum(plan.delta for plan in self.plans)
+    @classmethod
+    def of(cls, accounts: Iterable[Account], budget: Budget) -> Self:
+        """Return what `accounts` cost under the budget's filter."""
+        kept = tuple(accounts)
+        uses = [account.use() for account in kept]
+        plans = tuple(
+            PlanSpend(
+                account.plan_digest,
+                account.rounds,
+                account.steps,
+                use.mechanism.steps,
+                use.mechanism.shares,
+                account.unit,
+                *budget.filter.spent((use,), budget.delta),
+            )
+            for account, use in zip(kept, uses, strict=True)
+        )
+        return cls(plans, *budget.filter.spent(uses, budget.delta))

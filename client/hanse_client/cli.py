@@ -9,6 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from hanse_client import ledger_view
 from hanse_client.charges import Charge
 from hanse_client.config import ClientConfig
 from hanse_client.ledger import Ledger
@@ -159,39 +160,48 @@ def explain(
 def ledger(
     config: ConfigOption = DEFAULT_CONFIG,
     entries: Annotated[bool, typer.Option("--entries", help="Also list every entry, oldest first.")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read all of it again, and show its length and last hash.")
+    ] = False,
+    export: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write every entry to a new file, a line of JSON each, so that others can check chain and ε.",
+            metavar="FILE",
+        ),
+    ] = None,
 ) -> None:
-    """Show what your photos have paid: ε and δ of each plan, and how much of your budget that is."""
+    """Show what your photos have paid, what that means, and how much of your budget is left.
+
+    An exported FILE has a JSON object for each entry; client/README.md says how to check the chain and ε with it.
+
+    Exit codes: 0 the ledger is sound, 13 it is damaged.
+    """
     settings = load(ClientConfig, config)
     if not settings.ledger_path.exists():
-        _say(f"{shown(settings.ledger_path)}: no ledger yet. Nothing was ever charged from here.")
+        _say(
+            f"{shown(settings.ledger_path)}: no ledger yet. Nothing was ever charged from here. If you did take part "
+            "before, the ledger was moved or deleted: find it before you go on."
+        )
         return
     kept = _open_ledger(settings)
-    if entries:
-        for event in kept.events():
-            charge = event.charge
-            _say(
-                f"{event.number:6}  {event.time}  plan {charge.plan_digest.hex()[:16]}  round {charge.round + 1}, "
-                f"attempt {charge.attempt + 1}, {charge.mechanism.steps} steps"
-            )
-        _say("")
-    spent = kept.spent()
-    table = Table("plan", "rounds", "steps", "ε", "δ", box=None, pad_edge=False)
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for one in spent.plans:
-        steps = f"{one.steps} of {one.plan_steps}"
-        table.add_row(
-            one.plan_digest.hex()[:16], str(one.rounds), steps, f"{one.epsilon:.3f}", f"{one.delta:g}"
+    if verify:
+        _say("\n".join(ledger_view.verified(kept)))
+    if export is not None:
+        written = ledger_view.export(kept, export)
+        _say(
+            f"Wrote {shown(export)}: {written} entries. It tells when you took part, and nothing of your photos."
         )
+    if entries:
+        _say("".join(f"{ledger_view.entry(event)}\n" for event in kept.events()))
+    if verify or export is not None:
+        return
+    spent = kept.spent()
+    _say("\n".join(ledger_view.summary(kept, spent, settings.policy)))
     if spent.plans:
-        out.print(table)
         out.print()
-    _say(
-        f"Paid by each photo: ε = {spent.epsilon:.3f} of {kept.budget.epsilon:g}, "
-        f"δ = {spent.delta:g} of {kept.budget.delta:g}.\n"
-        "A plan is paid in full when its first round starts, whether or not the others follow.\n"
-        f"Entries in the ledger: {kept.counter}. None is altered or out of order."
-    )
+        out.print(ledger_view.table(kept, spent))
+    _say(f"\nEntries in the ledger: {kept.counter}. None is altered or out of order.")
 
 
 @app.command()

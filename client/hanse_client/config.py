@@ -58,6 +58,7 @@ class ClientConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     backbone_weights: ConfigPath | None = None
     whitening: ConfigPath | None = None
+    centre: ConfigPath | None = None
     recognizer: ConfigPath | None = None
     league: LeagueSettings
     policy: Policy

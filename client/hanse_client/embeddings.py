@@ -24,6 +24,7 @@ from PIL import Image
 
 from hanse_common.errors import CatalogError, PhotoError
 from hanse_common.vision.backbones import extract, load_backbone
+from hanse_common.vision.centring import centred, load_centre
 from hanse_common.vision.recipe import Recipe
 
 log = logging.getLogger(__name__)
@@ -183,19 +184,22 @@ def embed(
     device: str = "cpu",
     weights: Path | None = None,
     whitening: Path | None = None,
+    centre: Path | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Embedded:
     """Return the embeddings of `photos`: cached ones as they are, others computed and cached.
 
-    A photo that can't be decoded any more is left out and named in `problems`. Without a backbone (a net
-    trained whole) the "embedding" is the preprocessed image, which is not cached. `weights` and `whitening` are
-    the backbone's local files, where the recipe names them. `progress` hears (done, total) after each chunk.
+    A photo that can't be decoded any more is left out and named in `problems`. Without a backbone (a net trained
+    whole) the "embedding" is the preprocessed image, which is not cached. `weights`, `whitening` and `centre` are
+    local files, where the recipe names them; what is cached does not depend on the centre. `progress` hears (done,
+    total) after each chunk.
     """
     if recipe.backbone is None:
         cached: dict[bytes, NDArray[np.float32]] = {}
     else:
         name = recipe.embedding_digest()
         cached = cache.get(name, (photo.digest for photo in photos), recipe.feature_dimension)
+    middle = load_centre(recipe, centre)
     todo = [index for index, photo in enumerate(photos) if photo.digest not in cached]
     network: torch.nn.Module | None = None
     if todo and recipe.backbone is not None:
@@ -211,14 +215,15 @@ def embed(
     for first in range(0, len(todo), CHUNK):
         chunk = todo[first : first + CHUNK]
         opened: list[int] = []
-        rows = extract(network, _open(photos, chunk, opened, problems), recipe.preprocessing, device)
+        rows = extract(network, _open(photos, chunk, opened, problems), recipe.views, device)
         features[opened] = rows
         if network is not None:
             cache.put(name, zip((photos[index].digest for index in opened), rows, strict=True))
         done += len(chunk)
         progress(done, len(photos))
     kept = np.array([index for index in range(len(photos)) if index not in problems], dtype=np.intp)
-    return Embedded(features[kept] if problems else features, kept, tuple(problems.values()))
+    features = centred(features[kept] if problems else features, recipe, middle)
+    return Embedded(features, kept, tuple(problems.values()))
 
 
 def _open(

@@ -4,54 +4,48 @@
     spent = ledger.charge(charge)     # on disk when it returns; only now may photos be read
     print(spent.epsilon, ledger.counter)
 
-**What is counted.** A plan's parameters and number of steps are fixed when it is first charged. From then on
-it costs the whole of its ε, by privacy loss distributions over `plan_steps` steps, and its δ once, however
-few of its rounds take place. Each charge, a repeated round's too, uses up some of those steps, and no charge
-goes beyond them. Plans add up: Σε and Σδ, compared with the budget.
+**What is counted.** A plan's parameters and number of steps are fixed when it is first charged. Each charge, a
+repeated round's too, uses up some of those steps, and no charge goes beyond them. What all charges cost together,
+compared with the budget before each of them, is for the ledger's filter to say
+(`hanse_common.privacy.filters`): `sum` sets a plan's whole ε and δ aside at its first charge, however few of its
+rounds take place; `rdp-ALPHA` counts the steps taken.
 
-Why set aside the whole plan, when the steps done so far cost less? Whoever asks for rounds has seen the
-results of those before. A plan stopped or lengthened because of a result does not have the ε of its final
-number of steps, and privacy loss distributions composed over plans chosen one after the other are no valid
-filter. Sums of parameters that are fixed before each plan starts are one [1, section 3], for plans that run
-interleaved too [2]. Within a plan, steps not taken reveal nothing, so stopping early is safe.
+Why a filter? Whoever asks for rounds has seen the results of those before. A plan stopped or lengthened because of
+a result does not have the ε of its final number of steps, and privacy loss distributions composed over plans
+chosen one after the other are no valid filter. For the same reason a ledger has one filter from its beginning to
+its end: it is written down when the ledger is made, and every hash depends on it.
 
 **How it is kept.** SQLite in WAL mode with synchronous=FULL: a charge is synced to disk before it is
 acknowledged, and a crash leaves it there or not, never in half. Rows are only ever added (triggers refuse the
-rest), and each carries the SHA-256 of its content and of the row before, so that damage and alterations are
-found when the ledger is opened.
+rest), and each carries a hash of its content and of the row before, so that damage and alterations are
+found when the ledger is opened. A row's hash is the SHA-256 of the hash before and of the row's columns as one
+MessagePack array; before the first row is the genesis, the SHA-256 of `hanse ledger 2 ` and the filter's name.
 
 **What it cannot see.** A chain whose last rows are missing is still a chain: a ledger that was deleted, or
 restored from an old backup, looks sound. `counter` is there so that others can remember how long it was.
-
-References:
-[1] Rogers, Roth, Ullman, Vadhan 2016, "Privacy Odometers and Filters: Pay-as-you-Go Composition".
-[2] Haney, Shoemate, Tian, Vadhan, Vyrros, Xu, Zhang 2023, "Concurrent Composition for Interactive
-    Differential Privacy with Adaptive Privacy-Loss Parameters".
 """
 
 import hashlib
-import math
 import os
 import sqlite3
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import msgpack
 
-from hanse_client.charges import Budget, Charge, Event, PlanSpend, Spent
+from hanse_client.charges import PARAMETERS, Account, Budget, Charge, Event, Spent
 from hanse_common.errors import BudgetExceeded, LedgerError
-from hanse_common.privacy.mechanism import Mechanism
+from hanse_common.privacy import filters
 
 APPLICATION_ID = 0x48616E73
 """Marks the SQLite file as a ledger of Hanse ("Hans")."""
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _SCHEMA = (
     """CREATE TABLE charge (
@@ -66,7 +60,9 @@ _SCHEMA = (
     dimension INTEGER NOT NULL,
     noise_multiplier REAL NOT NULL,
     sampling_rate REAL NOT NULL,
+    shares INTEGER NOT NULL,
     delta REAL NOT NULL,
+    unit TEXT NOT NULL,
     hash BLOB NOT NULL
 ) STRICT""",
     "CREATE UNIQUE INDEX charge_once ON charge (plan_digest, round, attempt)",
@@ -77,24 +73,26 @@ BEGIN SELECT RAISE(ABORT, 'a ledger only grows, row by row'); END""",
 BEGIN SELECT RAISE(ABORT, 'a ledger only grows'); END""",
     """CREATE TRIGGER charge_never_deleted BEFORE DELETE ON charge
 BEGIN SELECT RAISE(ABORT, 'a ledger only grows'); END""",
+    "CREATE TABLE filter (name TEXT NOT NULL) STRICT",
+    """CREATE TRIGGER filter_only_one BEFORE INSERT ON filter WHEN EXISTS (SELECT 1 FROM filter)
+BEGIN SELECT RAISE(ABORT, 'a ledger has one filter'); END""",
+    """CREATE TRIGGER filter_never_changed BEFORE UPDATE ON filter
+BEGIN SELECT RAISE(ABORT, 'a ledger has one filter'); END""",
+    """CREATE TRIGGER filter_never_deleted BEFORE DELETE ON filter
+BEGIN SELECT RAISE(ABORT, 'a ledger has one filter'); END""",
 )
 
-_PARAMETERS = ("plan_steps", "clipping_norm", "dimension", "noise_multiplier", "sampling_rate", "delta")
-_COLUMNS = ("number", "time", "plan_digest", "round", "attempt", "steps", *_PARAMETERS)
-# The names below come from the two tuples above alone.
+_COLUMNS = ("number", "time", "plan_digest", "round", "attempt", "steps", *PARAMETERS)
+# The names below come from these tuples alone.
 _SELECT = f"SELECT {', '.join(_COLUMNS)}, hash FROM charge"  # noqa: S608
 _INSERT = f"INSERT INTO charge VALUES ({', '.join('?' * (len(_COLUMNS) + 1))})"  # noqa: S608
-_SUMMARY = (
-    f"SELECT plan_digest, {', '.join(_PARAMETERS)}, count(DISTINCT round), sum(steps) FROM charge "  # noqa: S608
-    f"GROUP BY plan_digest, {', '.join(_PARAMETERS)} ORDER BY min(number)"
-)
-_LAST_WORK = (
-    "SELECT round, attempt FROM charge WHERE plan_digest = ? ORDER BY round DESC, attempt DESC LIMIT 1"
-)
 
 _CARE = "Take part in nothing until this is understood: a backup lacks all that was charged after it."
 
-_GENESIS = (0, bytes(32))
+_OLDER = (
+    "this release does not know the filter and the units that it was kept by. Take part with the release that made "
+    "it, and do not delete it: what it holds stays spent."
+)
 
 _DELTA_SLACK = 1e-12
 """Relative: sums of decimal fractions such as 1e-6 must not miss their total by a rounding."""
@@ -111,17 +109,17 @@ class Ledger:
     noticed. `timeout` is how long to wait for another process that is writing, in seconds.
 
     Raises:
-        LedgerError: the file is damaged, locked, no ledger, or of a newer version. All methods may raise it.
+        LedgerError: the file is damaged, locked, no ledger, of another version, or was made with another filter
+            than the budget's. All methods may raise it.
     """
 
     def __init__(self, path: Path, budget: Budget, timeout: float = 10.0) -> None:
         self.path = path
         self.budget = budget
         self._timeout = timeout
-        self._head = _GENESIS
         try:
             if not path.exists():
-                _create(path)
+                _create(path, budget.accounting)
             elif path.stat().st_mode & 0o777 != 0o600:
                 path.chmod(0o600)
         except (OSError, sqlite3.Error) as error:
@@ -131,8 +129,13 @@ class Ledger:
     @property
     def counter(self) -> int:
         """How many charges there are. It only grows."""
-        with self._transaction("DEFERRED"):
-            return self._head[0]
+        return self.head[0]
+
+    @property
+    def head(self) -> tuple[int, bytes]:
+        """The last charge's number and hash, 32 bytes; 0 and the genesis while there is none."""
+        with self._transaction("DEFERRED") as (_, seen):
+            return seen.number, seen.hash
 
     def charge(self, charge: Charge) -> Spent:
         """Write `charge`, sync it to disk, and return what is spent then. Photos may be read after that.
@@ -142,59 +145,58 @@ class Ledger:
             BudgetExceeded: budget or plan has no room for it. Nothing is written.
             LedgerError: the plan was charged with other parameters before, or the ledger can't be written.
         """
-        _epsilon(
-            replace(charge.mechanism, steps=charge.plan_steps), charge.delta
-        )  # slow once: not under the lock
-        with self._transaction("IMMEDIATE") as db:
-            spent = self._spent_with(db, charge)
-            number, previous = self._head[0] + 1, self._head[1]
+        # What is slow is slow once, and not under the lock.
+        Spent.of([Account(charge.plan_digest, charge.parameters)], self.budget)
+        with self._transaction("IMMEDIATE") as (db, seen):
+            accounts = {**seen.accounts, charge.plan_digest: self._account_with(seen, charge)}
+            spent = self._within_budget(charge, accounts)
             now = datetime.now(UTC).isoformat(timespec="seconds")
             work = (charge.plan_digest, charge.round, charge.attempt)
-            row = (number, now, *work, charge.mechanism.steps, *charge.parameters)
-            head = (number, _hash(previous, row))
-            db.execute(_INSERT, (*row, head[1]))
-        self._head = head
+            row = (seen.number + 1, now, *work, charge.mechanism.steps, *charge.parameters)
+            seen = _Seen(seen.number + 1, _hash(seen.hash, row), accounts)
+            db.execute(_INSERT, (*row, seen.hash))
+        self._seen = seen
         return spent
 
     def check(self, charge: Charge) -> Spent:
-        """Return what `charge` would return now, and raise what it would raise, without writing.
+        """Return what will be spent once all of the charge's plan has been, without writing.
 
-        Since a plan is paid for as a whole, this also says whether the rest of the plan fits.
+        Raises what `charge` would raise now, or for the rest of the plan later.
         """
-        with self._transaction("DEFERRED") as db:
-            return self._spent_with(db, charge)
+        with self._transaction("DEFERRED") as (_, seen):
+            account = replace(self._account_with(seen, charge), steps=charge.plan_steps)
+            return self._within_budget(charge, {**seen.accounts, charge.plan_digest: account})
 
     def spent(self) -> Spent:
         """Return what is spent."""
-        with self._transaction("DEFERRED") as db:
-            return Spent(tuple(account.spend() for account in self._accounts(db)))
+        with self._transaction("DEFERRED") as (_, seen):
+            return Spent.of(seen.accounts.values(), self.budget)
 
     def last_work(self, plan_digest: bytes) -> tuple[int, int] | None:
         """Return the plan's last charged (round, attempt), or None when nothing was charged under it."""
-        with self._transaction("DEFERRED") as db:
-            return _last_work(db, plan_digest)
+        with self._transaction("DEFERRED") as (_, seen):
+            account = seen.accounts.get(plan_digest)
+            return None if account is None else account.last
 
     def events(self) -> Iterator[Event]:
         """Yield all rows, oldest first."""
-        with self._transaction("DEFERRED") as db:
+        with self._transaction("DEFERRED") as (db, _):
             rows = db.execute(f"{_SELECT} ORDER BY number").fetchall()
-        for number, time, plan_digest, round_, attempt, steps, *parameters, hash_ in rows:
-            plan_steps, mechanism, delta = _from_columns(parameters, steps)
-            yield Event(
-                number, time, Charge(plan_digest, round_, attempt, mechanism, plan_steps, delta), hash_
-            )
+        previous = genesis(self.budget.accounting)
+        for number, time, *columns, hash_ in rows:
+            yield Event(number, time, Charge.from_columns(*columns), previous, hash_)
+            previous = hash_
 
     def verify(self) -> None:
         """Read the whole ledger again. Raises `LedgerError` that names the first row which is not sound."""
-        self._head = _GENESIS
-        with self._transaction("DEFERRED") as db:
-            self._accounts(db)
+        self._seen = _Seen(0, genesis(self.budget.accounting), {})
+        with self._transaction("DEFERRED") as (db, _):
             (found,) = db.execute("PRAGMA integrity_check(1)").fetchone()
             if found != "ok":
                 raise self._damaged(f"SQLite finds: {found}")
 
     @contextmanager
-    def _transaction(self, kind: str) -> Iterator[sqlite3.Connection]:
+    def _transaction(self, kind: str) -> Iterator[tuple[sqlite3.Connection, "_Seen"]]:
         """Open the file, check what is new in it, and commit unless the body raises."""
         try:
             uri = f"{self.path.absolute().as_uri()}?mode=rw"
@@ -204,8 +206,7 @@ class Ledger:
                 db.execute("PRAGMA synchronous = FULL")
                 db.execute("PRAGMA fullfsync = ON")  # macOS: fsync alone does not reach the disk
                 db.execute(f"BEGIN {kind}")
-                self._read_on(db)
-                yield db
+                yield db, self._read_on(db)
                 db.execute("COMMIT")
         except sqlite3.Error as error:
             raise LedgerError(f"{self.path}: {_in_words(error)}") from None
@@ -222,18 +223,34 @@ class Ledger:
         if version != SCHEMA_VERSION:
             raise LedgerError(
                 f"{self.path}: found a ledger of version {version}, expected {SCHEMA_VERSION}; "
-                "update hanse-client to a release that reads it."
+                + (_OLDER if version < SCHEMA_VERSION else "update hanse-client to a release that reads it.")
             )
         schema = db.execute("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL").fetchall()
         (journal,) = db.execute("PRAGMA journal_mode").fetchone()
         if {sql for (sql,) in schema} != set(_SCHEMA) or journal != "wal":
             raise self._damaged("its tables, triggers or journal are not as they were made")
+        self._require_filter([str(name) for (name,) in db.execute("SELECT name FROM filter")])
 
-    def _read_on(self, db: sqlite3.Connection) -> None:
+    def _require_filter(self, names: Sequence[str]) -> None:
+        wanted = self.budget.accounting
+        try:
+            (found,) = names
+            filters.parse(found)
+        except ValueError:
+            raise self._damaged(f"found {', '.join(names) or 'nothing'} where its filter's name is") from None
+        if found != wanted:
+            raise LedgerError(
+                f"{self.path}: this ledger adds up by {found}, but the policy says {wanted}. How a ledger adds up is "
+                "fixed when it is made, since a way chosen after results were seen limits nothing. Put "
+                f"`accounting: {found}` back into the policy."
+            )
+
+    def _read_on(self, db: sqlite3.Connection) -> "_Seen":
         """Check the rows added since the last look, and that the last one then seen is still there."""
-        number, previous = self._head
-        seen = db.execute("SELECT hash FROM charge WHERE number = ?", (number,)).fetchone()
-        if number and seen != (previous,):
+        known = self._seen
+        number, previous, accounts = known.number, known.hash, dict(known.accounts)
+        last = db.execute("SELECT hash FROM charge WHERE number = ?", (number,)).fetchone()
+        if number and last != (previous,):
             raise self._damaged(f"row {number} is gone or another; perhaps an older ledger was put here")
         for *row, hash_ in db.execute(f"{_SELECT} WHERE number > ? ORDER BY number", (number,)):
             if row[0] != number + 1:
@@ -241,46 +258,53 @@ class Ledger:
             if hash_ != _hash(previous, row):
                 raise self._damaged(f"row {row[0]} is not what was written")
             number, previous = row[0], hash_
-        self._head = (number, previous)
+            digest = row[2]
+            accounts[digest] = self._account_after(accounts.get(digest), row)
+        if number == known.number:
+            return known
+        self._seen = _Seen(number, previous, accounts)
+        return self._seen
 
-    def _accounts(self, db: sqlite3.Connection) -> list["_Account"]:
-        accounts = [
-            _Account(digest, tuple(rest), rounds, steps)
-            for digest, *rest, rounds, steps in db.execute(_SUMMARY)
-        ]
-        if len({account.plan_digest for account in accounts}) != len(accounts):
-            raise self._damaged("a plan has rows with different parameters")
-        return accounts
+    def _account_after(self, account: Account | None, row: Sequence[Any]) -> Account:
+        """Return the plan's account with `row`, whose hash is right already."""
+        number, _, digest, round_, attempt, steps, *parameters = row
+        if account is None:
+            account = Account(digest, tuple(parameters))
+            try:
+                account.use()
+            except ValueError as error:
+                raise self._damaged(f"row {number} has parameters that no plan has: {error}") from None
+        if account.parameters != tuple(parameters) or account.last >= (round_, attempt):
+            raise self._damaged(f"row {number} does not go with its plan's rows before")
+        return account.after(round_, attempt, steps)
 
-    def _spent_with(self, db: sqlite3.Connection, charge: Charge) -> Spent:
-        """Return what is spent with `charge`, which is not in the ledger yet. Raises as `charge` does."""
-        name = f"Plan {charge.plan_digest.hex()[:16]}"
-        last = _last_work(db, charge.plan_digest)
-        if last is not None and (charge.round, charge.attempt) <= last:
+    def _account_with(self, seen: "_Seen", charge: Charge) -> Account:
+        """Return the plan's account with `charge`, which is not in the ledger yet. Raises as `charge` does."""
+        name = _name(charge)
+        new = Account(charge.plan_digest, charge.parameters)
+        account = seen.accounts.get(charge.plan_digest, new)
+        if (charge.round, charge.attempt) <= account.last:
             raise Repeated(
-                f"{name}: round {last[0] + 1}, attempt {last[1] + 1} is charged already; expected a "
+                f"{name}: round {account.last[0] + 1}, attempt {account.last[1] + 1} is charged already; expected a "
                 f"later one, found round {charge.round + 1}, attempt {charge.attempt + 1}."
             )
-        accounts = {account.plan_digest: account for account in self._accounts(db)}
-        account = accounts.get(charge.plan_digest, _Account(charge.plan_digest, charge.parameters, 0, 0))
-        for field, found, kept in zip(_PARAMETERS, charge.parameters, account.parameters, strict=True):
+        for field, found, kept in zip(PARAMETERS, new.parameters, account.parameters, strict=True):
             if found != kept:
                 raise LedgerError(f"{name}: found {field} {found}, but it was charged with {kept} before.")
-        new_round = last is None or charge.round > last[0]
-        account = replace(
-            account, rounds=account.rounds + new_round, steps=account.steps + charge.mechanism.steps
-        )
+        account = account.after(charge.round, charge.attempt, charge.mechanism.steps)
         if account.steps > charge.plan_steps:
             raise BudgetExceeded(
                 f"{name}: its {charge.plan_steps} steps are used up; this round would make {account.steps}. "
                 "Rounds were repeated too often, and the plan goes on without this shop."
             )
-        accounts[charge.plan_digest] = account
-        spent = Spent(tuple(account.spend() for account in accounts.values()))
-        budget = self.budget
+        return account
+
+    def _within_budget(self, charge: Charge, accounts: Mapping[bytes, Account]) -> Spent:
+        """Return what `accounts` cost, `charge` among them, or raise `BudgetExceeded`."""
+        spent, budget = Spent.of(accounts.values(), self.budget), self.budget
         if spent.epsilon > budget.epsilon or spent.delta > budget.delta * (1 + _DELTA_SLACK):
             raise BudgetExceeded(
-                f"{name}: with it ε = {spent.epsilon:.4g} and δ = {spent.delta:.4g} would be spent, of a "
+                f"{_name(charge)}: with it ε = {spent.epsilon:.4g} and δ = {spent.delta:.4g} would be spent, of a "
                 f"budget of ε = {budget.epsilon:g} and δ = {budget.delta:g}. No photo was touched. Taking "
                 "part needs a larger budget in the policy."
             )
@@ -291,37 +315,21 @@ class Ledger:
 
 
 @dataclass(frozen=True)
-class _Account:
-    """What the rows of one plan add up to."""
+class _Seen:
+    """What was read and found sound: the last row's number and hash, and what its rows add up to by plan."""
 
-    plan_digest: bytes
-    parameters: tuple[Any, ...]
-    rounds: int
-    steps: int
-
-    def spend(self) -> PlanSpend:
-        plan_steps, mechanism, delta = _from_columns(self.parameters, steps=self.parameters[0])
-        epsilon = _epsilon(mechanism, delta)
-        return PlanSpend(self.plan_digest, self.rounds, self.steps, plan_steps, epsilon, delta)
+    number: int
+    hash: bytes
+    accounts: Mapping[bytes, Account]
 
 
-def _from_columns(parameters: Sequence[Any], steps: int) -> tuple[int, Mechanism, float]:
-    """Return plan_steps, the mechanism of `steps` steps, and δ, from `_PARAMETERS` in their order."""
-    plan_steps, clipping_norm, dimension, noise_multiplier, sampling_rate, delta = parameters
-    return plan_steps, Mechanism(clipping_norm, dimension, noise_multiplier, sampling_rate, steps), delta
+def genesis(filter_name: str) -> bytes:
+    """Return what stands in for the hash before the first row's, 32 bytes."""
+    return hashlib.sha256(f"hanse ledger {SCHEMA_VERSION} {filter_name}".encode()).digest()
 
 
-@lru_cache(maxsize=1024)
-def _epsilon(mechanism: Mechanism, delta: float) -> float:
-    try:
-        return mechanism.epsilon(delta)
-    except ValueError:  # out of the accountant's range: no ε can be claimed
-        return math.inf
-
-
-def _last_work(db: sqlite3.Connection, plan_digest: bytes) -> tuple[int, int] | None:
-    row = db.execute(_LAST_WORK, (plan_digest,)).fetchone()
-    return None if row is None else (row[0], row[1])
+def _name(charge: Charge) -> str:
+    return f"Plan {charge.plan_digest.hex()[:16]}"
 
 
 def _hash(previous: bytes, row: Sequence[object]) -> bytes:
@@ -334,7 +342,7 @@ def _text(data: bytes) -> str:
     return data.decode("utf-8", "replace")
 
 
-def _create(path: Path) -> None:
+def _create(path: Path, filter_name: str) -> None:
     """Make an empty ledger beside `path` and link it there when it is whole; one made meanwhile stays."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
@@ -346,6 +354,7 @@ def _create(path: Path) -> None:
             db.execute("BEGIN")
             for statement in _SCHEMA:
                 db.execute(statement)
+            db.execute("INSERT INTO filter VALUES (?)", (filter_name,))
             db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
             db.execute("COMMIT")

@@ -11,6 +11,7 @@ signed changes nothing.
 """
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -94,7 +95,7 @@ class Participant:
     """One merchant in one league.
 
     `tell` brings the owner what the server never hears, `on_upload` each upload's plan and round (from 0). `clock`
-    returns seconds since 1970.
+    returns seconds since 1970; `wait` waits some seconds, until the upload's slot.
     """
 
     def __init__(
@@ -108,6 +109,7 @@ class Participant:
         tell: Callable[[str], None] = log.warning,
         on_upload: Callable[[Plan, int], None] = lambda plan, round_: None,
         clock: Callable[[], float] = time.time,
+        wait: Callable[[float], None] = time.sleep,
     ) -> None:
         self._league = league
         self._policy = policy
@@ -118,6 +120,8 @@ class Participant:
         self._tell = tell
         self._on_upload = on_upload
         self._clock = clock
+        self._wait = wait
+        self._monotonic = time.monotonic
         self._session: _Session | None = None
 
     def handle(self, request: bytes) -> bytes:
@@ -202,11 +206,12 @@ class Participant:
             raise _Declines(DeclineCode.MODEL, str(error)) from None
         session.merchant.open_round(start.round, messages.model_digest(start.model))
         self._ledger_says(self._ledger.charge, plan, start)
-        # From here on photos are read. But for the time it takes, nothing that happens may show outside.
-        update = self._trainer.update(plan, start.round, model)
-        residues = plan.ring.encode(update)
+        # From here on photos are read. Nothing that happens may show outside: an upload leaves at the plan's slot.
+        began = self._monotonic()
+        residues = self._trainer.contribution(plan, start.round, model)
         session.merchant.mask(residues, MASK_THREADS)
         self._on_upload(plan, start.round)
+        self._wait(_until_slot(self._monotonic() - began, plan.cohort.upload_slot))
         return Upload(**start.work, vector=ring.to_bytes(residues))
 
     def _joined(self, message: Work) -> _Session:
@@ -253,7 +258,7 @@ class Participant:
     def _ledger_says(self, ask: Callable[[Charge], Spent], plan: Plan, work: Work) -> None:
         """Let the ledger check or charge the work, and turn what it refuses into a refusal."""
         try:
-            ask(Charge.of(plan, work.round, work.attempt, plan.training.local_steps))
+            ask(Charge.of(plan, work.round, work.attempt, plan.training.steps_per_round))
         except Repeated as error:
             raise _Declines(DeclineCode.REPEATED, str(error)) from None
         except BudgetExceeded as error:
@@ -275,6 +280,13 @@ def accepted_plan(signed_plan: SignedPlan, operator_key: bytes, policy: Policy, 
     plan = signed_plan.open(operator_key)
     policy.check(plan, taxonomy)
     return plan
+
+
+def _until_slot(elapsed: float, slot: float) -> float:
+    """Return how long to wait so that a whole number of slots, at least one, has passed since training began, in s."""
+    if slot == 0:
+        return 0.0
+    return max(1, math.ceil(elapsed / slot)) * slot - elapsed
 
 
 def printable(reason: str) -> str:

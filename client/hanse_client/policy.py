@@ -16,19 +16,48 @@ import math
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from hanse_client.charges import Budget
+from hanse_client.charges import UNITS, Budget
 from hanse_common.config import Section
 from hanse_common.errors import PlanRefused
-from hanse_common.plan import Plan
+from hanse_common.plan import MeanTraining, MerchantLevelTraining, Plan, Training, Unit, noise_shares
+from hanse_common.privacy import filters
 from hanse_common.privacy.accounting import STEPS_MAX
 from hanse_common.secagg.parameters import MAX_ROSTER
 from hanse_common.vision.taxonomy import Taxonomy
 from hanse_common.wire import Name
 
+Mode = Literal["local", "distributed", "merchant-level", "mean"]
+
 SUSPICION = 0.01
 """The prior probability in the example that `explain` gives."""
+
+_HIDDEN = {"photo": "your photos", "product": "your products", "merchant": "what is this shop's"}
+
+_PAYS = {
+    "photo": "each photo",
+    "product": "each product, with all its photos,",
+    "merchant": "this shop, with all its photos,",
+}
+
+_SUSPECTED = {
+    "photo": "a given photo is in your catalog",
+    "product": "a given product, with all its photos, is in your catalog",
+    "merchant": "this shop's catalog, as a whole, is trained on at all",
+}
+
+_ELSEWHERE = "What is true of your shop as a whole, such as the kinds of products it sells, is not covered."
+
+_COVERED = {
+    "photo": "This is said of one photo in one catalog. Several photos of one product, or one picture that several "
+    f"merchants use, are protected less. {_ELSEWHERE}",
+    "product": "This is said of one product in one catalog. Its photos are those with one sku in your CSV file; a "
+    "photo without a sku is a product of its own. A product that several merchants show is protected less. "
+    f"{_ELSEWHERE}",
+    "merchant": "This is said of all that your shop has, so it covers each photo and each product, too, and whether "
+    "you trained at all. Shops that belong together, or show the same pictures, are protected less.",
+}
 
 _SHOWN_CLASSES = 8
 
@@ -38,15 +67,22 @@ class Policy(Section):
 
     Attributes:
         league: the name of the league whose plans are taken.
-        epsilon: the most privacy, ε, that one photo may ever pay, for all plans together. Lower is safer:
-            at 1 a suspicion of 1 % can grow to 2.7 %, at 3 to 17 %, at 8 to 97 %.
+        epsilon: the most privacy, ε, that one photo (or `unit`) may ever pay, for all plans together. Lower is
+            safer: at 1 a suspicion of 1 % can grow to 2.7 %, at 3 to 17 %, at 8 to 97 %.
         delta: the most δ, the chance that this bound fails, for all plans together. Each plan takes its own δ
             out of it. Keep it below one in the number of photos.
+        unit: the least that a plan's ε must be said of: one `photo`, one `product` with all its photos, which
+            covers each of them, or all that this `merchant` has, which covers both. A product's photos are those
+            with one sku in the CSV file; a photo without is a product of its own.
+        accounting: how plans add up, a filter of `hanse_common.privacy.filters`. `sum` sets each plan's whole ε
+            aside when it starts; `rdp-ALPHA`, such as rdp-16, counts the steps taken, and has room for more when
+            plans are many and small. It is fixed when the ledger is made.
         minimum_cohort: how many merchants, this one included, must be in every sum that is unmasked.
         corrupt_merchants: how many members of the league you reckon with that are in league with the operator.
             A plan must hold against that many, in all the league's directory, or more.
         modes: the ways of training that are allowed. In `local` the noise that protects the photos is added
-            on this machine in full, so that no one else need be trusted for it.
+            on this machine in full, so that no one else need be trusted for it. In the others each merchant adds
+            a share, and ε holds while no more members conspire with the operator than the plan reckons with.
         max_rounds: the most rounds one plan may have, repeats included: a bound on traffic, not on privacy.
         max_steps: the most training steps one plan may take in all its rounds: a bound on work, not on
             privacy.
@@ -55,16 +91,28 @@ class Policy(Section):
     league: Name
     epsilon: Annotated[float, Field(gt=0, le=1000)]
     delta: Annotated[float, Field(gt=0, lt=1e-2)] = 1e-5
+    unit: Unit = "photo"
+    accounting: str = filters.SUM.name
     minimum_cohort: Annotated[int, Field(ge=3, le=MAX_ROSTER)] = 3
     corrupt_merchants: Annotated[int, Field(ge=1, le=MAX_ROSTER)] = 1
-    modes: Annotated[tuple[Literal["local"], ...], Field(min_length=1)] = ("local",)
+    modes: Annotated[tuple[Mode, ...], Field(min_length=1)] = (
+        "local",
+        "distributed",
+        "merchant-level",
+        "mean",
+    )
     max_rounds: Annotated[int, Field(ge=1, le=100_000)] = 1000
     max_steps: Annotated[int, Field(ge=1, le=STEPS_MAX)] = 20_000
+
+    @field_validator("accounting")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        return filters.parse(name).name
 
     @property
     def budget(self) -> Budget:
         """The ledger's budget."""
-        return Budget(self.epsilon, self.delta)
+        return Budget(self.epsilon, self.delta, self.accounting)
 
     def check(self, plan: Plan, taxonomy: Taxonomy) -> None:
         """Return if the policy allows `plan` in a shop that uses `taxonomy`.
@@ -101,21 +149,19 @@ class Policy(Section):
         if math.isinf(epsilon):
             yield "Its noise promises nothing about a photo: no finite ε can be computed."
             return
+        unit = plan.training.unit
         yield (
-            f"The whole plan costs each photo ε = {_upward(epsilon, 3)} at δ = {plan.delta:g}. You allow "
+            f"The whole plan costs {_PAYS[unit]} ε = {upward(epsilon, 3)} at δ = {plan.delta:g}. You allow "
             f"ε = {self.epsilon:g} and δ = {self.delta:g} for this and all other plans together."
         )
-        bound = _upward(100 * posterior_bound(epsilon, SUSPICION), 2)
+        bound = upward(100 * posterior_bound(epsilon, SUSPICION), 2)
         yield (
             f"What this means: someone who knew everything else and suspected with {100 * SUSPICION:g} % "
-            f"that a given photo is in your catalog could raise this to at most {bound} %, however clever "
+            f"that {_SUSPECTED[unit]} could raise this to at most {bound} %, however clever "
             f"the method, apart from a failure with a chance of about 1 in {1 / plan.delta:,.0f}."
         )
-        yield (
-            "This is said of one photo in one catalog. Several photos of one product, or one picture that "
-            "several merchants use, are protected less. What is true of your shop as a whole, such as the "
-            "kinds of products it sells, is not covered."
-        )
+        yield _COVERED[unit]
+        yield _explain_trust(plan)
 
     def _against_choices(self, plan: Plan) -> Iterator[str]:
         training = plan.training
@@ -123,6 +169,8 @@ class Policy(Section):
             yield f"league: found {plan.league!r}, your policy allows {self.league!r}."
         if training.mode not in self.modes:
             yield f"mode: found {training.mode!r}, your policy allows {', '.join(self.modes)}."
+        if UNITS.index(training.unit) < UNITS.index(self.unit):
+            yield f"unit: its ε is said of one {training.unit}, your policy asks for that of one {self.unit} or more."
         rounds = training.rounds + training.repeats
         if rounds > self.max_rounds:
             yield f"rounds: found {rounds} with repeats, your policy allows at most {self.max_rounds}."
@@ -131,7 +179,6 @@ class Policy(Section):
                 f"cohort: rounds may count with {plan.cohort.min_merchants} merchants, your policy needs "
                 f"{self.minimum_cohort} (minimum_cohort)."
             )
-
         if plan.cohort.max_corrupt < self.corrupt_merchants:
             yield (
                 f"cohort: masking holds against {plan.cohort.max_corrupt} corrupt merchants, your policy reckons with "
@@ -143,13 +190,14 @@ class Policy(Section):
             yield f"δ: found {plan.delta:g}, your policy allows {self.delta:g} in all (delta)."
         if plan.training.expected_batch < 1:
             yield (
-                f"expected_batch: found {plan.training.expected_batch:g} photos a step, expected at least 1; "
-                "sums divided by less are noise alone."
+                f"expected_batch: found {plan.training.expected_batch:g} {plan.training.unit}s a step, expected at "
+                "least 1; sums divided by less are noise alone."
             )
         try:
-            _ = plan.ring.step
+            plan.require_room()
         except ValueError as error:
-            yield f"update_bound: updates of this plan cannot be added up. {error}"
+            field = "update_bound" if plan.training.mode == "local" else "expected_batch"
+            yield f"{field}: updates of this plan cannot be added up. {error}"
         try:
             epsilon = plan.epsilon()
         except ValueError as error:
@@ -159,7 +207,7 @@ class Policy(Section):
             yield "ε: the noise is too weak for any promise (no finite ε)."
         elif epsilon > self.epsilon:
             yield (
-                f"ε: the whole plan costs {_upward(epsilon, 3)}, your policy allows {self.epsilon:g} in all "
+                f"ε: the whole plan costs {upward(epsilon, 3)}, your policy allows {self.epsilon:g} in all "
                 "(epsilon)."
             )
 
@@ -172,20 +220,55 @@ def _explain_work(plan: Plan) -> Iterator[str]:
         f"The league {plan.league} asks to train a recognizer of {len(classes)} classes ({shown}) in "
         f"{training.rounds} rounds{repeats}."
     )
-    count = training.local_steps
-    steps = "one training step here, on" if count == 1 else f"{count} training steps here, each on"
+    yield f"Your photos stay on this machine. {_explain_step(training)}"
     yield (
-        f"Your photos stay on this machine. A round takes {steps} a secret random choice of about "
-        f"{100 * training.sampling_rate:.3g} % of the photos."
-    )
-    yield (
-        f"After a round {plan.dimension} numbers ({_bytes(4 * plan.dimension)}) leave this machine. The "
-        "noise that hides your photos is added to them before they leave."
+        f"After a round {plan.dimension} numbers ({_bytes(4 * plan.dimension)}) leave this machine. "
+        f"{_explain_noise(plan)}"
     )
     cohort = plan.cohort
     yield (
         f"They leave masked: the operator sees the sum over at least {cohort.min_merchants} merchants and nothing of "
         f"yours alone, unless more than {cohort.max_corrupt} of the league's members are in league with the operator."
+    )
+
+
+def _explain_step(training: Training) -> str:
+    share = f"{100 * training.sampling_rate:.3g} %"
+    if isinstance(training, MerchantLevelTraining):
+        return (
+            f"In a round this shop trains with a chance of {share}, by a secret coin, and else sends noise alone; "
+            "nobody can tell which."
+        )
+    if isinstance(training, MeanTraining):
+        return f"The round is no training: it adds up the features of all your {training.unit}s once, for later plans."
+    what = f"a secret random choice of about {share} of the {training.unit}s"
+    if training.steps_per_round == 1:
+        return f"A round takes one training step here, on {what}."
+    return f"A round takes {training.steps_per_round} training steps here, each on {what}."
+
+
+def _explain_noise(plan: Plan) -> str:
+    hidden = _HIDDEN[plan.training.unit]
+    if noise_shares(plan.training, plan.cohort) == 1:
+        return f"The noise that hides {hidden} is added to them before they leave."
+    return (
+        f"A share of the noise that hides {hidden} is added to them before they leave; all of it is in the sum over "
+        "the merchants alone."
+    )
+
+
+def _explain_trust(plan: Plan) -> str:
+    shares, corrupt = noise_shares(plan.training, plan.cohort), plan.cohort.max_corrupt
+    if shares == 1:
+        return (
+            "This promise rests on nobody but this machine, which adds all the noise itself: it holds whatever the "
+            "operator and the other merchants do."
+        )
+    return (
+        "This promise rests on others, too: what leaves this machine has a share of the noise only, and the masks hide "
+        "it until it is added to what other merchants send. It holds while at most "
+        f"{corrupt} of the league's members conspire with the operator, so that at least {shares} shares in every sum "
+        "are known to none of them. If you do not want to rely on that, allow mode local alone (modes)."
     )
 
 
@@ -206,12 +289,11 @@ def _against_classes(plan: Plan, taxonomy: Taxonomy) -> Iterator[str]:
         less = [name for name in expected if name not in found]
         parts = [f"not yours: {', '.join(more)}"] * bool(more) + [f"missing: {', '.join(less)}"] * bool(less)
         yield f"classes: found other ones than yours ({'; '.join(parts) or 'another order'})."
-    dimension = plan.recipe.dimension(len(found))
-    if plan.dimension != dimension:
-        yield f"dimension: found {plan.dimension}, but the recipe trains {dimension} numbers."
+    if plan.dimension != plan.expected_dimension:
+        yield f"dimension: found {plan.dimension}, but the recipe has {plan.expected_dimension} numbers."
 
 
-def _upward(value: float, digits: int) -> str:
+def upward(value: float, digits: int) -> str:
     """Return `value` > 0 in decimals, rounded up to `digits` significant ones: never less than it is."""
     unit = 10.0 ** (math.floor(math.log10(value)) - digits + 1)
     return f"{math.ceil(value / unit * (1 - 1e-12)) * unit:.{digits}g}"

@@ -16,10 +16,11 @@ import numpy as np
 from hanse_client.catalog import Catalog
 from hanse_client.config import ClientConfig
 from hanse_client.embeddings import EmbeddingCache, Progress, embed
+from hanse_client.examples import Examples, resolve_device
 from hanse_client.ledger import Ledger
 from hanse_client.markers import Markers
 from hanse_client.participant import Participant, PinnedLeague
-from hanse_client.training import Examples, LocalTrainer, resolve_device
+from hanse_client.training import ShopTrainer
 from hanse_common import signing
 from hanse_common.errors import ConfigError
 from hanse_common.files import write_atomically
@@ -70,6 +71,7 @@ class Shop:
                 device=resolve_device(self.config.device),
                 weights=self.config.backbone_weights,
                 whitening=self.config.whitening,
+                centre=self.config.centre,
                 progress=progress,
             )
             if recipe.backbone is not None:
@@ -77,7 +79,9 @@ class Shop:
         kept = [records[index] for index in embedded.kept]
         training = np.flatnonzero([not record.holdout for record in kept])
         labels = np.array([record.label for record in kept], dtype=np.int64)[training]
-        return Examples.of(embedded.features[training], labels, self.config.device), embedded.problems
+        products = [kept[index].sku for index in training]
+        features = embedded.features[training]
+        return Examples.of(features, labels, self.config.device, products), embedded.problems
 
     def ledger(self) -> Ledger:
         """Return the ledger, made when missing. Raises `LedgerError`."""
@@ -102,7 +106,7 @@ class Shop:
             identity=signing.load_key(self.config.identity_path),
             ledger=self.ledger(),
             markers=Markers(self.config.markers_path),
-            trainer=LocalTrainer(recipe, taxonomy, examples, randomness or OsRandomness()),
+            trainer=ShopTrainer(recipe, taxonomy, examples, randomness or OsRandomness()),
             tell=tell,
             on_upload=on_upload,
         )

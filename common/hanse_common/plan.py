@@ -10,14 +10,19 @@ widen it; a merchant computes ε from it alone.
 All fields are public information.
 """
 
+import math
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal, Self
 
+import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from hanse_common import signing, wire
 from hanse_common.privacy.accounting import STEPS_MAX
 from hanse_common.privacy.mechanism import Mechanism
+from hanse_common.secagg import ring
 from hanse_common.secagg.parameters import MAX_ROSTER, Parameters
 from hanse_common.secagg.ring import MAX_DIMENSION, Ring
 from hanse_common.vision.recipe import Recipe
@@ -28,59 +33,157 @@ MAX_PLAN_BYTES = 256 * 1024
 
 Positive = Annotated[float, Field(gt=0, le=1e9)]
 
+_HEADROOM = 4
+"""The ring must have room for so many times the photos that a merchant samples on average, all pulling one way."""
 
-class LocalSchedule(Value):
-    """Mode `local` but for its noise: a round is `local_steps` steps of DP-SGD at each merchant.
 
-    `sampling_rate` is the Poisson rate of every step. `expected_batch` divides each noisy sum, in photos: a
-    number of the plan, never of the merchant, whose own count would leave with the update. The learning rate of
-    a round falls linearly to zero over the plan's rounds when `decay` is set. `repeats` is how many rounds, in
-    all, may be tried once more after they failed: a merchant pays for the whole plan, so those are paid too.
+Unit = Literal["photo", "product", "merchant"]
+"""What ε is said of: one photo, all photos of one product (SKU), or all that one merchant has."""
+
+
+class _Schedule(Value):
+    """What all modes share but for the noise.
+
+    In each of its steps a merchant takes each unit of privacy into its sample with probability `sampling_rate`,
+    secretly. `repeats` is how many rounds, in all, may be tried once more after they failed: a merchant pays for the
+    whole plan, so those are paid too. `expected_batch` divides each noisy sum, in units: a number of the plan, never
+    of the merchant, whose own count would leave with the update.
     """
 
-    mode: Literal["local"] = "local"
+    mode: str
     rounds: Annotated[int, Field(ge=1, le=100_000)]
     repeats: Annotated[int, Field(ge=0, le=100_000)] = 0
-    local_steps: Annotated[int, Field(ge=1, le=10_000)]
     sampling_rate: Annotated[float, Field(gt=0, le=1)]
     expected_batch: Positive
     clipping_norm: Positive
-    learning_rate: Positive
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    decay: bool = False
 
     @model_validator(mode="after")
     def _bounded(self) -> Self:
         if self.total_steps > STEPS_MAX:
             raise ValueError(
-                f"(rounds + repeats)·local_steps is {self.total_steps}; expected at most {STEPS_MAX}"
+                f"(rounds + repeats)·steps_per_round is {self.total_steps}; expected at most {STEPS_MAX}"
             )
         return self
 
     @property
+    def steps_per_round(self) -> int:
+        """Uses of the photos in one round, each with noise of its own."""
+        return 1
+
+    @property
     def total_steps(self) -> int:
         """The most steps that a merchant takes under this plan: what ε is computed for."""
-        return (self.rounds + self.repeats) * self.local_steps
+        return (self.rounds + self.repeats) * self.steps_per_round
+
+
+class _Noisy(Value):
+    """`noise_multiplier` is the noise's standard deviation over the sensitivity of the sum on the grid."""
+
+    noise_multiplier: Annotated[float, Field(gt=0, le=1e4)]
+
+
+class LocalSchedule(_Schedule):
+    """Mode `local` but for its noise: a round is `local_steps` steps of DP-SGD at each merchant.
+
+    `expected_batch` is one merchant's. The learning rate of a round falls linearly to zero over the plan's rounds
+    when `decay` is set. A trained number changes by at most `update_bound` in a round; more is cut off.
+    """
+
+    mode: Literal["local"] = "local"
+    unit: Literal["photo", "product"] = "photo"
+    local_steps: Annotated[int, Field(ge=1, le=10_000)]
+    learning_rate: Positive
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    decay: bool = False
+    update_bound: Positive = 4.0
+
+    @property
+    def steps_per_round(self) -> int:
+        """A merchant's local steps."""
+        return self.local_steps
 
     def learning_rate_of(self, round_: int) -> float:
         """Return the learning rate of the round `round_`, counted from 0."""
         return self.learning_rate * (1 - round_ / self.rounds if self.decay else 1.0)
 
 
-class LocalTraining(LocalSchedule):
-    """Mode `local`: each step has the full noise, so its guarantee needs no other merchant.
+class LocalTraining(LocalSchedule, _Noisy):
+    """Mode `local`: each step has the full noise, so its guarantee needs no other merchant."""
 
-    `noise_multiplier` is the noise's standard deviation over the sensitivity of the sum on the grid.
+
+class DistributedSchedule(_Schedule):
+    """Mode `distributed` but for its noise: a round is one step of DP-SGD of the whole league.
+
+    `expected_batch` is the whole league's: `sampling_rate` times all photos, or products, there are.
     """
 
-    noise_multiplier: Annotated[float, Field(gt=0, le=1e4)]
+    mode: Literal["distributed"] = "distributed"
+    unit: Literal["photo", "product"] = "photo"
+
+
+class DistributedTraining(DistributedSchedule, _Noisy):
+    """Mode `distributed`: the noise is in shares, one from each merchant, and whole in the masked sum alone."""
+
+
+class MerchantLevelSchedule(_Schedule):
+    """Mode `merchant-level` but for its noise: what one merchant contributes, as a whole, is clipped and hidden.
+
+    A merchant decides by a secret coin, with probability `sampling_rate`, to train in a round, else it uploads noise
+    alone. It trains `local_steps` plain steps, each on a random `local_rate` of its photos, and clips the whole
+    change. `expected_batch` is in merchants.
+    """
+
+    mode: Literal["merchant-level"] = "merchant-level"
+    unit: Literal["merchant"] = "merchant"
+    local_steps: Annotated[int, Field(ge=1, le=10_000)]
+    local_rate: Annotated[float, Field(gt=0, le=1)]
+    learning_rate: Positive
+
+
+class MerchantLevelTraining(MerchantLevelSchedule, _Noisy):
+    """Mode `merchant-level`: the noise is in shares, as in mode `distributed`."""
+
+
+class MeanSchedule(_Schedule):
+    """Mode `mean` but for its noise: not a training, but one noisy sum of everyone's features, of norm 1 each.
+
+    What it gives is a recipe's centre (`hanse_common.vision.centring`). `expected_batch` is how many photos, or
+    products, the league has, about.
+    """
+
+    mode: Literal["mean"] = "mean"
+    unit: Literal["photo", "product"] = "photo"
+    rounds: Annotated[int, Field(ge=1, le=1)] = 1
+    sampling_rate: Annotated[float, Field(ge=1, le=1)] = 1.0
+    clipping_norm: Annotated[float, Field(ge=1, le=1)] = 1.0
+
+
+class MeanTraining(MeanSchedule, _Noisy):
+    """Mode `mean`: the noise is in shares, as in mode `distributed`."""
+
+
+Schedule = Annotated[
+    LocalSchedule | DistributedSchedule | MerchantLevelSchedule | MeanSchedule,
+    Field(discriminator="mode"),
+]
+Training = Annotated[
+    LocalTraining | DistributedTraining | MerchantLevelTraining | MeanTraining,
+    Field(discriminator="mode"),
+]
+TRAININGS: Mapping[str, type[LocalTraining | DistributedTraining | MerchantLevelTraining | MeanTraining]] = {
+    "local": LocalTraining,
+    "distributed": DistributedTraining,
+    "merchant-level": MerchantLevelTraining,
+    "mean": MeanTraining,
+}
 
 
 class Cohort(Value):
     """Who must take part for a round to count, and how long each trip waits, in seconds.
 
     `min_merchants` is n_min, `max_corrupt` is c; what follows from them is in `hanse_common.secagg.parameters`.
-    `join_deadline` is for every trip but the upload, which `upload_deadline` is for.
+    `join_deadline` is for every trip but the upload, which `upload_deadline` is for. An upload leaves `upload_slot`
+    seconds after its question came, or a whole multiple of that, however long the training took; 0 is at once.
     """
 
     min_merchants: Annotated[int, Field(ge=3, le=MAX_ROSTER)]
@@ -88,11 +191,14 @@ class Cohort(Value):
     max_corrupt: Annotated[int, Field(ge=1, le=MAX_ROSTER)] = 1
     join_deadline: Annotated[float, Field(gt=0, le=86_400)] = 60.0
     upload_deadline: Annotated[float, Field(gt=0, le=86_400)] = 600.0
+    upload_slot: Annotated[float, Field(ge=0, le=86_400)] = 1.0
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
         if self.min_merchants > self.max_merchants:
             raise ValueError("min_merchants must not be over max_merchants")
+        if self.upload_slot > self.upload_deadline / 2:
+            raise ValueError("upload_slot must leave room for two of them in upload_deadline")
         _ = self.parameters
         return self
 
@@ -112,10 +218,22 @@ class Plan(Message):
     recipe: Recipe
     taxonomy: Taxonomy
     dimension: Annotated[int, Field(ge=1, le=MAX_DIMENSION)]
-    training: LocalTraining
+    training: Training
     cohort: Cohort
     delta: Annotated[float, Field(gt=0, lt=1e-3)]
-    update_bound: Positive
+
+    @model_validator(mode="after")
+    def _has_features(self) -> Self:
+        if isinstance(self.training, MeanTraining) and (
+            self.recipe.backbone is None or self.recipe.centre is not None
+        ):
+            raise ValueError("mode mean: expected a recipe with a backbone and without a centre")
+        return self
+
+    @property
+    def expected_dimension(self) -> int:
+        """How many numbers this recipe and mode have for these classes."""
+        return dimension_of(self.training, self.recipe, len(self.taxonomy.classes))
 
     def mechanism(self, steps: int) -> Mechanism:
         """Return the mechanism that `steps` steps of this plan are."""
@@ -126,6 +244,7 @@ class Plan(Message):
             noise_multiplier=training.noise_multiplier,
             sampling_rate=training.sampling_rate,
             steps=steps,
+            shares=noise_shares(training, self.cohort),
         )
 
     def epsilon(self) -> float:
@@ -136,14 +255,64 @@ class Plan(Message):
         return self.mechanism(self.training.total_steps).epsilon(self.delta)
 
     @property
-    def ring(self) -> Ring:
-        """The ring in which this plan's updates are summed."""
-        return Ring(self.update_bound, self.cohort.max_merchants)
+    def limit(self) -> int:
+        """The largest magnitude of one merchant's integers in the masked sum."""
+        return ring.share(self.cohort.max_merchants)
+
+    def require_room(self) -> None:
+        """Raise `ValueError` unless what merchants usually add up has room in the ring."""
+        training = self.training
+        if isinstance(training, LocalTraining):
+            _ = Ring(training.update_bound, self.cohort.max_merchants).step
+            return
+        found = self.mechanism(1)
+        needed = math.ceil(
+            _HEADROOM * training.expected_batch / self.cohort.min_merchants * found.grid.sensitivity
+        )
+        if found.room(self.limit) < needed:
+            raise ValueError(
+                f"One merchant's sum may reach {max(found.room(self.limit), 0)} grid steps beside its noise, and "
+                f"expected_batch {training.expected_batch:g} needs {needed}. Ask fewer merchants at once "
+                f"(max_merchants is {self.cohort.max_merchants}), or plan a smaller expected_batch or less noise."
+            )
+
+    def encode(self, update: NDArray[np.float64]) -> NDArray[np.uint32]:
+        """Return a client update of mode `local`, shape (d,), in the model's units, as residues, shape (d,).
+
+        Raises `ValueError` in another mode, where what is summed are integers from the start.
+        """
+        if not isinstance(self.training, LocalTraining):
+            raise ValueError(f"Expected a plan of mode local, found {self.training.mode}.")
+        return Ring(self.training.update_bound, self.cohort.max_merchants).encode(update)
+
+    def decode(self, total: NDArray[np.uint32], survivors: int) -> NDArray[np.float64]:
+        """Return the league's update, shape (d,), in the model's units, from the sum of `survivors` uploads.
+
+        Mode `local`: the mean of the client updates. Else the noisy sum over the plan's `expected_batch`.
+        """
+        training = self.training
+        if isinstance(training, LocalTraining):
+            return Ring(training.update_bound, self.cohort.max_merchants).decode(total) / survivors
+        steps = ring.integers(total).astype(np.int64)
+        return self.mechanism(1).grid.dequantise(steps) / training.expected_batch
 
     @property
     def digest(self) -> bytes:
         """The SHA-256 of the canonical bytes, 32 bytes: the plan's name in every message."""
         return wire.digest(self)
+
+
+def dimension_of(schedule: _Schedule, recipe: Recipe, classes: int) -> int:
+    """Return how many numbers a merchant uploads: what is trained, or a photo's features in mode `mean`."""
+    return recipe.feature_dimension if isinstance(schedule, MeanSchedule) else recipe.dimension(classes)
+
+
+def noise_shares(schedule: _Schedule, cohort: Cohort) -> int:
+    """Return h, how many merchants' shares of noise hide a photo: 1 in mode `local`, n_min − c elsewhere.
+
+    So many honest merchants are in every released sum; what survivors beyond n_min add comes on top.
+    """
+    return 1 if isinstance(schedule, LocalSchedule) else cohort.min_merchants - cohort.max_corrupt
 
 
 class SignedPlan(Message):

@@ -17,7 +17,7 @@ from hanse_common.commands import out
 from hanse_common.config import load
 from hanse_common.errors import CatalogError, ConfigError, PhotoError
 from hanse_common.files import PUBLIC, write_atomically
-from hanse_common.plan import Plan, SignedPlan
+from hanse_common.plan import Plan, SignedPlan, noise_shares
 from hanse_common.vision import photo
 from hanse_common.wire import NAME
 from hanse_server.config import ServerConfig, make_plan
@@ -246,14 +246,19 @@ def _describe(plan: Plan) -> None:
     training, most = plan.training, plan.cohort.max_merchants
     epsilon = plan.epsilon()
     repeats = f" (and up to {training.repeats} repeated)" if training.repeats else ""
+    count = noise_shares(training, plan.cohort)
+    shares = f", in {count} shares of honest merchants" if count > 1 else ""
     lines = (
         ("league", plan.league),
         ("classes", ", ".join(plan.taxonomy.classes)),
         ("trained numbers", f"{plan.dimension:,}, so an upload of {4 * plan.dimension / 1e6:.2f} MB a round"),
         ("rounds", f"{training.rounds}{repeats}, mode {training.mode}"),
-        ("steps a round", str(training.local_steps)),
-        ("each merchant pays", f"ε = {epsilon:.3f} at δ = {plan.delta:g}, for any one photo"),
-        ("noise multiplier", f"{training.noise_multiplier:.3f} at sampling rate {training.sampling_rate:g}"),
+        ("steps a round", str(training.steps_per_round)),
+        ("each merchant pays", f"ε = {epsilon:.3f} at δ = {plan.delta:g}, for any one {training.unit}"),
+        (
+            "noise multiplier",
+            f"{training.noise_multiplier:.3f} at sampling rate {training.sampling_rate:g}{shares}",
+        ),
         (
             "a round needs",
             f"{plan.cohort.min_merchants} merchants, takes at most {plan.cohort.max_merchants}",

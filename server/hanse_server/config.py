@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from hanse_common.config import ConfigPath, Section
-from hanse_common.plan import Cohort, LocalSchedule, LocalTraining, Plan, Positive
+from hanse_common.errors import PlanRefused
+from hanse_common.plan import TRAININGS, Cohort, Plan, Schedule, dimension_of, noise_shares
 from hanse_common.privacy.accounting import EPSILON_MAX
 from hanse_common.privacy.calibration import noise_multiplier
 from hanse_common.secagg.suite import MAX_SETUP_ROUNDS
@@ -34,17 +35,20 @@ class PlanSettings(Section):
     league: Name
     taxonomy: Taxonomy
     recipe: Recipe
-    training: LocalSchedule
+    training: Schedule
     privacy: PrivacyTarget
     cohort: Cohort
-    update_bound: Positive = 4.0
 
 
 class Optimization(Section):
-    """How the shared model is moved and tried: server optimizer, attempts a round, tail that is averaged."""
+    """How the shared model is moved and tried: server optimizer, attempts a round, tail that is averaged.
+
+    With `decay` the optimizer's moves shrink linearly to zero over the rounds.
+    """
 
     optimizer: dict[str, Any] = Field(default_factory=lambda: {"name": "sgd"})
     attempts: Annotated[int, Field(ge=1, le=100)] = 3
+    decay: bool = False
     tail_average: Annotated[float, Field(ge=0, le=1)] = 0.2
 
 
@@ -104,8 +108,8 @@ class Merchant(Section):
 class Service(Section):
     """What `hanse-server run` needs besides the plan.
 
-    `plan` is the signed plan, `state` a folder for checkpoints and the recognizer, `whitening` the recipe's
-    whitening file where it names one. `directory` is the league's signed directory, `league_key` the public key that
+    `plan` is the signed plan, `state` a folder for checkpoints and the recognizer, `whitening` and `centre` the
+    recipe's files where it names them. `directory` is the league's signed directory, `league_key` the public key that
     signed it. `database` is "memory", or a file for Flower's own state.
     """
 
@@ -114,6 +118,7 @@ class Service(Section):
     league_key: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     state: ConfigPath
     whitening: ConfigPath | None = None
+    centre: ConfigPath | None = None
     tls: Tls
     admin: Admin
     fleet: Fleet = Fleet()
@@ -137,24 +142,29 @@ def make_plan(settings: PlanSettings, serial: bytes) -> Plan:
 
     `serial`, 16 bytes, keeps plans of equal content apart. Raises `PlanRefused` when no noise would do.
     """
-    training, privacy = settings.training, settings.privacy
-    dimension = settings.recipe.dimension(len(settings.taxonomy.classes))
-    multiplier = noise_multiplier(
-        epsilon=privacy.epsilon,
-        delta=privacy.delta,
-        sampling_rate=training.sampling_rate,
-        steps=training.total_steps,
-        clipping_norm=training.clipping_norm,
-        dimension=dimension,
-    )
-    return Plan(
-        league=settings.league,
-        serial=serial,
-        recipe=settings.recipe,
-        taxonomy=settings.taxonomy,
-        dimension=dimension,
-        training=LocalTraining(**training.model_dump(), noise_multiplier=multiplier),
-        cohort=settings.cohort,
-        delta=privacy.delta,
-        update_bound=settings.update_bound,
-    )
+    training, privacy, cohort = settings.training, settings.privacy, settings.cohort
+    dimension = dimension_of(training, settings.recipe, len(settings.taxonomy.classes))
+    try:
+        multiplier = noise_multiplier(
+            epsilon=privacy.epsilon,
+            delta=privacy.delta,
+            sampling_rate=training.sampling_rate,
+            steps=training.total_steps,
+            clipping_norm=training.clipping_norm,
+            dimension=dimension,
+            shares=noise_shares(training, cohort),
+        )
+        plan = Plan(
+            league=settings.league,
+            serial=serial,
+            recipe=settings.recipe,
+            taxonomy=settings.taxonomy,
+            dimension=dimension,
+            training=TRAININGS[training.mode](**training.model_dump(), noise_multiplier=multiplier),
+            cohort=cohort,
+            delta=privacy.delta,
+        )
+        plan.require_room()
+    except ValueError as error:
+        raise PlanRefused(str(error)) from None
+    return plan

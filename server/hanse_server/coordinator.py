@@ -52,7 +52,7 @@ UNMASK_THREADS = 4
 
 @dataclass(frozen=True)
 class RoundOutcome:
-    """What a round gave: the mean client update and who took what part.
+    """What a round gave: the league's update (`Plan.decode`) and who took what part.
 
     `update` has shape (d,), float64, in the model's units. `dropped` are roster members whose update is not in it.
     `blamed` holds a reason for each merchant that broke the protocol. Names are the transport's.
@@ -213,7 +213,7 @@ class MaskedRounds:
         if self._watch is not None:
             self._watch("", total)
         return RoundOutcome(
-            update=self._plan.ring.decode(total) / len(survivors),
+            update=self._plan.decode(total, len(survivors)),
             uploaded=tuple(sorted(survivors)),
             dropped=tuple(sorted(set(roster) - set(survivors))),
             declined=roll.declined,

@@ -7,6 +7,7 @@ Flower keeps membership and runs; what a training came to is in our own checkpoi
 Flower run that ended, however it did, is followed by another that goes on from there.
 """
 
+import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -166,8 +167,16 @@ class Daemon:
                 lambda text: say("merchants", text),
             ) as transport:
                 model = training.run(transport, on_round)
-            folder = training.publish(model)
-            say("published", f"The recognizer is in {folder}.", recognizer=str(folder))
+            published = training.publish(model)
+            if published.is_dir():
+                text = f"The recognizer is in {published}."
+            else:
+                digest = hashlib.sha256(published.read_bytes()).hexdigest()
+                text = (
+                    f"The centre is in {published}: give it to every merchant. The training's plan names it, "
+                    f"under recipe, as centre: {digest}"
+                )
+            say("published", text, published=str(published))
         except Exception as error:
             self._failure = error
             reason = str(error) if isinstance(error, HanseError) else type(error).__name__

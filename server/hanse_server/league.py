@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from hanse_common.plan import Plan, SignedPlan
 from hanse_server.averaging import TailAverage
 from hanse_server.coordinator import RoundOutcome
-from hanse_server.optimizers import ServerOptimizer
+from hanse_server.optimizers import ServerOptimizer, create
 from hanse_server.store import Checkpoint, Store
 
 
@@ -45,11 +45,14 @@ def train(
     initial: NDArray[np.float32],
     *,
     tail_average: float,
+    decay: bool = False,
     on_round: Callable[[RoundReport], None] = lambda report: None,
 ) -> NDArray[np.float32]:
     """Run the plan's rounds that are not done yet and return the published model, shape (d,), float32.
 
-    The models of the last `tail_average` of the rounds are averaged.
+    The models of the last `tail_average` of the rounds are averaged. With `decay` the optimizer's move shrinks
+    linearly to zero over the rounds, whatever the optimizer. In mode `distributed` the recipe's penalties enter here: a
+    merchant's step knows photos alone.
 
     Raises `RoundFailed` when a round fails for good; the checkpoint of the round before stays.
     """
@@ -58,6 +61,8 @@ def train(
     average = TailAverage(total, tail_average, plan.dimension)
     model = initial.astype(np.float64)
     done = 0
+    if plan.training.mode == "mean":
+        optimizer = create({"name": "sgd"})  # a mean is taken as it is
     checkpoint = store.load(plan.digest, plan.dimension)
     if checkpoint is not None:
         model, done = checkpoint.model, checkpoint.rounds_done
@@ -66,7 +71,11 @@ def train(
 
     for round_ in range(done, total):
         outcome = rounds.run(round_, model.astype(np.float32))
-        model = optimizer.step(model, outcome.update)
+        update = outcome.update
+        if plan.training.mode == "distributed":
+            update = update - plan.recipe.model.penalty_gradient(model)
+        share = 1 - round_ / total if decay else 1.0
+        model = model + share * (optimizer.step(model, update) - model)
         average.add(round_, model)
         store.save(
             Checkpoint(

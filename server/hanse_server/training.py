@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from hanse_common import wire
 from hanse_common.directory import MAX_DIRECTORY_BYTES, SignedDirectory
 from hanse_common.errors import ConfigError, SignatureInvalid, WireError
-from hanse_common.files import read_bounded
-from hanse_common.plan import Plan, SignedPlan
+from hanse_common.files import PUBLIC, read_bounded, write_atomically
+from hanse_common.plan import MeanTraining, Plan, SignedPlan
 from hanse_common.signing import load_public
 from hanse_server.config import Optimization, ServerConfig, Service
 from hanse_server.coordinator import LeagueDirectory, MaskedRounds
@@ -106,6 +106,10 @@ class Training:
 
         # The start is public: all zeros, or what the plan's own digest draws.
         seed = int.from_bytes(self.plan.digest[:8], "big") >> 1
+        if isinstance(self.plan.training, MeanTraining):
+            initial = np.zeros(self.plan.dimension, dtype=np.float32)
+        else:
+            initial = models.initial_vector(self.plan.recipe, len(self.plan.taxonomy.classes), seed)
         rounds = MaskedRounds(
             transport,
             self.signed_plan,
@@ -121,15 +125,24 @@ class Training:
             plan=self.plan,
             optimizer=create(self.optimization.optimizer),
             store=self.store,
-            initial=models.initial_vector(self.plan.recipe, len(self.plan.taxonomy.classes), seed),
+            initial=initial,
             tail_average=self.optimization.tail_average,
+            decay=self.optimization.decay,
             on_round=on_round,
         )
 
     def publish(self, model: NDArray[np.float32]) -> Path:
-        """Write the recognizer of `model`, shape (d,), to state/recognizer and return that folder."""
-        from hanse_common.vision.recognizer import Recognizer
+        """Write the recognizer of `model`, shape (d,), to state/recognizer and return that folder.
 
+        After a plan of mode `mean` it is the file state/centre.safetensors.
+        """
+        from hanse_common.vision.centring import Centre
+        from hanse_common.vision.recognizer import CENTRE_FILE, Recognizer
+
+        if isinstance(self.plan.training, MeanTraining):
+            path = self.service.state / CENTRE_FILE
+            write_atomically(path, Centre(model).to_bytes(), PUBLIC)
+            return path
         folder = self.service.state / "recognizer"
         Recognizer.create(
             self.plan.recipe,
@@ -140,6 +153,7 @@ class Training:
             delta=self.plan.delta,
             plan_digest=self.plan.digest,
             whitening=self.service.whitening,
+            centre=self.service.centre,
         ).save(folder)
         return folder
 
@@ -150,8 +164,10 @@ def _check_files(plan: Plan, service: Service) -> None:
     Without them nothing could be published, which is better known before merchants pay.
     """
     from hanse_common.vision.backbones import load_whitening
+    from hanse_common.vision.centring import load_centre
 
     load_whitening(plan.recipe, service.whitening)
+    load_centre(plan.recipe, service.centre)
 
 
 def _read_plan(path: Path) -> SignedPlan:

@@ -42,7 +42,7 @@ def fit_whitening(
     if recipe.backbone is None:
         raise RecognizerError("The recipe has no backbone, so it has no features to whiten.")
     network = raw_features(recipe, weights=weights)
-    features = extract(network, images, recipe.preprocessing)
+    features = extract(network, images, recipe.views)
     file = Whitening.fit(features, dimensions).to_bytes()
     name = PublicWhitening(dimensions=dimensions, weights=hashlib.sha256(file).hexdigest())
     backbone = recipe.backbone.model_copy(update={"projection": None, "whitening": name})

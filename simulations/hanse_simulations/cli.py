@@ -62,8 +62,11 @@ def run(
         Path | None, typer.Option(help="Go on in this result folder instead of a new one.", metavar="FOLDER")
     ] = None,
     engine: Annotated[
-        Literal["local", "flower"],
-        typer.Option(help="All in this process, or Flower's own engine on Ray, without secure aggregation."),
+        Literal["local", "flower", "central"],
+        typer.Option(
+            help="All in this process; or Flower's own engine on Ray, without secure aggregation; or, as a yardstick, "
+            "one trusted curator with all photos."
+        ),
     ] = "local",
 ) -> None:
     """Run an experiment. Its folder then holds figures, plots, ledgers, the recognizer and the exact config."""
@@ -83,12 +86,43 @@ def run(
         raise ConfigError(f"{resume}: found no experiment.yaml, expected the folder of an earlier run.")
     load_extensions(settings)  # whatever is wrong with the experiment shows before a folder is made for it
     folder = resume or new_folder(results, settings.name)
+    if settings.sweep is not None:
+        from hanse_simulations.sweep import run_frontiers
+
+        _write_json(as_json, run_frontiers([(settings, engine)], folder, results / "embeddings.sqlite"))
+        return
     figures = run_experiment(settings, folder, results / "embeddings.sqlite", engine)
     out.print(
         f"accuracy {100 * figures['accuracy']:.2f} %, ε at most {figures['epsilon_max']:.3f} "
         f"at δ = {figures['delta']:g}, {figures['seconds']:.0f} s; everything is in {folder}"
     )
     _write_json(as_json, figures)
+
+
+@app.command()
+def frontier(
+    experiments: Annotated[
+        list[Path], typer.Argument(help="Experiments with a sweep, YAML.", metavar="FILE...")
+    ],
+    central: Annotated[
+        list[Path] | None,
+        typer.Option(help="Also run this one as one trusted curator would.", metavar="FILE"),
+    ] = None,
+    folder: Annotated[
+        Path, typer.Option(help="Where results go, and where an earlier call left them.", metavar="FOLDER")
+    ] = Path("results/frontier"),
+    as_json: JsonOption = None,
+) -> None:
+    """Accuracy against ε of several experiments in one figure. Stopped, it goes on where it was."""
+    from hanse_simulations.experiment import Experiment
+    from hanse_simulations.run import Engine, load_extensions
+    from hanse_simulations.sweep import run_frontiers
+
+    wanted: list[tuple[Experiment, Engine]] = [(load(Experiment, path), "local") for path in experiments]
+    wanted += [(load(Experiment, path), "central") for path in central or ()]
+    for settings, _ in wanted:
+        load_extensions(settings)
+    _write_json(as_json, run_frontiers(wanted, folder, folder / "embeddings.sqlite"))
 
 
 @app.command()
@@ -106,6 +140,21 @@ def new_algorithm(
     out.print(f"Wrote {path}. Its first lines say how an experiment uses it.")
 
 
+@app.command()
+def audit(
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer trials: seconds, and looser bounds.")] = False,
+    as_json: JsonOption = None,
+) -> None:
+    """Attack the mechanism and a training: what is measured of ε must stay below what is claimed."""
+    from hanse_simulations import auditing
+
+    figures = auditing.run(quick)
+    auditing.show(figures)
+    _write_json(as_json, figures)
+    if not auditing.passed(figures):
+        raise typer.Exit(auditing.FAILED)
+
+
 bench = commands.new_app("Benchmarks: ratios against a named peer or floor, measured in one run.")
 app.add_typer(bench, name="bench")
 
@@ -120,6 +169,19 @@ def gradients(
     from hanse_simulations.benchmarks.gradients import run as run_benchmark
 
     _write_json(as_json, run_benchmark(quick, device))
+
+
+@bench.command("dp-step")
+def dp_step(
+    quick: Annotated[bool, typer.Option("--quick", help="Repeat less: rougher.")] = False,
+    as_json: JsonOption = None,
+) -> None:
+    """What privacy costs: one training step with it over one without, beside Opacus; with peak memory."""
+    from hanse_simulations.benchmarks import dp_step as benchmark
+
+    figures = benchmark.run(quick)
+    benchmark.show(figures)
+    _write_json(as_json, figures)
 
 
 @bench.command("round")

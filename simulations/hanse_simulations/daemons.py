@@ -20,8 +20,8 @@ import yaml
 from numpy.typing import NDArray
 
 from hanse_client.config import ClientConfig
+from hanse_client.examples import Examples
 from hanse_client.ledger import Ledger
-from hanse_client.training import Examples
 from hanse_common import signing, wire
 from hanse_common.config import load
 from hanse_common.credentials import create_node_key

@@ -21,8 +21,8 @@ from PIL import Image
 from rich.table import Table
 
 from hanse_client.config import ClientConfig
+from hanse_client.examples import resolve_device
 from hanse_client.shop import Shop
-from hanse_client.training import resolve_device
 from hanse_common import signing
 from hanse_common.config import load
 from hanse_common.vision.recognizer import WHITENING_FILE, Recognizer

@@ -83,11 +83,12 @@ ENVIRONMENT = {
 
 def require(experiment: Experiment) -> None:
     """Raise `ConfigError`, which says what to do, unless Ray is there and `experiment` can run on it."""
-    if experiment.dropout_rate:
-        raise ConfigError(
-            f"dropout_rate: found {experiment.dropout_rate}, expected 0: Flower's engine loses no replies. "
-            "Run this experiment without --engine."
-        )
+    for name in ("dropout_rate", "dropouts", "centring", "sweep"):
+        if found := getattr(experiment, name):
+            raise ConfigError(
+                f"{name}: found {found}; Flower's engine loses no replies and runs one plan. "
+                "Run this experiment without --engine."
+            )
     if importlib.util.find_spec("ray") is None:
         raise ConfigError(
             "--engine flower: Flower's simulation engine needs Ray, which is not installed. Install it with "
@@ -220,7 +221,7 @@ class FlowerRounds:
                 f"{'; '.join(notes) or 'the others did not answer in time'}."
             )
         return RoundOutcome(
-            update=self._plan.ring.decode(total) / len(uploaded),
+            update=self._plan.decode(total, len(uploaded)),
             uploaded=tuple(sorted(uploaded)),
             dropped=tuple(sorted(set(self._merchants) - set(uploaded))),
             declined=declined,

@@ -19,7 +19,7 @@ from pydantic import Field
 
 from hanse_client.charges import Charge
 from hanse_client.ledger import Ledger, Repeated
-from hanse_client.training import LocalTrainer
+from hanse_client.training import ShopTrainer
 from hanse_common import messages, signing, wire
 from hanse_common.config import load
 from hanse_common.errors import BudgetExceeded, HanseError, WireError
@@ -116,7 +116,7 @@ def _overheard() -> Iterator[list[str]]:
 class _Merchant:
     plan: Plan
     ledger: Ledger
-    trainer: LocalTrainer
+    trainer: ShopTrainer
     randomness: RoundRandomness
 
     def train(self, order: Order) -> bytes:
@@ -124,11 +124,10 @@ class _Merchant:
         if order.plan_digest != self.plan.digest:
             raise WireError("the order is for another plan than the folder's.")
         model = messages.model_from_bytes(order.model, self.plan.dimension)
-        steps = self.plan.training.local_steps
+        steps = self.plan.training.steps_per_round
         self.ledger.charge(Charge.of(self.plan, order.round, order.attempt, steps))
         self.randomness.begin(order.round)
-        update = self.trainer.update(self.plan, order.round, model)
-        return ring.to_bytes(self.plan.ring.encode(update))
+        return ring.to_bytes(self.trainer.contribution(self.plan, order.round, model))
 
 
 @cache
@@ -159,6 +158,6 @@ def _merchant(folder: Path, embeddings: Path, partition: int) -> _Merchant:
     return _Merchant(
         plan,
         Ledger(ledger_path(folder, name), policy.budget),
-        LocalTrainer(plan.recipe, plan.taxonomy, examples, randomness),
+        ShopTrainer(plan.recipe, plan.taxonomy, examples, randomness),
         randomness,
     )

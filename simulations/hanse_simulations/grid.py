@@ -7,6 +7,7 @@ Nothing waits, and nothing is sent anywhere.
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 from hanse_common import wire
 from hanse_common.messages import MAX_MESSAGE_BYTES, Start
@@ -24,14 +25,22 @@ Handler = Callable[[bytes], bytes]
 class LocalGrid:
     """An in-process `hanse_server.transport.Transport` with seeded dropouts.
 
-    In each try at a round each merchant drops out with probability `dropout_rate`: one of its three replies, any of
-    them, is lost after it has done the work. It is back in the next round. Which ones are lost follows from `seed`,
-    merchant, round and try alone, so it is the same in a resumed training. Deadlines are not kept: nothing here waits.
+    In each try at a round `dropouts` merchants drop out, and each of the others with probability `dropout_rate`: one
+    of its three replies, any of them, is lost after it has done the work. It is back in the next round. Which ones
+    are lost follows from `seed`, merchant, round and try alone, so it is the same in a resumed training. Deadlines
+    are not kept: nothing here waits.
     """
 
-    def __init__(self, merchants: Mapping[str, Handler], dropout_rate: float = 0.0, seed: int = 0) -> None:
+    def __init__(
+        self,
+        merchants: Mapping[str, Handler],
+        dropout_rate: float = 0.0,
+        seed: int = 0,
+        dropouts: int = 0,
+    ) -> None:
         self._merchants = dict(sorted(merchants.items()))
         self._dropout_rate = dropout_rate
+        self._dropouts = dropouts
         self._seed = seed
         self._tries: Counter[int] = Counter()
 
@@ -57,8 +66,16 @@ class LocalGrid:
                 yield merchant, reply
 
     def _is_lost(self, kind: str, merchant: str, round_: int) -> bool:
-        if round_ < 0 or not self._dropout_rate:
+        if round_ < 0 or not (self._dropout_rate or self._dropouts):
             return False
-        drawn = seed_for(self._seed, f"dropout {merchant} round {round_} try {self._tries[round_]}") / 2.0**63
+        draw = partial(self._draw, round_)
+        if merchant in sorted(self._merchants, key=partial(draw, "turn"))[: self._dropouts]:
+            return TRIPS[int(draw("trip", merchant) * len(TRIPS))] == kind
+        drawn = draw("dropout", merchant)
         # What is under the rate is divided among the trips, evenly.
         return drawn < self._dropout_rate and TRIPS[int(drawn / self._dropout_rate * len(TRIPS))] == kind
+
+    def _draw(self, round_: int, purpose: str, merchant: str) -> float:
+        """Return a number in [0, 1), the same for the same try."""
+        name = f"{purpose} {merchant} round {round_} try {self._tries[round_]}"
+        return seed_for(self._seed, name) / 2.0**63

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from hanse_common.errors import ConfigError
 from hanse_common.vision.metrics import ClassificationReport
+from hanse_simulations.frontier import Frontier
 
 try:
     import matplotlib as mpl
@@ -43,6 +44,34 @@ def learning_curve(rounds: Sequence[int], accuracies: Sequence[float], title: st
     axes.set_ylabel("accuracy on public test photos, %")
     axes.set_title(title, loc="left")
     axes.grid(axis="y", color=GREY, alpha=0.3)
+    _save(figure, path)
+
+
+def frontier(frontiers: Sequence[Frontier], path: Path) -> None:
+    """Draw accuracy in per cent, with 95 % intervals, against ε, a line for each of `frontiers`."""
+    figure, axes = _axes(6.8, 4.6)
+    colours = plt.get_cmap("tab10")
+    for index, one in enumerate(frontiers):
+        epsilons = [point.epsilon for point in one.points]
+        means = [100 * point.mean for point in one.points]
+        reach = [100 * point.interval for point in one.points]
+        axes.errorbar(
+            epsilons, means, yerr=reach, color=colours(index), label=one.name, marker="o", markersize=5,
+            capsize=3, linewidth=2,
+        )  # fmt: skip
+        axes.annotate(
+            f"{means[-1]:.1f}", (epsilons[-1], means[-1]), xytext=(7, -3), textcoords="offset points",
+            color=colours(index), fontsize=9,
+        )  # fmt: skip
+    axes.set_xscale("log")
+    ticks = sorted({round(point.epsilon, 1) for one in frontiers for point in one.points})
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
+    axes.set_xlabel("ε that any one photo pays, at most")
+    axes.set_ylabel("accuracy on public test photos, %")
+    axes.set_title("Accuracy against privacy", loc="left")
+    axes.grid(axis="y", color=GREY, alpha=0.3)
+    axes.legend(frameon=False, loc="lower right")
     _save(figure, path)
 
 

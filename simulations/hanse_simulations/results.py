@@ -8,6 +8,7 @@ results/smoke/run-001/
   recognizer/         load it with `hanse-client classify --recognizer`
   merchants/NAME/ledger.sqlite
   whitening.safetensors   where the experiment fits one
+  centre.safetensors      where the league learnt one
   server/             signed plan, checkpoint, attempts
 """
 
@@ -30,11 +31,12 @@ from hanse_common.errors import ConfigError
 from hanse_common.files import write_atomically
 from hanse_common.plan import Plan
 from hanse_common.vision.metrics import ClassificationReport
-from hanse_common.vision.recognizer import WHITENING_FILE, Recognizer
+from hanse_common.vision.recognizer import CENTRE_FILE, WHITENING_FILE, Recognizer
 from hanse_simulations import plots
 from hanse_simulations.experiment import CONFIG_FILE, Experiment
 
 METRICS_FILE = "metrics.csv"
+RESULT_FILE = "result.json"
 
 
 class Curve:
@@ -117,7 +119,7 @@ def write(
 ) -> dict[str, Any]:
     """Write figures, pictures and recognizer to `folder`; return the figures. `ledgers` are the merchants'."""
     spent = {name: ledger.spent() for name, ledger in ledgers.items()}
-    epsilon_max = max(one.epsilon for one in spent.values())
+    epsilon_max = max((one.epsilon for one in spent.values()), default=plan.epsilon())
     figures = {
         "name": experiment.name,
         "seed": experiment.seed,
@@ -134,7 +136,7 @@ def write(
         "report": report.to_json(),
         "seconds": seconds,
     }
-    write_atomically(folder / "result.json", json.dumps(figures, indent=2).encode() + b"\n")
+    write_atomically(folder / RESULT_FILE, json.dumps(figures, indent=2).encode() + b"\n")
     title = f"{experiment.name}: ε = {epsilon_max:.2f}, δ = {plan.delta:g}"
     plots.learning_curve(curve.rounds, curve.accuracies, title, folder / "learning-curve.png")
     plots.confusion(report, plan.taxonomy.classes, folder / "confusion.png")
@@ -161,4 +163,5 @@ def save_recognizer(
         delta=plan.delta,
         plan_digest=plan.digest,
         whitening=folder.parent / WHITENING_FILE,
+        centre=folder.parent / CENTRE_FILE,
     ).save(folder)

@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from rich.markup import escape
 
+from hanse_client.examples import Examples, resolve_device
 from hanse_client.ledger import Ledger
-from hanse_client.training import Examples, resolve_device
 from hanse_common.errors import ConfigError
 from hanse_common.plan import Plan
 from hanse_common.vision.recognizer import WHITENING_FILE
@@ -26,13 +26,15 @@ from hanse_server.evaluation import Evaluator
 from hanse_server.league import RoundReport
 from hanse_server.optimizers import create
 from hanse_simulations import plots, results
+from hanse_simulations.central import CentralLeague
+from hanse_simulations.centre import with_centre
 from hanse_simulations.console import bar, console
 from hanse_simulations.experiment import Experiment
-from hanse_simulations.shops import make_shops, whitened
+from hanse_simulations.shops import Shops, make_shops, whitened
 from hanse_simulations.simulation import League, seeded_members
 
-Engine = Literal["local", "flower"]
-"""Where merchants run: in this process, or in Ray's, which Flower's own engine starts."""
+Engine = Literal["local", "flower", "central"]
+"""Where merchants run: in this process, or in Ray's, which Flower's own engine starts. Or one curator has it all."""
 
 
 class AnyLeague(Protocol):
@@ -77,27 +79,57 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+ShopsMaker = Callable[[Experiment, Path], Shops]
+"""Makes the shops of an experiment whose whitening, if any, is in the file."""
+
+
+def shops_maker(cache: Path) -> ShopsMaker:
+    """Return a maker of shops that shows its progress. `cache` keeps embeddings; the last shops are kept in memory."""
+    last: list[tuple[tuple[object, ...], Shops]] = []
+
+    def make(experiment: Experiment, whitening: Path) -> Shops:
+        key = (experiment.data, experiment.seed, experiment.whiten, experiment.plan.recipe)
+        if not last or last[0][0] != key:
+            last.clear()
+            with bar("embedding", 1) as shown:
+                shops = make_shops(experiment, cache, whitening, resolve_device("auto"), shown.update)
+            last.append((key, shops))
+        return last[0][1]
+
+    return make
+
+
 @one_thread()
-def run(experiment: Experiment, folder: Path, cache: Path, engine: Engine = "local") -> dict[str, Any]:
+def run(
+    experiment: Experiment,
+    folder: Path,
+    cache: Path,
+    engine: Engine = "local",
+    make: ShopsMaker | None = None,
+) -> dict[str, Any]:
     """Run or resume `experiment` in `folder` on `engine` and return its figures.
 
-    `cache` keeps embeddings between runs.
+    `cache` keeps embeddings between runs, `make` whole shops between the runs of a sweep.
     """
     started = time.perf_counter()
     load_extensions(experiment)
     results.write_config(experiment, folder)
     whitening = folder / WHITENING_FILE
     experiment = whitened(experiment, whitening)
-    with bar("embedding", 1) as shown:
-        shops = make_shops(experiment, cache, whitening, resolve_device("auto"), shown.update)
+    shops = (make or shops_maker(cache))(experiment, whitening)
+    total = experiment.plan.privacy
+    experiment, shops = with_centre(experiment, shops, folder, tell, central=engine == "central")
     league: AnyLeague
     if engine == "flower":
         from hanse_simulations.flower_engine import FlowerLeague
 
         console.print("  Flower's engine: one message a round and merchant, without secure aggregation")
         league = FlowerLeague.assemble(experiment, folder, cache, tell)
+    elif engine == "central":
+        console.print("  One trusted curator with all photos: the yardstick, not a league")
+        league = CentralLeague.assemble(experiment, shops.merchants, folder)
     else:
-        members = seeded_members(experiment, shops.merchants, folder, tell)
+        members = seeded_members(experiment, shops.merchants, folder, tell, total)
         league = League.assemble(experiment, members, folder)
     return train_and_write(experiment, league, shops.test, folder, started)
 
@@ -120,15 +152,16 @@ def train_and_write(
             number, merchants = done.round + 1, len(done.outcome.uploaded)
             if number % experiment.evaluate_every == 0 or number == plan.training.rounds:
                 curve.add(number, merchants, evaluator.accuracy(done.published))
-            text = f"{merchants} merchants"
+            texts = [f"{merchants} merchants"] if merchants else []
             if curve.accuracies:
-                text += f", accuracy {100 * curve.accuracies[-1]:.1f} %"
+                texts.append(f"accuracy {100 * curve.accuracies[-1]:.1f} %")
+            text = ", ".join(texts)
             shown.update(number, text=text)
 
         model = league.train(on_round)
     if isinstance(league, League) and len(league.seen) == 2:
         (upload,) = (residues for name, residues in league.seen.items() if name)
-        total = plan.ring.decode(league.seen[""])
+        total = plan.decode(league.seen[""], 1)
         plots.server_view(upload, total, len(plan.taxonomy.classes), folder / "server-view.png")
     report = evaluator.report(model)
     seconds = time.perf_counter() - started

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hanse_client.embeddings import EmbeddingCache, Progress, embed
-from hanse_client.training import Examples
+from hanse_client.examples import Examples
 from hanse_common.errors import ConfigError
 from hanse_common.files import write_atomically
 from hanse_common.vision.recipe import Recipe

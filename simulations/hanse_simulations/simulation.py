@@ -24,18 +24,19 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
+from hanse_client.examples import Examples
 from hanse_client.ledger import Ledger
 from hanse_client.markers import Markers
 from hanse_client.participant import Participant, PinnedLeague
 from hanse_client.policy import Policy
-from hanse_client.training import Examples, LocalTrainer
+from hanse_client.training import ShopTrainer
 from hanse_common import signing, wire
 from hanse_common.directory import Directory, Entry, SignedDirectory
 from hanse_common.errors import WireError
 from hanse_common.messages import MAX_MESSAGE_BYTES, Start
-from hanse_common.plan import Plan, SignedPlan
+from hanse_common.plan import MeanTraining, Plan, SignedPlan
 from hanse_common.vision import model as models
-from hanse_server.config import make_plan
+from hanse_server.config import PrivacyTarget, make_plan
 from hanse_server.coordinator import LeagueDirectory, MaskedRounds
 from hanse_server.league import RoundReport, Rounds, train
 from hanse_server.optimizers import create
@@ -94,7 +95,7 @@ class League:
             experiment=experiment,
             plan=plan,
             signed_plan=signed_plan,
-            grid=LocalGrid(handlers, experiment.dropout_rate, experiment.seed),
+            grid=LocalGrid(handlers, experiment.dropout_rate, experiment.seed, experiment.dropouts),
             members=members,
             store=Store(folder / "server"),
         )
@@ -137,15 +138,20 @@ def train_with(
 
     Raises as `league.train` does.
     """
-    seed = seed_for(experiment.seed, "initialisation")
+    if isinstance(plan.training, MeanTraining):
+        initial = np.zeros(plan.dimension, dtype=np.float32)
+    else:
+        seed = seed_for(experiment.seed, "initialisation")
+        initial = models.initial_vector(plan.recipe, len(plan.taxonomy.classes), seed)
     return train(
         rounds=rounds,
         signed_plan=signed_plan,
         plan=plan,
         optimizer=create(experiment.optimization.optimizer),
         store=store,
-        initial=models.initial_vector(plan.recipe, len(plan.taxonomy.classes), seed),
+        initial=initial,
         tail_average=experiment.optimization.tail_average,
+        decay=experiment.optimization.decay,
         on_round=on_round,
     )
 
@@ -186,13 +192,14 @@ def _key(experiment: Experiment, holder: str) -> Ed25519PrivateKey:
     )
 
 
-def simulated_policy(experiment: Experiment) -> Policy:
-    """Return the policy of the simulated merchants, which allows just the experiment's plan."""
+def simulated_policy(experiment: Experiment, budget: PrivacyTarget | None = None) -> Policy:
+    """Return the policy of the simulated merchants, which allows the experiment's plan, and `budget` in all."""
     settings = experiment.plan
+    budget = budget or settings.privacy
     return Policy(
         league=settings.league,
-        epsilon=settings.privacy.epsilon,
-        delta=settings.privacy.delta,
+        epsilon=budget.epsilon,
+        delta=budget.delta,
         minimum_cohort=settings.cohort.min_merchants,
         corrupt_merchants=settings.cohort.max_corrupt,
         max_rounds=settings.training.rounds + settings.training.repeats,
@@ -206,11 +213,18 @@ def ledger_path(folder: Path, merchant: str) -> Path:
 
 
 def seeded_members(
-    experiment: Experiment, shops: Mapping[str, Examples], folder: Path, tell: Tell
+    experiment: Experiment,
+    shops: Mapping[str, Examples],
+    folder: Path,
+    tell: Tell,
+    budget: PrivacyTarget | None = None,
 ) -> dict[str, Member]:
-    """Return a member for each of `shops`, with seeded randomness and a policy that allows just this plan."""
+    """Return a member for each of `shops`, with seeded randomness and a policy that allows this plan.
+
+    `budget` is for all plans that its ledger in `folder` is charged for; by default that of this plan.
+    """
     settings = experiment.plan
-    policy = simulated_policy(experiment)
+    policy = simulated_policy(experiment, budget)
     league = PinnedLeague(
         operator_key=signing.public_bytes(operator_key(experiment)),
         league_key=signing.public_bytes(league_key(experiment)),
@@ -227,8 +241,9 @@ def seeded_members(
             identity=identity_key(experiment, name),
             ledger=ledger,
             markers=Markers(own.with_name("markers.sqlite")),
-            trainer=LocalTrainer(settings.recipe, settings.taxonomy, examples, randomness),
+            trainer=ShopTrainer(settings.recipe, settings.taxonomy, examples, randomness),
             tell=partial(tell, name),
+            wait=lambda seconds: None,
         )
         members[name] = Member(_repeatable(participant, randomness), ledger)
     return members

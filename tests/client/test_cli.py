@@ -1,26 +1,35 @@
 """The command `hanse-client` as a shop owner meets it: what it prints, and what it exits with."""
 
+import hashlib
 import json
+import math
 import re
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+import dp_accounting
+import msgpack
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from dp_accounting.pld import PLDAccountant
+from dp_accounting.rdp import RdpAccountant
 from PIL import Image
 
-from hanse_client import cli
+from hanse_client import cli, ledger_view
 from hanse_client.charges import Budget, Charge
 from hanse_client.config import ClientConfig
 from hanse_client.ledger import Ledger
+from hanse_client.policy import posterior_bound
 from hanse_common import errors, signing, wire
 from hanse_common.config import load
-from hanse_common.plan import Plan, SignedPlan
+from hanse_common.plan import DistributedTraining, Plan, SignedPlan
 from hanse_common.vision.recognizer import Recognizer
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
@@ -281,33 +290,230 @@ def test_explain_what_is_no_plan_of_this_league(run: Run, shop: Path, make_plan:
 def test_ledger_of_a_shop_that_never_took_part(run: Run, shop: Path) -> None:
     result = run("ledger")
     assert result.code == 0 and "Nothing was ever charged from here" in result.out
+    assert "the ledger was moved or deleted" in result.out
     assert not (shop / "state").exists()
 
 
-def test_ledger(run: Run, shop: Path, make_plan: MakePlan) -> None:
-    plan = make_plan()
-    ledger = Ledger(settings(shop).ledger_path, Budget(4.0, 1e-5))
-    for round_ in range(3):
-        steps = plan.training.total_steps
-        ledger.charge(Charge(plan.digest, round_, 0, plan.mechanism(2), steps, plan.delta))
+Fill = Callable[..., Ledger]
+
+
+@pytest.fixture
+def fill(shop: Path, make_plan: MakePlan) -> Fill:
+    """Return a function that charges three rounds of a plan, changed by keyword, to the shop's ledger."""
+
+    def fill(serial: int = 0, **policy: str) -> Ledger:
+        config = shop / "hanse-client.yaml"
+        if policy:
+            config.write_text(
+                config.read_text() + "".join(f"  {key}: {value}\n" for key, value in policy.items())
+            )
+        plan = make_plan(serial=bytes([serial]) * 16)
+        ledger = Ledger(settings(shop).ledger_path, settings(shop).policy.budget)
+        for round_ in range(3):
+            ledger.charge(Charge.of(plan, round_, 0, 2))
+        return ledger
+
+    return fill
+
+
+def one_of(lines: str, start: str) -> str:
+    """Return the only line that begins so."""
+    (found,) = [line for line in lines.splitlines() if line.startswith(start)]
+    return found
+
+
+def test_ledger(run: Run, fill: Fill, make_plan: MakePlan) -> None:
+    kept, plan = fill(), make_plan()
     result = run("ledger")
     assert (result.code, result.err) == (0, "")
     epsilon = plan.mechanism(8).epsilon(plan.delta)
-    row = result.out.splitlines()[1].split()
-    assert row == [plan.digest.hex()[:16], "3", "6", "of", "8", f"{epsilon:.3f}", "1e-05"]
-    assert f"ε = {epsilon:.3f} of 4, δ = 1e-05 of 1e-05" in result.out
-    assert "Entries in the ledger: 3." in result.out
+    shown = math.ceil(1000 * epsilon) / 1000
+    words, table, rest = result.out.split("\n\n")
+    percent = math.ceil(10 * 100 * posterior_bound(epsilon, 0.01)) / 10
+    assert words.splitlines() == [
+        (
+            "After 3 rounds, someone who knew everything else could raise a 1 % suspicion about any one photo to at "
+            f"most {percent} %. The chance that this bound fails is about 1 in 100,000."
+        ),
+        f"Spent: ε = {shown:.3f} of the 4 you allow, δ = 1e-05 of 1e-05. Left: ε = {4 - shown:.3f}, δ = 0.",
+        "No other plan fits beside these unless you raise the budget in your policy.",
+        "A plan is paid in full when its first round starts, whether or not the others follow (sum).",
+    ]
+    row = table.splitlines()[1].split()
+    assert row == [plan.digest.hex()[:16], "3", "6", "of", "8", "photo", f"{shown:.3f}", "1e-05"]
+    assert rest == "Entries in the ledger: 3. None is altered or out of order.\n"
     entries = run("ledger", "--entries").out.splitlines()[:3]
     assert [line.split("round ")[1] for line in entries] == [
         f"{round_}, attempt 1, 2 steps" for round_ in (1, 2, 3)
     ]
+    assert kept.counter == 3
+
+
+def test_ledger_that_counts_steps(run: Run, fill: Fill) -> None:
+    spent = fill(accounting="rdp-8").spent()
+    out = run("ledger").out
+    shown = math.ceil(1000 * spent.epsilon) / 1000
+    assert one_of(out, "Spent") == (
+        f"Spent: ε = {shown:.3f} of the 4 you allow, at δ = 1e-05. Left: ε = {4 - shown:.3f}."
+    )
+    assert one_of(out, "Each round is paid when it starts").endswith("(rdp-8).")
+    assert "paid in full" not in out and "No other plan" not in out
+    header = one_of(out, "plan ").split()
+    assert header == ["plan", "rounds", "steps", "protects", "one"], "plans' own ε would not add up"
+
+
+def test_ledger_of_products_and_shares(run: Run, shop: Path, make_plan: MakePlan) -> None:
+    training = {"rounds": 4, "sampling_rate": 0.2, "expected_batch": 20.0, "clipping_norm": 1.0}
+    product = DistributedTraining(**training, noise_multiplier=8.0, unit="product")
+    kept = Ledger(settings(shop).ledger_path, Budget(4.0, 1e-5))
+    kept.charge(Charge.of(make_plan().model_copy(update={"training": product, "delta": 1e-6}), steps=1))
+    out = run("ledger").out
+    assert one_of(out, "After 1 round, ").count("about any one product with all its photos to at most")
+    assert one_of(out, "Some of the noise was in shares")
+    assert "Earlier plans made none" not in out and "No other plan fits" not in out
+    photo = make_plan({"noise_multiplier": 8.0}, delta=1e-6)
+    kept.charge(Charge.of(photo, steps=1))
+    assert "about any one photo to at most" in one_of(run("ledger").out, "After 2 rounds, "), (
+        "the weakest promise"
+    )
+
+
+def test_ledger_says_when_plans_promised_less_than_the_policy_asks_now(
+    run: Run, shop: Path, fill: Fill
+) -> None:
+    fill()
+    assert "in shares" not in run("ledger").out
+    config = shop / "hanse-client.yaml"
+    config.write_text(config.read_text() + "  unit: product\n")
+    out = run("ledger").out
+    assert "about any one photo" in one_of(out, "After")
+    assert one_of(out, "Your policy now asks").startswith(
+        "Your policy now asks for a promise about any one product with all its photos. Earlier plans made none."
+    )
+
+
+def test_ledger_without_charges_and_one_without_a_promise(run: Run, shop: Path, fill: Fill) -> None:
+    Ledger(settings(shop).ledger_path, Budget(4.0, 1e-5, "rdp-8"))
+    config = shop / "hanse-client.yaml"
+    before = config.read_text()
+    config.write_text(before + "  accounting: rdp-8\n")
+    assert run("ledger").out.startswith("Nothing was charged yet. You allow ε = 4 and δ = 1e-05")
+    config.write_text(before)
+    fill(accounting="rdp-8")
+    config.write_text(config.read_text().replace("delta: 1e-5", "delta: 1e-16"))
+    out = run("ledger").out
+    assert "nothing can be promised about any one photo" in one_of(out, "After 3 rounds")
+    assert "Spent: ε = inf" in out and "Left: ε = 0.000" in out
+
+
+def test_ledger_in_the_policys_other_filter(run: Run, shop: Path, fill: Fill) -> None:
+    fill()
+    config = shop / "hanse-client.yaml"
+    config.write_text(config.read_text() + "  accounting: rdp-16\n")
+    result = run("ledger")
+    assert result.code == 13 and "Put `accounting: sum` back into the policy" in result.err
+
+
+def test_verify_shows_length_and_last_hash(run: Run, fill: Fill) -> None:
+    *_, last = fill().events()
+    result = run("ledger", "--verify")
+    assert (result.code, result.err) == (0, "")
+    sound, hash_, advice = result.out.splitlines()
+    assert sound == "state/ledger.sqlite is sound. Entries: 3; none is altered, missing or out of order."
+    assert hash_ == f"Hash of the last entry: {last.hash.hex()}"
+    assert advice.startswith("Note number and hash down away from this machine")
+
+
+@pytest.mark.parametrize("what", ["row", "index"])
+def test_verify_finds_damage(run: Run, fill: Fill, what: str) -> None:
+    path = fill().path
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        if what == "row":
+            (trigger,) = db.execute(
+                "SELECT sql FROM sqlite_schema WHERE name = 'charge_never_changed'"
+            ).fetchone()
+            db.execute("DROP TRIGGER charge_never_changed")
+            db.execute("UPDATE charge SET steps = 1 WHERE number = 2")
+            db.execute(trigger)
+        else:  # what only SQLite's own check sees: an index that points nowhere
+            db.execute("PRAGMA writable_schema = ON")
+            (page,) = db.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'charge_once'").fetchone()
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    if what == "index":
+        content = bytearray(path.read_bytes())
+        size = int.from_bytes(content[16:18], "big")
+        content[(page - 1) * size + 3 : (page - 1) * size + 5] = bytes(2)  # no cells
+        path.write_bytes(content)
+    result = run("ledger", "--verify")
+    assert (result.code, result.out) == (13, "")
+    assert ("row 2 is not what was written" if what == "row" else "SQLite finds") in result.err
+
+
+def test_what_is_exported_is_enough_to_recompute_chain_and_epsilon(run: Run, shop: Path, fill: Fill) -> None:
+    """As the guide tells a stranger to, with none of Hanse's code."""
+    kept = fill()
+    result = run("ledger", "--export", "out.jsonl")
+    assert (result.code, result.err) == (0, "") and result.out.startswith("Wrote out.jsonl: 3 entries.")
+    assert (shop / "out.jsonl").stat().st_mode & 0o777 == 0o600
+    entries = [json.loads(line) for line in (shop / "out.jsonl").read_text().splitlines()]
+    assert len(entries) == 3
+    previous = hashlib.sha256(b"hanse ledger 2 sum").hexdigest()
+    for entry in entries:
+        assert entry["previous"] == previous
+        values = list(entry.values())[:14]
+        values[2] = bytes.fromhex(entry["plan_digest"])
+        previous = hashlib.sha256(bytes.fromhex(previous) + msgpack.packb(values)).hexdigest()
+        assert entry["hash"] == previous
+    assert previous == kept.head[1].hex()
+    plan = entries[0]
+    event = dp_accounting.PoissonSampledDpEvent(
+        plan["sampling_rate"], dp_accounting.GaussianDpEvent(plan["noise_multiplier"])
+    )
+    epsilon = PLDAccountant().compose(event, plan["plan_steps"]).get_epsilon(plan["delta"])
+    assert epsilon == pytest.approx(kept.spent().epsilon, rel=3e-3)
+
+
+def test_what_is_exported_gives_epsilon_by_rdp_too(run: Run, shop: Path, fill: Fill) -> None:
+    fill(accounting="rdp-8")
+    kept = fill(serial=1)
+    run("ledger", "--export", "out.jsonl")
+    accountant = RdpAccountant(orders=[8])
+    for entry in map(json.loads, (shop / "out.jsonl").read_text().splitlines()):
+        assert entry["filter"] == "rdp-8"
+        event = dp_accounting.GaussianDpEvent(entry["noise_multiplier"])
+        accountant.compose(dp_accounting.PoissonSampledDpEvent(entry["sampling_rate"], event), entry["steps"])
+    assert accountant.get_epsilon(1e-5) == pytest.approx(kept.spent().epsilon, rel=3e-3)
+
+
+def test_the_guide_and_the_views_text_name_every_exported_field(
+    run: Run, shop: Path, root: Path, fill: Fill
+) -> None:
+    fill()
+    run("ledger", "--export", "out.jsonl")
+    fields = json.loads((shop / "out.jsonl").read_text().splitlines()[0])
+    guide = (root / "client" / "README.md").read_text()
+    for text in (ledger_view.__doc__, guide):
+        places = [text.find(f"`{name}`") for name in fields]
+        assert -1 not in places
+        assert places == sorted(places), "in the order of the hash"
+
+
+def test_an_export_overwrites_nothing(run: Run, shop: Path, fill: Fill) -> None:
+    kept = fill()
+    result = run("ledger", "--export", "state/ledger.sqlite")
+    assert result.code == 10 and "there is a file already" in result.err
+    assert kept.counter == 3
+    result = run("ledger", "--export", "nowhere/out.jsonl")
+    assert result.code == 10 and "cannot be written (No such file or directory)" in result.err
 
 
 def test_a_damaged_ledger(run: Run, shop: Path) -> None:
     (shop / "state").mkdir()
     (shop / "state" / "ledger.sqlite").write_bytes(b"x" * 5000)
-    result = run("ledger")
-    assert result.code == 13 and "Take part in nothing" in result.err and "Traceback" not in result.err
+    for options in ([], ["--verify"], ["--export", "out.jsonl"], ["--entries"]):
+        result = run("ledger", *options)
+        assert result.code == 13 and "Take part in nothing" in result.err and "Traceback" not in result.err
+    assert not (shop / "out.jsonl").exists()
 
 
 # The command itself

@@ -91,7 +91,13 @@ def test_the_samples_figures_are_right(sample: Path) -> None:
         ("device: auto", "device: tpu", "device: found 'tpu'"),
         ("  classes: [T-shirt, Trouser", "  classes: [Coat, Trouser", "expected classes that differ"),
         ("state: state", "state: ''", "state"),
-        ("modes: [local]", "modes: []", "policy.modes"),
+        ("modes: [local,", "modes: [locally,", "policy.modes"),
+        ("unit: photo", "unit: shelf", "policy.unit: found 'shelf'"),
+        (
+            "accounting: sum",
+            "accounting: rdp-1",
+            "policy.accounting: found 'rdp-1' (a string), expected sum, or rdp-",
+        ),
     ],
 )
 def test_faults(sample: Path, tmp_path: Path, old: str, new: str, found: str) -> None:

@@ -36,7 +36,7 @@ WAIT = 30.0
 OPERATOR = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 LEAGUE = Ed25519PrivateKey.from_private_bytes(bytes(range(1, 33)))
 BLOCK = b"b" * 16
-HASTY = Cohort(min_merchants=3, max_merchants=5, join_deadline=0.2, upload_deadline=0.2)
+HASTY = Cohort(min_merchants=3, max_merchants=5, join_deadline=0.2, upload_deadline=0.2, upload_slot=0)
 
 Until = Callable[[str, Callable[[], Any]], Any]
 MakePlan = Callable[..., Plan]

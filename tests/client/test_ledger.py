@@ -1,8 +1,10 @@
 """The ledger against dp-accounting, against a plain model, and against damage, locks and other processes."""
 
 import functools
+import itertools
 import math
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -11,6 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,12 +22,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from hanse_client.charges import Budget, Charge
-from hanse_client.ledger import _INSERT, Ledger, Repeated, _hash
+from hanse_client.charges import Account, Budget, Charge
+from hanse_client.ledger import _INSERT, APPLICATION_ID, Ledger, Repeated, _hash, genesis
 from hanse_common.errors import BudgetExceeded, HanseError, LedgerError
 from hanse_common.privacy.mechanism import Mechanism
 
 BUDGET = Budget(epsilon=3.0, delta=1e-4)
+STEPWISE = Budget(epsilon=3.0, delta=1e-4, accounting="rdp-8")
 PLAN_STEPS = 40
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108
 
@@ -36,6 +40,7 @@ def charge(plan=0, round_=0, attempt=0, *, steps=4, plan_steps=PLAN_STEPS, noise
         noise_multiplier=noise,
         sampling_rate=other.pop("sampling_rate", 0.1),
         steps=steps,
+        shares=other.pop("shares", 1),
     )
     digest = bytes([plan]) * 32
     return Charge(digest, round_, attempt, mechanism, plan_steps, delta, **other)
@@ -122,6 +127,8 @@ def test_work_of_a_plan_only_goes_forward(ledger, work):
         ({"plan_steps": 39}, "plan_steps 39, but"),
         ({"sampling_rate": 0.05}, "sampling_rate 0.05, but"),
         ({"clipping_norm": 0.25}, "clipping_norm 0.25, but"),
+        ({"shares": 3}, "shares 3, but it was charged with 1"),
+        ({"unit": "product"}, "unit product, but it was charged with photo"),
     ],
 )
 def test_the_parameters_of_a_plan_never_change(ledger, changed, name):
@@ -157,7 +164,11 @@ def test_a_plan_without_any_epsilon_is_refused(ledger):
 
 
 def test_check_writes_nothing_and_says_what_charge_will(ledger):
-    assert ledger.check(charge()) == ledger.check(charge()) == ledger.charge(charge())
+    whole = ledger.check(charge())
+    assert whole == ledger.check(charge())
+    assert (whole.plans[0].steps, ledger.counter) == (PLAN_STEPS, 0)
+    spent = ledger.charge(charge())
+    assert (whole.epsilon, whole.delta) == (spent.epsilon, spent.delta)
     assert ledger.counter == 1
     with pytest.raises(BudgetExceeded):
         ledger.check(charge(plan=1, noise=1.0, plan_steps=1000))
@@ -172,27 +183,155 @@ def test_a_smaller_budget_refuses_but_still_shows_what_is_spent(path, ledger):
 
 
 def test_events_are_the_charges_as_they_were_made(ledger):
-    charges = [charge(), charge(plan=7, round_=5, noise=8.0), charge(round_=1, attempt=3, steps=2)]
+    charges = [
+        charge(),
+        charge(plan=7, round_=5, noise=8.0, shares=5, unit="merchant"),
+        charge(round_=1, attempt=3, steps=2),
+    ]
     for each in charges:
         ledger.charge(each)
     events = list(ledger.events())
     assert [event.charge for event in events] == charges
     assert [event.number for event in events] == [1, 2, 3]
     assert all(event.time.endswith("+00:00") and len(event.hash) == 32 for event in events)
+    assert [event.previous for event in events] == [genesis("sum"), *(event.hash for event in events[:-1])]
+    assert ledger.head == (3, events[-1].hash)
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"round_": -1}, {"attempt": -1}, {"steps": 41}, {"delta": 0.0}, {"delta": math.nan}]
+    "wrong",
+    [{"round_": -1}, {"attempt": -1}, {"steps": 41}, {"delta": 0.0}, {"delta": math.nan}, {"unit": "shop"}],
 )
 def test_a_charge_out_of_range_cannot_be_made(wrong):
     with pytest.raises(ValueError, match="Expected"):
         charge(**wrong)
 
 
-@pytest.mark.parametrize("wrong", [(0.0, 1e-5), (math.inf, 1e-5), (math.nan, 1e-5), (1.0, 0.0), (1.0, 1.0)])
+@pytest.mark.parametrize(
+    "wrong",
+    [(0.0, 1e-5), (math.inf, 1e-5), (math.nan, 1e-5), (1.0, 0.0), (1.0, 1.0), (1.0, 1e-5, "best of both")],
+)
 def test_a_budget_out_of_range_cannot_be_made(wrong):
-    with pytest.raises(ValueError, match="Expected"):
+    with pytest.raises(ValueError, match=r"[Ee]xpected"):
         Budget(*wrong)
+
+
+# Counting steps instead of plans
+
+
+def steps_that_fit(budget: Budget, **changes) -> int:
+    """How many single steps of one plan a budget has room for, from the filter alone."""
+    use = Account(bytes(32), charge(**changes).parameters).use()
+    fits = (replace(use, steps=steps) for steps in itertools.count(1))
+    return next(
+        each.steps - 1 for each in fits if budget.filter.spent([each], budget.delta)[0] > budget.epsilon
+    )
+
+
+def test_by_rdp_a_charge_pays_for_its_steps_and_check_for_the_whole_plan(path):
+    room = steps_that_fit(STEPWISE, plan_steps=10**6)
+    assert 50 < room < 5000
+    ledger = Ledger(path, STEPWISE)
+    with pytest.raises(BudgetExceeded):
+        ledger.check(charge(steps=1, plan_steps=room + 1))
+    ledger.check(charge(steps=1, plan_steps=room))
+    assert ledger.counter == 0
+    spent = ledger.charge(charge(steps=room - 1, plan_steps=room + 1))
+    assert spent.epsilon < STEPWISE.epsilon and spent.delta == STEPWISE.delta
+    last = ledger.charge(charge(round_=1, steps=1, plan_steps=room + 1))
+    assert spent.epsilon < last.epsilon <= STEPWISE.epsilon
+    with pytest.raises(BudgetExceeded, match="No photo was touched"):
+        ledger.charge(charge(round_=2, steps=1, plan_steps=room + 1))
+    assert ledger.counter == 2 and ledger.spent() == last
+
+
+def test_by_rdp_what_one_plan_left_unused_is_there_for_the_next(path):
+    room = steps_that_fit(STEPWISE, plan_steps=10**6) // 10 * 10
+    ledger, by_plans = Ledger(path, STEPWISE), Ledger(path.with_name("sum"), BUDGET)
+    begun = [charge(plan, steps=room // 10, plan_steps=room * 9 // 10) for plan in range(11)]
+    for each in begun[:10]:
+        ledger.charge(each)
+    with pytest.raises(BudgetExceeded):
+        ledger.charge(begun[10])
+    by_plans.charge(begun[0])
+    with pytest.raises(BudgetExceeded):
+        by_plans.charge(begun[1])
+
+
+def test_by_rdp_the_rest_of_a_plan_is_judged_beside_what_others_took_meanwhile(path):
+    room = steps_that_fit(STEPWISE, plan_steps=10**6)
+    ledger = Ledger(path, STEPWISE)
+    ledger.charge(charge(0, steps=1, plan_steps=room))
+    ledger.check(charge(0, round_=1, steps=1, plan_steps=room))
+    ledger.charge(charge(1, steps=room // 2, plan_steps=room))
+    with pytest.raises(BudgetExceeded):
+        ledger.check(charge(0, round_=1, steps=1, plan_steps=room))
+    ledger.charge(charge(0, round_=1, steps=1, plan_steps=room))  # what is charged still fits
+
+
+@pytest.mark.parametrize(("made", "opened"), [(BUDGET, STEPWISE), (STEPWISE, BUDGET)])
+def test_a_ledger_keeps_the_filter_it_was_made_with(path, made, opened):
+    kept = Ledger(path, made)
+    for _ in range(2):  # before and after the first charge
+        with pytest.raises(
+            LedgerError, match=f"adds up by {made.accounting}, .*Put `accounting: {made.accounting}`"
+        ):
+            Ledger(path, opened)
+        if not kept.counter:
+            kept.charge(charge())
+    assert Ledger(path, made).counter == 1
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ["UPDATE filter SET name = 'rdp-8'", "DELETE FROM filter", "INSERT INTO filter VALUES ('rdp-8')",
+     "REPLACE INTO filter (rowid, name) VALUES (1, 'rdp-8')"],
+)  # fmt: skip
+def test_the_filter_is_never_changed(path, ledger, statement):
+    with raw(path) as db, pytest.raises(sqlite3.IntegrityError, match="a ledger has one filter"):
+        db.execute(statement)
+    assert ledger.counter == 0
+
+
+@pytest.mark.parametrize(
+    ("statement", "found"),
+    [
+        ("UPDATE filter SET name = 'rdp-8'", "row 1 is not what was written"),
+        ("UPDATE filter SET name = 'none'", "found none where its filter's name is"),
+        ("DELETE FROM filter", "found nothing where"),
+        ("INSERT INTO filter VALUES ('sum')", "found sum, sum where"),
+    ],
+)
+def test_a_filter_changed_by_force_breaks_the_chain(path, ledger, statement, found):
+    ledger.charge(charge())
+    with tampering(path) as db:
+        db.execute(statement)
+    changed = STEPWISE if "rdp" in statement else BUDGET
+    with pytest.raises(LedgerError, match=f"damaged: {found}"):
+        Ledger(path, changed)
+
+
+def test_a_charge_counts_no_old_row_again(path):
+    """A charge is made in every training step, so its time must not grow with the ledger."""
+    ledger = Ledger(path, STEPWISE)
+    for round_ in range(3):
+        ledger.charge(charge(round_=round_, steps=1))
+    statements: list[str] = []
+    connect = sqlite3.connect
+
+    def traced(*args, **kwargs):
+        db = connect(*args, **kwargs)
+        db.set_trace_callback(statements.append)
+        return db
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sqlite3, "connect", traced)
+        ledger.charge(charge(round_=3, steps=1))
+    reads = [each for each in statements if "FROM charge" in each and "max(number)" not in each]
+    assert [re.sub(r".* WHERE", "WHERE", each) for each in reads] == [
+        "WHERE number = 3",
+        "WHERE number > 3 ORDER BY number",
+    ]
 
 
 class AgainstAPlainModel(RuleBasedStateMachine):
@@ -282,7 +421,7 @@ def test_only_the_owner_may_read_it(path):
 
 
 def test_every_commit_is_synced(ledger):
-    with ledger._transaction("IMMEDIATE") as db:
+    with ledger._transaction("IMMEDIATE") as (db, _):
         assert db.execute("PRAGMA synchronous").fetchone() == (2,)
         assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
@@ -295,7 +434,7 @@ def test_every_commit_is_synced(ledger):
         "DELETE FROM charge WHERE number = 2",
         "INSERT OR REPLACE INTO charge SELECT * FROM charge WHERE number = 2",
         """REPLACE INTO charge SELECT 9, time, zeroblob(32), round, attempt, steps, plan_steps, clipping_norm,
-        dimension, noise_multiplier, sampling_rate, delta, hash FROM charge WHERE number = 1""",
+        dimension, noise_multiplier, sampling_rate, shares, delta, unit, hash FROM charge WHERE number = 1""",
     ],
 )
 def test_rows_are_only_ever_added(path, ledger, statement):
@@ -329,6 +468,8 @@ COLUMNS = {
     "dimension": "10",
     "noise_multiplier": "40.0",
     "sampling_rate": "0.01",
+    "shares": "2",
+    "unit": "'merchant'",
     "delta": "1e-9",
     "hash": "zeroblob(32)",
 }
@@ -376,19 +517,26 @@ def test_a_row_taken_out_or_moved_is_named(path, ledger):
         ledger.verify()
 
 
-def test_rows_of_a_plan_with_two_sets_of_parameters_are_damage_though_well_chained(path, ledger):
-    ledger.charge(charge())
-    other = Ledger(path.with_name("other"), BUDGET)
-    other.charge(charge())
-    other.charge(charge(plan=1, round_=1, noise=8.0))
-    with raw(other.path) as db:
-        row = list(db.execute("SELECT * FROM charge WHERE number = 2").fetchone())
-    row[2] = bytes(32)
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({"noise_multiplier": 8.0}, "row 2 does not go with its plan's rows before"),
+        ({"round": 0}, "row 2 does not go with its plan's rows before"),  # backwards
+        (
+            {"plan_digest": b"x" * 32, "sampling_rate": 2.0},
+            "row 2 has parameters that no plan has: Expected 0 <",
+        ),
+    ],
+)
+def test_rows_that_no_ledger_writes_are_damage_though_well_chained(path, ledger, changes, found):
+    ledger.charge(charge(round_=1))
     with raw(path) as db:
-        (previous,) = db.execute("SELECT hash FROM charge").fetchone()
-        row[-1] = _hash(previous, row[:-1])
-        db.execute(_INSERT, row)
-    with pytest.raises(LedgerError, match="different parameters"):
+        db.row_factory = sqlite3.Row
+        first = dict(db.execute("SELECT * FROM charge").fetchone())
+        row = {**first, "number": 2, "round": 2, **changes}
+        row["hash"] = _hash(first["hash"], list(row.values())[:-1])
+        db.execute(_INSERT, list(row.values()))
+    with pytest.raises(LedgerError, match=found):
         Ledger(path, BUDGET)
 
 
@@ -397,6 +545,7 @@ def test_rows_of_a_plan_with_two_sets_of_parameters_are_damage_though_well_chain
     [
         "DROP TRIGGER charge_never_deleted",
         "DROP INDEX charge_once",
+        "DROP TRIGGER filter_never_changed",
         "CREATE TRIGGER extra AFTER INSERT ON charge BEGIN SELECT 1; END",
         "PRAGMA journal_mode = DELETE",
     ],
@@ -475,9 +624,22 @@ def test_another_programs_database_is_refused_and_left_alone(tmp_path):
 
 def test_a_newer_version_asks_for_an_update(path, ledger):
     with raw(path) as db:
-        db.execute("PRAGMA user_version = 2")
-    with pytest.raises(LedgerError, match="version 2, expected 1; update hanse-client"):
+        db.execute("PRAGMA user_version = 3")
+    with pytest.raises(LedgerError, match="version 3, expected 2; update hanse-client"):
         Ledger(path, BUDGET)
+
+
+def test_an_older_version_is_refused_and_left_alone(path):
+    """As the releases before this one made it; none of them knew filters and units."""
+    path.parent.mkdir()
+    with raw(path) as db:
+        db.execute("CREATE TABLE charge (number INTEGER PRIMARY KEY, hash BLOB NOT NULL) STRICT")
+        db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        db.execute("PRAGMA user_version = 1")
+    before = path.read_bytes()
+    with pytest.raises(LedgerError, match=r"version 1, expected 2; .*do not delete it"):
+        Ledger(path, BUDGET)
+    assert path.read_bytes() == before
 
 
 def test_a_folder_or_a_place_that_cannot_be_written_is_named(tmp_path):

@@ -1,6 +1,7 @@
 """The merchant's side of a round: what it answers, what it charges, and in which order."""
 
 import itertools
+import math
 import multiprocessing
 import os
 import signal
@@ -17,11 +18,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from hanse_client.charges import Budget, Charge
+from hanse_client.examples import Examples
 from hanse_client.ledger import Ledger
 from hanse_client.markers import Markers
 from hanse_client.participant import Participant, PinnedLeague
 from hanse_client.policy import Policy
-from hanse_client.training import Examples, LocalTrainer
+from hanse_client.training import ShopTrainer
 from hanse_common import messages, signing, wire
 from hanse_common.directory import Directory, Entry, SignedDirectory
 from hanse_common.errors import LedgerError
@@ -71,12 +73,12 @@ class Recorder:
     def accepts(self, plan: Plan) -> bool:
         return self.accepted
 
-    def update(self, plan: Plan, round_: int, model: NDArray[np.float32]) -> NDArray[np.float64]:
+    def contribution(self, plan: Plan, round_: int, model: NDArray[np.float32]) -> NDArray[np.uint32]:
         self.charges_seen.append(self.ledger.counter)
         self.models.append(model)
         if self.fault is not None:
             raise self.fault
-        return np.full(plan.dimension, self.update_)
+        return plan.encode(np.full(plan.dimension, self.update_))
 
 
 class Shop:
@@ -91,6 +93,7 @@ class Shop:
         self.told: list[str] = []
         self.attempts = itertools.count()
         self.replies: list[bytes] = []
+        self.waits: list[float] = []
         self.participant = Participant(
             PinnedLeague(signing.public_bytes(KEY), signing.public_bytes(LEAGUE_KEY), TAXONOMY),
             policy,
@@ -100,7 +103,11 @@ class Shop:
             self.trainer,
             self.told.append,
             clock=lambda: NOW,
+            wait=self.waited,
         )
+
+    def waited(self, seconds: float) -> None:
+        self.waits.append(seconds)
 
     def ask(self, request: Any) -> Any:
         data = request if isinstance(request, bytes) else wire.encode(request)
@@ -233,7 +240,7 @@ class SetUp:
         sum_.add_unmasked(self.own, self.shop.ask(agreement))
         for identity, peer in peers.items():
             sum_.add_unmasked(identity, peer.unmask(agreement))
-        return self.plan.ring.decode(sum_.total())
+        return self.plan.decode(sum_.total(), 1)
 
 
 def ready(shop: Shop, plan: Plan, *where: Any, **changes: Any) -> SetUp:
@@ -263,7 +270,7 @@ def test_an_honest_round(shop: Shop, make_plan: MakePlan) -> None:
     assert shop.untouched(), "a set-up is free"
     upload = made.upload(model=messages.model_to_bytes(model))
     assert upload.work == made.setup.work
-    plain = plan.ring.encode(np.full(plan.dimension, 0.5))
+    plain = plan.encode(np.full(plan.dimension, 0.5))
     assert not (ring.from_bytes(upload.vector, plan.dimension) == plain).all(), "it is masked"
     total = made.finish(upload, messages.model_to_bytes(model))
     assert np.array_equal(total, np.full(plan.dimension, 0.5))
@@ -481,13 +488,27 @@ def test_nothing_of_a_set_up_is_answered_after_a_crash(
     assert again.untouched()
 
 
+@pytest.mark.parametrize("seconds", [0.0, 0.4, 2.0, 2.5, 7.0])
+def test_an_upload_leaves_at_the_plans_slot_however_long_training_took(
+    shop: Shop, make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    plan = make_plan(cohort=Cohort(min_merchants=3, max_merchants=5, upload_slot=2.0))
+    made = ready(shop, plan)
+    times = iter([100.0, 100.0 + seconds])
+    monkeypatch.setattr(shop.participant, "_monotonic", lambda: next(times))
+    assert isinstance(made.upload(), Upload)
+    (waited,) = shop.waits
+    assert waited >= 0
+    assert seconds + waited == pytest.approx(max(2.0, 2.0 * math.ceil(seconds / 2.0)))
+
+
 class Dying:
     """A trainer whose process ends while it has photos in its hands."""
 
     def accepts(self, plan: Plan) -> bool:
         return True
 
-    def update(self, plan: Plan, round_: int, model: NDArray[np.float32]) -> NDArray[np.float64]:
+    def contribution(self, plan: Plan, round_: int, model: NDArray[np.float32]) -> NDArray[np.uint32]:
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError("is dead")
 
@@ -889,14 +910,14 @@ def test_an_update_that_is_not_finite_still_leaves_as_numbers(shop: Shop, make_p
 # With the real trainer
 
 
-def local_trainer(plan: Plan, count: int = 40, broken: bool = False) -> LocalTrainer:
+def local_trainer(plan: Plan, count: int = 40, broken: bool = False) -> ShopTrainer:
     features = np.random.default_rng(1).normal(size=(count, 6)).astype(np.float32)
     labels = np.arange(count) % 3
     examples = Examples.of(features, labels + 100 * broken, "cpu")
-    return LocalTrainer(plan.recipe, plan.taxonomy, examples, AesCtrStream(bytes(32)))
+    return ShopTrainer(plan.recipe, plan.taxonomy, examples, AesCtrStream(bytes(32)))
 
 
-def replies(folder: Path, plan: Plan, trainer: LocalTrainer) -> list[bytes]:
+def replies(folder: Path, plan: Plan, trainer: ShopTrainer) -> list[bytes]:
     """Return all that leaves a shop in three rounds, and see that the sums come out."""
     shop = Shop(folder, trainer=trainer)
     made = ready(shop, plan, rounds=3)
@@ -955,7 +976,7 @@ def test_the_product_trains_with_the_operating_systems_randomness(
     examples = Examples.of(np.ones((5, 6), dtype=np.float32), np.zeros(5, dtype=np.int64), "cpu")
     sums = set()
     for number in range(2):
-        trainer = LocalTrainer(plan.recipe, TAXONOMY, examples, OsRandomness())
+        trainer = ShopTrainer(plan.recipe, TAXONOMY, examples, OsRandomness())
         made = ready(Shop(tmp_path / str(number), trainer=trainer), plan)
         sums.add(made.finish(made.upload()).tobytes())
     assert len(sums) == 2

@@ -10,10 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from hanse_client.charges import Budget
 from hanse_client.policy import Policy, posterior_bound
 from hanse_common.config import load
 from hanse_common.errors import ConfigError, PlanRefused
-from hanse_common.plan import Cohort, LocalTraining, Plan
+from hanse_common.plan import (
+    Cohort,
+    DistributedTraining,
+    LocalTraining,
+    MeanTraining,
+    MerchantLevelTraining,
+    Plan,
+)
 from hanse_common.vision.recipe import Linear, Preprocessing, Projection, Recipe, Scattering
 from hanse_common.vision.taxonomy import Taxonomy
 
@@ -30,8 +38,21 @@ def training(**changes) -> LocalTraining:
         "clipping_norm": 0.5,
         "noise_multiplier": 4.0,
         "learning_rate": 1.0,
+        "update_bound": 4.0,
     }
     return LocalTraining(**{**values, **changes})
+
+
+def shared(unit="photo", **changes) -> DistributedTraining:
+    values = {"rounds": 40, "sampling_rate": 0.1, "expected_batch": 500.0, "clipping_norm": 0.5}
+    return DistributedTraining(**{**values, "noise_multiplier": 4.0, "unit": unit, **changes})
+
+
+def merchants(**changes) -> MerchantLevelTraining:
+    values = {"rounds": 40, "local_steps": 5, "local_rate": 0.1, "learning_rate": 1.0, "sampling_rate": 0.1}
+    return MerchantLevelTraining(
+        **{**values, "expected_batch": 2.0, "clipping_norm": 0.5, "noise_multiplier": 4.0, **changes}
+    )
 
 
 def plan(**changes) -> Plan:
@@ -48,7 +69,6 @@ def plan(**changes) -> Plan:
         "training": training(),
         "cohort": Cohort(min_merchants=5, max_merchants=6, max_corrupt=2),
         "delta": 1e-5,
-        "update_bound": 4.0,
     }
     return Plan(**{**values, **changes})
 
@@ -80,8 +100,14 @@ def test_a_good_plan_passes():
             {"training": training(rounds=1001, noise_multiplier=100.0)},
             "rounds: found 1001 with repeats, your",
         ),
-        ({"training": training(expected_batch=0.5)}, "expected_batch: found 0.5 photos"),
-        ({"dimension": 304}, "dimension: found 304, but the recipe trains 303"),
+        ({"training": training(expected_batch=0.5)}, "expected_batch: found 0.5 photos a step"),
+        ({"training": shared("product", expected_batch=0.5)}, "expected_batch: found 0.5 products a step"),
+        (
+            {"training": training(update_bound=5e-324)},
+            "update_bound: updates of this plan cannot be added up",
+        ),
+        ({"training": shared(expected_batch=1e8)}, "expected_batch: updates of this plan cannot be added up"),
+        ({"dimension": 304}, "dimension: found 304, but the recipe has 303"),
         (
             {"taxonomy": Taxonomy(classes=("Bag", "Hat", "Dress"))},
             r"classes: found other ones than yours \(not yours: Hat; missing: Coat\)",
@@ -94,6 +120,37 @@ def test_each_reason_alone_is_enough_and_is_named(changes, reason):
         POLICY.check(plan(**changes), TAXONOMY)
     (line,) = str(caught.value).split("\n")
     assert re.search(reason, line, re.IGNORECASE), line
+
+
+ALL_UNITS = {
+    "photo": [training(), shared()],
+    "product": [training(unit="product"), shared("product")],
+    "merchant": [merchants()],
+}
+
+
+@pytest.mark.parametrize("asked", ALL_UNITS)
+@pytest.mark.parametrize("given", ALL_UNITS)
+def test_a_stronger_unit_than_asked_is_fine_and_a_weaker_one_is_refused(asked, given):
+    policy = POLICY.model_copy(update={"unit": asked})
+    weaker = list(ALL_UNITS).index(given) < list(ALL_UNITS).index(asked)
+    for each in ALL_UNITS[given]:
+        reasons = policy.reasons(plan(training=each), TAXONOMY)
+        expected = f"unit: its ε is said of one {given}, your policy asks for that of one {asked} or more."
+        assert reasons == ([expected] if weaker else [])
+
+
+def test_modes_that_are_not_allowed_are_refused():
+    only_local = POLICY.model_copy(update={"modes": ("local",)})
+    for each in (shared(), merchants()):
+        (reason,) = only_local.reasons(plan(training=each), TAXONOMY)
+        assert reason == f"mode: found '{each.mode}', your policy allows local."
+    assert only_local.reasons(plan(), TAXONOMY) == []
+
+
+def test_the_budget_carries_how_it_is_added_up():
+    assert POLICY.budget == Budget(2.0, 1e-5, "sum")
+    assert POLICY.model_copy(update={"accounting": "rdp-18"}).budget == Budget(2.0, 1e-5, "rdp-18")
 
 
 def test_all_reasons_are_given_at_once():
@@ -162,6 +219,58 @@ def test_the_explanation_says_what_an_owner_must_know():
     assert "repeat" not in "\n".join(POLICY.explain(plan()))
 
 
+@pytest.mark.parametrize("unit", ALL_UNITS)
+def test_the_explanation_speaks_of_what_the_promise_is_about(unit):
+    parts = {
+        "photo": ("costs each photo ε", "that a given photo is in", "Several photos of one product"),
+        "product": (
+            "costs each product, with all its photos, ε",
+            "that a given product, with all its photos, is in",
+            "photos are those with one sku in your CSV file; a photo without a sku is a product of its own",
+        ),
+        "merchant": (
+            "costs this shop, with all its photos, ε",
+            "that this shop's catalog, as a whole, is trained on at all",
+            "covers each photo and each product, too",
+        ),
+    }
+    for each in ALL_UNITS[unit]:
+        text = "\n".join(POLICY.explain(plan(training=each)))
+        for other, known in parts.items():
+            assert all((part in text) == (other == unit) for part in known)
+        assert ("kinds of products it sells, is not covered" in text) == (unit != "merchant")
+
+
+@pytest.mark.parametrize("each", [training(), shared(), merchants()], ids=lambda each: each.mode)
+def test_the_explanation_says_on_whom_the_promise_rests(each):
+    asked = plan(training=each, cohort=Cohort(min_merchants=7, max_merchants=9, max_corrupt=3))
+    text = " ".join(POLICY.explain(asked))
+    alone = each.mode == "local"
+    assert ("rests on nobody but this machine" in text) == alone
+    assert ("The noise that hides your photos is added" in text) == alone
+    for part in (
+        "rests on others, too",
+        "at most 3 of the league's members conspire with the operator",
+        "at least 4 shares in every sum are known to none of them",
+        "A share of the noise that hides",
+        "allow mode local alone (modes)",
+    ):
+        assert (part in text) == (not alone), part
+
+
+@pytest.mark.parametrize("unit", ["photo", "product"])
+def test_the_explanation_says_when_there_is_no_training(unit):
+    mean = MeanTraining(expected_batch=500.0, noise_multiplier=20.0, unit=unit)
+    text = " ".join(POLICY.explain(plan(training=mean)))
+    assert f"is no training: it adds up the features of all your {unit}s once" in text
+    assert "training step" not in text and "rests on others, too" in text
+
+
+def test_the_explanation_says_that_a_shop_may_sit_a_round_out():
+    text = " ".join(POLICY.explain(plan(training=merchants(sampling_rate=0.25))))
+    assert "trains with a chance of 25 %, by a secret coin, and else sends noise alone" in text
+
+
 @settings(max_examples=20, deadline=None)
 @given(noise=st.floats(1.0, 100.0))
 def test_what_an_owner_reads_is_never_less_than_what_it_costs(noise):
@@ -197,7 +306,6 @@ def test_no_plan_that_can_be_written_breaks_the_check(data):
     absurd = plan(
         dimension=draw(st.sampled_from([1, 303, 10**6, 1 << 26])),
         delta=draw(st.sampled_from([5e-324, 1e-12, 1e-10, 1e-5, 9e-4])),
-        update_bound=draw(extreme),
         cohort=Cohort(min_merchants=3, max_merchants=draw(st.sampled_from([3, 300]))),
         training=training(
             rounds=draw(st.sampled_from([1, 50])),
@@ -207,6 +315,7 @@ def test_no_plan_that_can_be_written_breaks_the_check(data):
             clipping_norm=draw(extreme),
             noise_multiplier=min(1e4, draw(extreme)),
             expected_batch=draw(extreme),
+            update_bound=draw(extreme),
         ),
     )
     try:
@@ -231,7 +340,27 @@ def test_a_policy_is_read_from_yaml_with_few_keys(tmp_path):
         assert part in str(caught.value)
 
 
-@pytest.mark.parametrize("wrong", [{"modes": ()}, {"delta": 0.1}, {"epsilon": math.inf}, {"epsilon": 0.0}])
+def test_a_filter_that_there_is_not_is_named_with_those_there_are(tmp_path):
+    path = tmp_path / "policy.yaml"
+    path.write_text("league: textiles\nepsilon: 3\naccounting: rdp-1\nunit: shelf\n")
+    with pytest.raises(ConfigError) as caught:
+        load(Policy, path)
+    unit, accounting = sorted(str(caught.value).splitlines(), key=lambda line: "accounting" in line)
+    assert "unit: found 'shelf'" in unit and "'photo', 'product', 'merchant'" in unit
+    assert "accounting: found 'rdp-1' (a string), expected sum, or rdp-ALPHA" in accounting
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"modes": ()},
+        {"delta": 0.1},
+        {"epsilon": math.inf},
+        {"epsilon": 0.0},
+        {"unit": "shelf"},
+        {"accounting": "max"},
+    ],
+)
 def test_a_policy_that_makes_no_sense_cannot_be_made(wrong):
     with pytest.raises(ValidationError):
         Policy(**{"league": "textiles", "epsilon": 1.0, **wrong})

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch.nn import functional as F
 
-from hanse_client.training import Examples, LocalTrainer, resolve_device
+from hanse_client.examples import Examples, resolve_device
+from hanse_client.training import ShopTrainer
 from hanse_common.errors import ConfigError
 from hanse_common.plan import Plan
 from hanse_common.privacy import encoding
@@ -43,9 +44,9 @@ def arrays(count: int = 50, seed: int = 1) -> tuple[NDArray[np.float32], NDArray
 
 def trainer(
     plan: Plan, inputs: Any, labels: Any, key: int = 1, device: str = "cpu", randomness: Any = None
-) -> LocalTrainer:
+) -> ShopTrainer:
     source: Randomness = randomness or AesCtrStream(bytes([key]) * 32)
-    return LocalTrainer(plan.recipe, plan.taxonomy, Examples.of(inputs, labels, device), source)
+    return ShopTrainer(plan.recipe, plan.taxonomy, Examples.of(inputs, labels, device), source)
 
 
 def start_at(plan: Plan, seed: int = 3) -> NDArray[np.float32]:
@@ -112,7 +113,7 @@ def test_it_is_dp_sgd(
     start = start_at(plan)
     expected = dp_sgd(plan, round_, start, inputs, labels)
     assert np.abs(expected).max() > 0.005
-    update = trainer(plan, inputs, labels).update(plan, round_, start)
+    update = trainer(plan, inputs, labels).local_update(plan, round_, start)
     assert update.dtype == np.float64
     np.testing.assert_allclose(update, expected, rtol=1e-4, atol=2e-6)
 
@@ -124,7 +125,7 @@ def test_each_step_has_a_poisson_sample_of_its_own(make_plan: MakePlan) -> None:
     inputs, labels = np.ones((200, FEATURES), np.float32), np.zeros(200, np.int64)
     start = np.zeros(DIMENSION, np.float32)
     sampled = trainer(plan, inputs, labels, key=5)
-    sizes = [float(np.linalg.norm(sampled.update(plan, 0, start))) for _ in range(30)]
+    sizes = [float(np.linalg.norm(sampled.local_update(plan, 0, start))) for _ in range(30)]
     np.testing.assert_allclose(sizes, np.round(sizes), atol=1e-3)
     # A step draws 200 coins, and the word that seeds dropout and augmentation.
     stream = AesCtrStream(bytes([5]) * 32)
@@ -144,7 +145,7 @@ def test_a_shop_without_photos_uploads_noise_of_the_right_size(make_plan: MakePl
     plan = make_plan({"local_steps": 2, "momentum": momentum, "learning_rate": 0.7, "expected_batch": 13.0})
     empty = trainer(plan, np.empty((0, FEATURES), np.float32), np.empty(0, np.int64))
     start = start_at(plan)
-    updates = np.array([empty.update(plan, 0, start) for _ in range(150)])
+    updates = np.array([empty.local_update(plan, 0, start) for _ in range(150)])
     one_step = 0.7 / 13.0 * plan.mechanism(2).noise_deviation
     deviation = one_step * np.sqrt((1 + momentum) ** 2 + 1)  # the first step's noise acts in the second, too
     found = float(np.sum((updates / deviation) ** 2))
@@ -168,8 +169,8 @@ def test_photos_do_not_change_the_noise(make_plan: MakePlan) -> None:
         def words(self, count: int) -> NDArray[np.uint64]:
             return AesCtrStream(bytes([count % 251]) * 32).words(count)
 
-    nobody = trainer(plan, inputs[:0], labels[:0], randomness=Same(bytes(32))).update(plan, 0, start)
-    everybody = trainer(plan, inputs, labels, randomness=Same(bytes(32))).update(plan, 0, start)
+    nobody = trainer(plan, inputs[:0], labels[:0], randomness=Same(bytes(32))).local_update(plan, 0, start)
+    everybody = trainer(plan, inputs, labels, randomness=Same(bytes(32))).local_update(plan, 0, start)
     exact = dp_sgd(plan, 0, start, inputs, labels)
     step = plan.mechanism(1).grid.step / plan.training.expected_batch
     assert np.abs(everybody - nobody - exact).max() < 1.01 * step
@@ -184,10 +185,10 @@ def test_nothing_is_divided_by_the_merchants_own_count(make_plan: MakePlan) -> N
     plan = make_plan({"sampling_rate": 1.0, "local_steps": 1})
     inputs, labels = arrays()
     start = start_at(plan)
-    once = trainer(plan, inputs, labels).update(plan, 0, start)
-    thrice = trainer(plan, np.tile(inputs, (3, 1)), np.tile(labels, 3)).update(plan, 0, start)
+    once = trainer(plan, inputs, labels).local_update(plan, 0, start)
+    thrice = trainer(plan, np.tile(inputs, (3, 1)), np.tile(labels, 3)).local_update(plan, 0, start)
     np.testing.assert_allclose(thrice, 3 * once, rtol=1e-12)
-    assert not trainer(plan, inputs[:0], labels[:0]).update(plan, 0, start).any()
+    assert not trainer(plan, inputs[:0], labels[:0]).local_update(plan, 0, start).any()
 
 
 @pytest.mark.parametrize("hostile", [np.nan, np.inf, 3e38])
@@ -196,10 +197,10 @@ def test_a_photo_that_is_not_finite_is_no_photo(make_plan: MakePlan, hostile: fl
     inputs, labels = arrays()
     worse = np.insert(inputs, 7, np.float32(hostile), axis=0)
     start = start_at(plan)
-    update = trainer(plan, worse, np.insert(labels, 7, 1)).update(plan, 0, start)
+    update = trainer(plan, worse, np.insert(labels, 7, 1)).local_update(plan, 0, start)
     assert np.isfinite(update).all()
     if hostile != 3e38:  # finite, though its logits are not
-        assert np.array_equal(update, trainer(plan, inputs, labels).update(plan, 0, start))
+        assert np.array_equal(update, trainer(plan, inputs, labels).local_update(plan, 0, start))
 
 
 @pytest.mark.usefixtures("noise_free")
@@ -214,7 +215,7 @@ def test_gradients_that_cannot_be_had_are_zero(
     elif fault == "shape":
         inputs = inputs[:, :5]
     broken = trainer(plan, inputs.astype(np.float64) if fault == "float64" else inputs, labels)
-    assert not broken.update(plan, 0, start_at(plan)).any()
+    assert not broken.local_update(plan, 0, start_at(plan)).any()
     assert "noise alone" in caplog.text, "the owner finds it in the log"
 
 
@@ -223,7 +224,7 @@ def test_a_failed_step_is_noise_of_the_usual_size(make_plan: MakePlan) -> None:
     inputs, labels = arrays()
     labels[9] = CLASSES
     broken = trainer(plan, inputs, labels)
-    updates = np.array([broken.update(plan, 0, start_at(plan)) for _ in range(60)])
+    updates = np.array([broken.local_update(plan, 0, start_at(plan)) for _ in range(60)])
     law = stats.chi2(updates.size)
     found = float(np.sum((updates / plan.mechanism(1).noise_deviation) ** 2))
     assert law.ppf(ALPHA) < found < law.isf(ALPHA)
@@ -232,9 +233,9 @@ def test_a_failed_step_is_noise_of_the_usual_size(make_plan: MakePlan) -> None:
 @pytest.mark.usefixtures("noise_free")
 def test_after_a_failed_step_the_next_one_works(make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch) -> None:
     """An error between forward and backward must leave nothing behind on the model."""
-    plan = make_plan({"sampling_rate": 1.0, "local_steps": 2, "expected_batch": 33.0})
-    inputs, labels = arrays()
-    start = start_at(plan)
+    plan = still_plan(make_plan, local_steps=2)
+    inputs, labels = pictures()
+    start = models.initial_vector(plan.recipe, CLASSES, seed=1)
     faults = [RuntimeError("out of memory")]
     real = F.cross_entropy
 
@@ -245,11 +246,11 @@ def test_after_a_failed_step_the_next_one_works(make_plan: MakePlan, monkeypatch
         return loss
 
     monkeypatch.setattr("hanse_client.gradients.F.cross_entropy", fails_once)
-    update = trainer(plan, inputs, labels).update(plan, 0, start)
+    update = trainer(plan, inputs, labels).local_update(plan, 0, start)
     monkeypatch.undo()
     monkeypatch.setattr(Mechanism, "release", lambda self, fine, randomness: fine * self.grid.fine_unit)
-    one_step = make_plan(plan.training.model_dump() | {"local_steps": 1})
-    expected = trainer(one_step, inputs, labels).update(one_step, 0, start)
+    one_step = still_plan(make_plan, local_steps=1)
+    expected = trainer(one_step, inputs, labels).local_update(one_step, 0, start)
     assert not faults
     np.testing.assert_allclose(update, expected, atol=1e-12)
 
@@ -260,11 +261,10 @@ def test_a_sample_too_large_for_exact_sums_is_noise_alone(
 ) -> None:
     plan = make_plan({"sampling_rate": 1.0})
     inputs, labels = arrays(50)
-    monkeypatch.setattr(encoding, "_EXAMPLES_MIN", 1)
     monkeypatch.setattr(encoding.Grid, "max_examples", 50)
-    assert trainer(plan, inputs, labels).update(plan, 0, start_at(plan)).any()
+    assert trainer(plan, inputs, labels).local_update(plan, 0, start_at(plan)).any()
     monkeypatch.setattr(encoding.Grid, "max_examples", 49)
-    assert not trainer(plan, inputs, labels).update(plan, 0, start_at(plan)).any()
+    assert not trainer(plan, inputs, labels).local_update(plan, 0, start_at(plan)).any()
     assert "50 photos" in caplog.text
 
 
@@ -273,9 +273,9 @@ def test_weights_that_diverge_do_not_raise(make_plan: MakePlan) -> None:
     plan = make_plan({"local_steps": 60, "learning_rate": 1e9})
     plan = make_plan(plan.training.model_dump(), recipe=with_model(plan, l2=1.0))
     inputs, labels = arrays()
-    update = trainer(plan, inputs, labels).update(plan, 0, start_at(plan))
+    update = trainer(plan, inputs, labels).local_update(plan, 0, start_at(plan))
     assert not np.isfinite(update).all(), "else this test shows nothing"
-    assert plan.ring.encode(update).shape == (DIMENSION,)
+    assert plan.encode(update).shape == (DIMENSION,)
 
 
 # Repeating
@@ -289,6 +289,13 @@ def cnn_plan(make_plan: MakePlan, **training: Any) -> Plan:
         recipe=CNN,
         dimension=CNN.dimension(CLASSES),
     )
+
+
+def still_plan(make_plan: MakePlan, **training: Any) -> Plan:
+    """A CNN without augmentation and dropout, all of whose photos are in every sample."""
+    recipe = CNN.model_copy(update={"augmentation": None, "model": SmallCnn(width=4)})
+    plan = cnn_plan(make_plan, sampling_rate=1.0, **training)
+    return plan.model_copy(update={"recipe": recipe})
 
 
 def pictures(count: int = 40) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -315,7 +322,7 @@ def test_a_net_with_augmentation_and_dropout_learns_and_repeats_to_the_bit(make_
         one = trainer(plan, inputs, labels, key=8)
         vector = models.initial_vector(CNN, CLASSES, seed=1)
         for round_ in range(3):
-            vector = (vector + one.update(plan, round_, vector)).astype(np.float32)
+            vector = (vector + one.local_update(plan, round_, vector)).astype(np.float32)
         reached.append(vector)
     assert reached[0].tobytes() == reached[1].tobytes()
     before = loss_of(CNN, models.initial_vector(CNN, CLASSES, seed=1), inputs, labels)
@@ -331,18 +338,21 @@ def test_dropout_and_augmentation_take_part(make_plan: MakePlan) -> None:
     for update in ({"augmentation": None}, {"model": SmallCnn(width=4)}):
         only_one = plan.model_copy(update={"recipe": CNN.model_copy(update=update)})
         again = trainer(only_one, inputs, labels)
-        assert not np.array_equal(again.update(only_one, 0, start), again.update(only_one, 0, start))
-    neither = {"augmentation": None, "model": SmallCnn(width=4)}
-    still = plan.model_copy(update={"recipe": CNN.model_copy(update=neither)})
+        assert not np.array_equal(
+            again.local_update(only_one, 0, start), again.local_update(only_one, 0, start)
+        )
+    still = still_plan(make_plan, local_steps=1)
     again = trainer(still, inputs, labels)
-    assert np.array_equal(again.update(still, 0, start), again.update(still, 0, start))
+    assert np.array_equal(again.local_update(still, 0, start), again.local_update(still, 0, start))
 
 
 def test_equal_seeds_give_equal_bits_and_others_do_not(make_plan: MakePlan) -> None:
     plan = make_plan()
     inputs, labels = arrays()
     start = start_at(plan)
-    first, second, other = (trainer(plan, inputs, labels, key).update(plan, 0, start) for key in (1, 1, 2))
+    first, second, other = (
+        trainer(plan, inputs, labels, key).local_update(plan, 0, start) for key in (1, 1, 2)
+    )
     assert first.tobytes() == second.tobytes()
     assert not np.array_equal(first, other)
 
@@ -352,7 +362,7 @@ def test_global_generators_are_left_as_they_were(make_plan: MakePlan) -> None:
     inputs, labels = pictures(20)
     one, start = trainer(plan, inputs, labels), models.initial_vector(CNN, CLASSES, seed=1)
     state = torch.get_rng_state()
-    one.update(plan, 0, start)
+    one.local_update(plan, 0, start)
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -377,7 +387,7 @@ def test_cuda_trains_as_the_cpu_does(make_plan: MakePlan) -> None:
     inputs, labels = arrays()
     start = start_at(plan)
     on_cpu, on_cuda = (
-        trainer(plan, inputs, labels, device=d).update(plan, 0, start) for d in ("cpu", "cuda")
+        trainer(plan, inputs, labels, device=d).local_update(plan, 0, start) for d in ("cpu", "cuda")
     )
     np.testing.assert_allclose(on_cuda, on_cpu, rtol=1e-3, atol=1e-5)
 
@@ -390,16 +400,16 @@ def test_a_net_learns_on_cuda(make_plan: MakePlan) -> None:
     one = trainer(plan, inputs, labels, device="cuda")
     vector = start = models.initial_vector(CNN, CLASSES, seed=1)
     for round_ in range(3):
-        vector = (vector + one.update(plan, round_, vector)).astype(np.float32)
+        vector = (vector + one.local_update(plan, round_, vector)).astype(np.float32)
     assert loss_of(CNN, vector, inputs, labels) < 0.7 * loss_of(CNN, start, inputs, labels)
 
 
 def test_a_sample_is_summed_alike_in_small_parts_and_in_large(
     make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = make_plan({"sampling_rate": 1.0})
-    inputs, labels = arrays()
-    start = start_at(plan)
-    whole = trainer(plan, inputs, labels).update(plan, 0, start)
-    monkeypatch.setattr("hanse_client.training.CHUNK", 16)
-    assert np.array_equal(trainer(plan, inputs, labels).update(plan, 0, start), whole)
+    plan = still_plan(make_plan)
+    inputs, labels = pictures()
+    start = models.initial_vector(plan.recipe, CLASSES, seed=1)
+    whole = trainer(plan, inputs, labels).local_update(plan, 0, start)
+    monkeypatch.setattr("hanse_client.exact_sums.CHUNK", 16)
+    assert np.array_equal(trainer(plan, inputs, labels).local_update(plan, 0, start), whole)

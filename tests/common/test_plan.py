@@ -1,6 +1,7 @@
 """Plan and messages: canonical, signed, bounded."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from pydantic import ValidationError
 from hanse_common import messages, signing, wire
 from hanse_common.errors import SignatureInvalid, WireError
 from hanse_common.messages import DeclineCode, Declined, Start
-from hanse_common.plan import Cohort, Plan, SignedPlan
+from hanse_common.plan import TRAININGS, Cohort, Plan, SignedPlan
+from hanse_common.secagg import ring
 from hanse_common.secagg.messages import Upload
 from hanse_common.secagg.ring import Ring
 
@@ -135,9 +137,68 @@ def test_bounds_of_plan_and_cohort_hold(make_plan: MakePlan) -> None:
 
 
 def test_the_ring_has_room_for_the_largest_cohort(make_plan: MakePlan) -> None:
-    plan = make_plan(cohort=Cohort(min_merchants=3, max_merchants=5), update_bound=8.0)
-    assert plan.ring == Ring(8.0, 5)
+    plan = make_plan({"update_bound": 8.0}, cohort=Cohort(min_merchants=3, max_merchants=5))
+    largest = plan.encode(np.full(plan.dimension, 9.0))
+    assert np.array_equal(largest, Ring(8.0, 5).encode(np.full(plan.dimension, 8.0)))
+    assert np.allclose(plan.decode(5 * largest, 5), 8.0, atol=Ring(8.0, 5).step)
 
 
 def test_a_model_on_the_wire_is_little_endian() -> None:
     assert messages.model_to_bytes(np.array([1.0], dtype=np.float32)) == b"\x00\x00\x80\x3f"
+
+
+# Modes
+
+
+def shared(make_plan: MakePlan, mode: str = "distributed", **training: Any) -> Plan:
+    fields = {
+        "rounds": 4,
+        "repeats": 1,
+        "sampling_rate": 0.2,
+        "expected_batch": 20.0,
+        "clipping_norm": 1.0,
+        "noise_multiplier": 2.0,
+    }
+    if mode == "merchant-level":
+        fields |= {"local_steps": 2, "local_rate": 0.5, "learning_rate": 0.1}
+    cohort = Cohort(min_merchants=5, max_merchants=7, max_corrupt=2)
+    plan = make_plan(cohort=cohort)
+    return plan.model_copy(update={"training": TRAININGS[mode](**(fields | training))})
+
+
+@pytest.mark.parametrize(("mode", "shares"), [("distributed", 3), ("merchant-level", 3), ("local", 1)])
+def test_noise_is_in_as_many_shares_as_honest_merchants_are_sure(
+    make_plan: MakePlan, mode: str, shares: int
+) -> None:
+    plan = make_plan() if mode == "local" else shared(make_plan, mode)
+    assert plan.mechanism(1).shares == shares
+    assert wire.decode(Plan, wire.encode(plan)) == plan
+    assert plan.training.mode == mode
+
+
+def test_a_step_of_the_league_is_a_round_whatever_merchants_do_inside(make_plan: MakePlan) -> None:
+    for mode in ("distributed", "merchant-level"):
+        training = shared(make_plan, mode).training
+        assert (training.steps_per_round, training.total_steps) == (1, 5)
+
+
+def test_a_sum_on_the_grid_is_decoded_over_the_expected_batch(make_plan: MakePlan) -> None:
+    plan = shared(make_plan)
+    steps = np.arange(-10, 11, dtype=np.int64)
+    update = plan.decode(ring.residues(steps), 6)
+    assert np.array_equal(update, steps * plan.mechanism(1).grid.step / 20.0)
+    assert np.array_equal(plan.decode(ring.residues(steps), 5), update)
+
+
+def test_two_modes_of_equal_numbers_are_two_plans(make_plan: MakePlan) -> None:
+    by_photo, by_product = shared(make_plan), shared(make_plan, unit="product")
+    assert by_photo.digest != by_product.digest
+    with pytest.raises(ValidationError):
+        shared(make_plan, unit="merchant")
+    with pytest.raises(ValidationError):
+        shared(make_plan, "merchant-level", unit="photo")
+
+
+def test_a_slot_leaves_room_in_the_deadline() -> None:
+    with pytest.raises(ValidationError, match="upload_slot"):
+        Cohort(min_merchants=3, max_merchants=5, upload_deadline=10, upload_slot=6)

@@ -22,6 +22,8 @@ from hanse_simulations.processes import Processes, command
 WAIT = 120.0
 
 TRAINING = {
+    "mode": "local",
+    "update_bound": 16,
     "rounds": 6,
     "local_steps": 1,
     "sampling_rate": 0.5,
@@ -35,44 +37,48 @@ class League:
     """The folders of a league, and its processes by name: "server" and the shops."""
 
     def __init__(
-        self, folder: Path, data: Path, processes: Processes, attempts: int = 3, **training: Any
+        self,
+        folder: Path,
+        data: Path,
+        processes: Processes,
+        attempts: int = 3,
+        change: Callable[[dict[str, Any]], None] = lambda experiment: None,
+        **training: Any,
     ) -> None:
         self.folder = folder
         self.processes = processes
         self.running: dict[str, subprocess.Popen[bytes]] = {}
         experiment = folder / "experiment.yaml"
-        experiment.write_text(
-            yaml.safe_dump(
-                {
-                    "name": "tiny",
-                    "data": {
-                        "dataset": "fashion-mnist",
-                        "folder": str(data),
-                        "merchants": 4,
-                        "photos_per_merchant": 60,
-                        "test_photos": 50,
-                    },
-                    "plan": {
-                        "league": "tiny",
-                        "taxonomy": {"classes": list(demo.datasets.CLASSES)},
-                        "recipe": {
-                            "preprocessing": {"size": 8, "channels": 1},
-                            "backbone": {"name": "scattering", "scales": 1, "angles": 2, "groups": None},
-                        },
-                        "training": TRAINING | training,
-                        "privacy": {"epsilon": 3, "delta": 1e-5},
-                        "cohort": {
-                            "min_merchants": 3,
-                            "max_merchants": 4,
-                            "join_deadline": 8,
-                            "upload_deadline": 8,
-                        },
-                        "update_bound": 16,
-                    },
-                    "optimization": {"attempts": attempts},
-                }
-            )
-        )
+        settings: dict[str, Any] = {
+            "name": "tiny",
+            "data": {
+                "dataset": "fashion-mnist",
+                "folder": str(data),
+                "merchants": 4,
+                "photos_per_merchant": 60,
+                "test_photos": 50,
+            },
+            "plan": {
+                "league": "tiny",
+                "taxonomy": {"classes": list(demo.datasets.CLASSES)},
+                "recipe": {
+                    "preprocessing": {"size": 8, "channels": 1},
+                    "backbone": {"name": "scattering", "scales": 1, "angles": 2, "groups": None},
+                },
+                "training": TRAINING | training,
+                "privacy": {"epsilon": 3, "delta": 1e-5},
+                "cohort": {
+                    "min_merchants": 3,
+                    "max_merchants": 4,
+                    "join_deadline": 8,
+                    "upload_deadline": 8,
+                    "upload_slot": 0.05,
+                },
+            },
+            "optimization": {"attempts": attempts},
+        }
+        change(settings)
+        experiment.write_text(yaml.safe_dump(settings))
         self.experiment = load(Experiment, experiment)
         self.shops = {
             name: config.parent
@@ -131,9 +137,9 @@ class League:
         config = load(ClientConfig, self.shops[name] / "hanse-client.yaml")
         return Ledger(config.ledger_path, config.policy.budget)
 
-    def until(self, what: str, true: Callable[[], object]) -> None:
+    def until(self, what: str, true: Callable[[], object], wait: float = WAIT) -> None:
         """Wait until `true()`, or fail with everything the processes said."""
-        given_up = time.monotonic() + WAIT
+        given_up = time.monotonic() + wait
         while not true():
             if time.monotonic() > given_up:
                 said = "\n".join(f"--- {name}\n{self.text(name)[-3000:]}" for name in ("server", *self.shops))

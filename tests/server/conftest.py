@@ -225,7 +225,7 @@ class MaskedMerchant:
                     return self.merchant.receive(message)[1]
                 case Start():
                     self.merchant.open_round(message.round, messages.model_digest(message.model))
-                    residues = self.plan.ring.encode(np.asarray(self.update(message), dtype=np.float64))
+                    residues = self.plan.encode(np.asarray(self.update(message), dtype=np.float64))
                     self.merchant.mask(residues)
                     return Upload(**message.work, vector=ring.to_bytes(residues))
                 case Survivors():

@@ -30,6 +30,7 @@ CONFIG = {
             "backbone": {"name": "scattering", "scales": 1, "angles": 2, "groups": None},
         },
         "training": {
+            "mode": "local",
             "rounds": 3,
             "repeats": 1,
             "local_steps": 2,

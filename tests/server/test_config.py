@@ -85,7 +85,7 @@ def test_a_default_is_what_the_sample_says(sample: Path) -> None:
 
 def test_all_faults_are_listed(sample: Path, tmp_path: Path) -> None:
     text = sample.read_text(encoding="utf-8")
-    text = text.replace("    rounds: 40", "    rounds: many").replace("signing_key:", "signing_ky:")
+    text = text.replace("    rounds: 100", "    rounds: many").replace("signing_key:", "signing_ky:")
     text = text.replace("    epsilon: 3", "    epsilon: -3")
     path = tmp_path / "bad.yaml"
     path.write_text(text, encoding="utf-8")
@@ -124,4 +124,5 @@ def test_the_noise_is_that_of_the_plans_own_numbers(sample: Path) -> None:
         steps=training.total_steps,
         clipping_norm=0.3,
         dimension=plan.dimension,
+        shares=settings.cohort.min_merchants - settings.cohort.max_corrupt,
     )

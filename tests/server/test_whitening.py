@@ -31,7 +31,7 @@ def test_the_reference_photos_come_out_centred_and_uncorrelated(tmp_path: Path) 
     fitted = fit_whitening(RECIPE, images(150), 3)
     path = tmp_path / "w.safetensors"
     path.write_bytes(fitted.file)
-    features = extract(load_backbone(fitted.recipe, whitening=path), list(images(150)), RECIPE.preprocessing)
+    features = extract(load_backbone(fitted.recipe, whitening=path), list(images(150)), RECIPE.views)
     assert (fitted.photos, features.shape) == (150, (150, 3))
     covariance = np.cov(features.T)
     assert np.allclose(features.mean(0), 0, atol=1e-4)

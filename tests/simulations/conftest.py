@@ -22,6 +22,8 @@ TINY: dict[str, Any] = {
             "backbone": {"name": "scattering", "scales": 1, "angles": 2, "groups": None},
         },
         "training": {
+            "mode": "local",
+            "update_bound": 16,
             "rounds": 4,
             "local_steps": 2,
             "sampling_rate": 0.5,
@@ -31,7 +33,6 @@ TINY: dict[str, Any] = {
         },
         "privacy": {"epsilon": 3, "delta": 1e-5},
         "cohort": {"min_merchants": 3, "max_merchants": 3},
-        "update_bound": 16,
     },
     "optimization": {"optimizer": {"name": "sgd", "momentum": 0.5}, "tail_average": 0.5},
 }

@@ -47,6 +47,18 @@ def test_merchants_drop_out_at_the_rate_and_in_any_trip() -> None:
         assert abs(lost.count(trip) - 1000) < 150
 
 
+def test_as_many_drop_out_of_each_try_as_is_said_and_not_always_the_same() -> None:
+    used = LocalGrid(dict.fromkeys(NAMES, lambda data: data), seed=3, dropouts=2)
+    rounds = [dropouts(used, round_ % 50) for round_ in range(300)]
+    assert {len(lost) for lost in rounds} == {2}
+    names = [name for lost in rounds for name in lost]
+    trips = [trip for lost in rounds for trip in lost.values()]
+    for name in NAMES:
+        assert abs(names.count(name) - 600 / len(NAMES)) < 5 * (600 / len(NAMES)) ** 0.5
+    for trip in TRIPS:
+        assert abs(trips.count(trip) - 200) < 60
+
+
 def test_set_ups_lose_nobody() -> None:
     assert len(list(grid(0.99).exchange("shares", dict.fromkeys(NAMES, b"x"), 1.0))) == len(NAMES)
 

@@ -11,7 +11,7 @@ import torch
 from dp_accounting.pld import privacy_loss_distribution as pld
 from numpy.typing import NDArray
 
-from hanse_client.training import Examples
+from hanse_client.examples import Examples
 from hanse_common import messages, signing, wire
 from hanse_common.config import load
 from hanse_common.errors import RoundFailed, WireError

@@ -9,8 +9,15 @@ example independently with probability q (Poisson). dp-accounting computes the p
 of *continuous* Gaussian noise in *one* dimension. Four steps lead there from what runs; lengths are in grid
 steps.
 
-1. *Sampler.* One coordinate's noise is within total variation t of N_Z(0, σ²) (`discrete.total_variation`),
-   so all T steps are within τ = T·d·t of ideal noise. For any event: δ grows by τ·(1 + e^ε).
+1. *Sampler.* One share of one coordinate's noise is within total variation t of N_Z(0, σ²/h)
+   (`discrete.total_variation`), so all T steps of h shares are within τ = T·d·h·t of ideal noise. For any event: δ
+   grows by τ·(1 + e^ε).
+
+   *Shares.* Noise is the sum of h independent shares N_Z(0, σ²/h), one from each of h honest merchants, or h = 1. With
+   s = σ/√h the sum's law and N_Z(0, σ²) agree within a factor e^{±ω} in each coordinate, ω =
+   10·Σ_{k<h} e^{−2π²s²k/(k+1)} ≤ 10(h − 1)·e^{−π²s²} [2, Theorem 9, for each
+   of the h − 1 sums of two]. More shares, and whatever else
+   is added to the sum that is independent of the example, are post-processing.
 
 2. *Smoothing.* For an integer vector x, draw W from the continuous N(x, (σ² − r²)I), then each K_i from the
    integers with probability proportional to exp(−(k − W_i)²/2r²). Let θ_s(w) = Σ_k exp(−(k − w)²/2s²); by
@@ -19,7 +26,9 @@ steps.
    P(K = k) ∝ exp(−‖k − x‖²/2σ²), which is x + N_Z(0, σ²)^d [1]. Hence for all k and x the two laws agree
    within a factor e^{±η},
 
-       η = d·(−ln(1 − κ_r) + κ_σ) ≤ 3d·e^{−2π²r²}  for r = 2 and σ ≥ 4.
+       η = d·(−ln(1 − κ_r) + κ_σ) ≤ 3d·e^{−2π²r²}  for r = 2 and σ ≥ 4,
+
+   and with shares within e^{±(η + dω)}; below, η is the sum of both.
 
    Mixtures keep the factor, so it survives Poisson sampling, and T adaptive steps multiply to e^{±Tη}. So
    ideal noise has ε ≤ ε' + 2Tη and δ ≤ e^{Tη}·δ', (ε', δ') those of the smoothed mechanism; and that is a
@@ -65,6 +74,9 @@ STEPS_MAX = 1_000_000
 EPSILON_MAX = 20.0
 """No finite ε beyond this is claimed; it bounds the e^ε in the sampler's cost."""
 
+SHARES_MAX = 1 << 16
+"""Bound of the shares that one step's noise is made of."""
+
 _FOURIER_ERROR = 1e-15
 """Charged to δ for each step: thirty times the error seen in the PLD's Fourier transforms, where at δ near 1e-10
 and 10⁴ steps ε came out up to 0.002 below that of the exact Gaussian mechanism."""
@@ -76,8 +88,9 @@ _SMOOTHING = 2.0  # r, in grid steps
 class Noise:
     """The noise of one step, in grid steps.
 
-    `sigma` is the discrete Gaussian's parameter in each of `dimension` coordinates; `sensitivity` is c̃/γ,
-    the distance of rounded neighbouring sums (`Grid.sensitivity`).
+    `sigma` is the parameter of the noise in each of `dimension` coordinates: that of a discrete Gaussian, or of the
+    sum of `shares` independent ones of parameter sigma/√shares. `sensitivity` is c̃/γ, the distance of rounded
+    neighbouring sums (`Grid.sensitivity`).
 
     Raises:
         ValueError: a field is out of range.
@@ -86,13 +99,33 @@ class Noise:
     sigma: float
     sensitivity: float
     dimension: int
+    shares: int = 1
 
     def __post_init__(self) -> None:
-        validate_sigma(self.sigma)
+        if not 1 <= self.shares <= SHARES_MAX:
+            raise ValueError(f"Expected 1 to {SHARES_MAX} shares of noise, found {self.shares}.")
+        validate_sigma(self.share)
         if not 0 < self.sensitivity < math.inf:
             raise ValueError(f"Expected a finite sensitivity > 0, found {self.sensitivity}.")
         if self.dimension < 1:
             raise ValueError(f"Expected dimension ≥ 1, found {self.dimension}.")
+
+    @property
+    def share(self) -> float:
+        """The parameter of one share."""
+        return self.sigma / math.sqrt(self.shares)
+
+    @property
+    def distance(self) -> float:
+        """η: all of one step's ideal noise is within a factor e^{±η} of what steps 2 to 4 account for."""
+        smoothing = 3 * math.exp(-2 * (math.pi * _SMOOTHING) ** 2)
+        summing = 10 * (self.shares - 1) * math.exp(-((math.pi * self.share) ** 2))
+        return self.dimension * (smoothing + summing)
+
+    @property
+    def failure(self) -> float:
+        """The total variation between one step's noise and ideal noise."""
+        return self.dimension * self.shares * total_variation(self.share)
 
     @property
     def multiplier(self) -> float:
@@ -118,15 +151,14 @@ def epsilon(noise: Noise, *, sampling_rate: float, steps: int, delta: float) -> 
         raise ValueError(f"Expected steps ≥ 1, found {steps}.")
     if not DELTA_MIN <= delta < 1:
         raise ValueError(f"Expected {DELTA_MIN:g} ≤ delta < 1, found {delta}.")
-    smoothing = steps * 3 * noise.dimension * math.exp(-2 * (math.pi * _SMOOTHING) ** 2)
     if steps > STEPS_MAX:
         return math.inf
-    sampler = steps * noise.dimension * total_variation(noise.sigma)
-    left = delta - sampler * (1 + math.exp(EPSILON_MAX))
-    delta_pld = left * math.exp(-smoothing) - steps * (ROUNDING_FAILURE + _FOURIER_ERROR)
+    distance = steps * noise.distance
+    left = delta - steps * noise.failure * (1 + math.exp(EPSILON_MAX))
+    delta_pld = left * math.exp(-distance) - steps * (ROUNDING_FAILURE + _FOURIER_ERROR)
     if delta_pld < DELTA_MIN / 2 or _hopeless(noise.multiplier, sampling_rate, steps):
         return math.inf
-    found = _pld_epsilon(noise.multiplier, sampling_rate, steps, delta_pld) + 2 * smoothing
+    found = _pld_epsilon(noise.multiplier, sampling_rate, steps, delta_pld) + 2 * distance
     return found if found <= EPSILON_MAX else math.inf
 
 

@@ -6,8 +6,9 @@
     >>> round(z, 1)
     4.3
 
-The answer is tried on `Mechanism.epsilon` itself: what is calibrated is what will be charged.
-"""
+In secure aggregation the n_min − c honest merchants that are in every released sum each add a share of the noise, so
+`shares` is n_min − c, and each share is z·c̃/√(n_min − c) on the grid. The answer is tried on `Mechanism.epsilon`
+itself: what is calibrated is what will be charged."""
 
 import math
 
@@ -30,6 +31,7 @@ def noise_multiplier(
     steps: int,
     clipping_norm: float,
     dimension: int,
+    shares: int = 1,
 ) -> float:
     """Return a noise multiplier that meets (epsilon, delta), at most 0.1 % above the smallest that does.
 
@@ -42,10 +44,11 @@ def noise_multiplier(
     if not epsilon > 0:
         raise ValueError(f"Expected epsilon > 0, found {epsilon}.")
     sensitivity = Grid(clipping_norm, dimension).sensitivity
-    weakest, strongest = _inward(SIGMA_MIN / sensitivity, SIGMA_MAX / sensitivity)
+    one = math.sqrt(shares) / sensitivity
+    weakest, strongest = _inward(SIGMA_MIN * one, SIGMA_MAX * one)
 
     def reached(z: float) -> float:
-        return Mechanism(clipping_norm, dimension, z, sampling_rate, steps).epsilon(delta)
+        return Mechanism(clipping_norm, dimension, z, sampling_rate, steps, shares).epsilon(delta)
 
     if not reached(strongest) <= epsilon:
         raise PlanRefused(

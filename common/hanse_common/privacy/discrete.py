@@ -51,7 +51,7 @@ class DiscreteGaussian:
     def __init__(self, sigma: float) -> None:
         validate_sigma(sigma)
         self.sigma = sigma
-        self._reach = _reach(sigma)
+        self._reach = reach(sigma)
         self._high, self._low = _cumulative_table(sigma)
         guide_bits = min(_GUIDE_BITS_MAX, math.ceil(math.log2(_GUIDE_CELLS_PER_SIGMA * sigma)))
         self._shift = np.uint64(_WORD - guide_bits)
@@ -82,7 +82,7 @@ class DiscreteGaussian:
 
 def total_variation(sigma: float) -> float:
     """An upper bound on the distance of one sample's law from N_Z(0, sigma²); see the module's text."""
-    return math.ldexp(_reach(sigma) + 2, -2 * _WORD)
+    return math.ldexp(reach(sigma) + 2, -2 * _WORD)
 
 
 def validate_sigma(sigma: float) -> None:
@@ -94,13 +94,14 @@ def validate_sigma(sigma: float) -> None:
         )
 
 
-def _reach(sigma: float) -> int:
+def reach(sigma: float) -> int:
+    """Return K, the largest magnitude of a sample."""
     return math.ceil(_TAIL * sigma)
 
 
 def _cumulative_table(sigma: float) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
     """Return the high words of F_0 … F_{2K−1} with a last one above all, and their low words."""
-    weights = _weights(sigma, _reach(sigma))
+    weights = _weights(sigma, reach(sigma))
     total = 2 * sum(weights) - weights[0]
     # Rounding up keeps F_0 above 0, so that its mirror image still fits 128 bits.
     below_zero = b"".join(

@@ -8,17 +8,17 @@
 
 Clipping norm and dimension are public, and everything here follows from them. Two units, both powers of two:
 a *step* γ, the grid on which noise is added and sums are released, with 10√d ≤ C/γ < 20√d; and a *fine* unit
-γ·2⁻²⁰, in which one example's gradient is written. The caller's duty, on which all privacy rests: every
-example contributes a vector of integers in fine units whose exact Euclidean norm is at most C, and at most
-`Grid.max_examples` of them are added. Scaling a float32 gradient to C·(1 − 2⁻²⁰) by a norm taken in
+of γ/m, in which one example's gradient is written and C is 2⁴⁵ to 2⁴⁶. The caller's duty, on which all privacy
+rests: every example contributes a vector of integers in fine units whose exact Euclidean norm is at most C, and at
+most `Grid.max_examples` of them are added. Scaling a float32 gradient to C·(1 − 2⁻²⁰) by a norm taken in
 float64, then cutting toward zero, does it: the roundings on the way are below 2⁻²², the target leaves 2⁻²⁰,
 and cutting toward zero never lengthens. Sums then stay below 2⁶² in magnitude: int64 holds them exactly, in any
 order of addition.
 
-**Sensitivity after rounding.** The sum S is released as R_u(S) = ⌊(S + u)/2²⁰⌋, u uniform on {0, …, 2²⁰ − 1}
+**Sensitivity after rounding.** The sum S is released as R_u(S) = ⌊(S + u)/m⌋, u uniform on {0, …, m − 1}
 and independent for each coordinate. Take neighbouring sums S and S + g, ‖g‖ ≤ C, and *the same* u for both,
 which is allowed because u does not depend on the data: publishing u too would only tell more. In each
-coordinate w = (S + u) mod 2²⁰ is uniform whatever S is, and R_u(S + g) − R_u(S) = ⌊(w + g)/2²⁰⌋. So the
+coordinate w = (S + u) mod m is uniform whatever S is, and R_u(S + g) − R_u(S) = ⌊(w + g)/m⌋. So the
 difference Δ has exactly the law of a stochastic rounding of g alone: with y = g/γ, Δ_i = ⌊y_i⌋ +
 Bernoulli(y_i − ⌊y_i⌋), independently. Then E‖Δ‖² ≤ ‖y‖² + d/4, as a Bernoulli's variance is at most 1/4, and
 Δ_i² takes two values that lie |2⌊y_i⌋ + 1| ≤ 2|y_i| + 1 apart, so that by Hoeffding's lemma, for every β,
@@ -28,6 +28,10 @@ Bernoulli(y_i − ⌊y_i⌋), independently. Then E‖Δ‖² ≤ ‖y‖² + d/
 `Grid.sensitivity` is the smaller bound at β = 2⁻⁶⁰. No rounding is rejected and drawn again: the exceptional
 event is one of u and of the other examples, has probability at most β in each step, and costs at most β of δ
 each step.
+
+Where several parties each round a sum of their own and the rounded sums are added, an example is in one of them,
+and the same bound holds. So it does when a party then cuts each coordinate to a fixed range: neighbours come no
+further apart by it.
 
 References:
 [1] Kairouz, Liu, Steinke 2021, "The Distributed Discrete Gaussian Mechanism for Federated Learning with
@@ -50,12 +54,14 @@ from hanse_common.randomness import Randomness
 ROUNDING_FAILURE = 2.0**-60
 """β: the probability, in one step, that rounding leaves neighbours further apart than the sensitivity."""
 
-FINE_BITS = 20
-"""One grid step is 2^FINE_BITS fine units."""
+NORM_BITS = 46
+"""C is less than 2^NORM_BITS fine units, and at least half of that."""
+
+MAX_DIMENSION = 1 << 30
+"""Beyond it a step would have too few fine units for an unbiased rounding."""
 
 _STEPS_PER_NORM = 10  # C/γ ≥ 10√d: rounding then adds under 1 % to the sensitivity from d = 1000 on
 _EXACT = 2**62  # int64 holds sums up to here, and room to add the rounding's u
-_EXAMPLES_MIN = 2**16
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,7 @@ class Grid:
     """The grid for vectors of `dimension` numbers clipped to Euclidean norm `clipping_norm`.
 
     Raises:
-        ValueError: a field is out of range, or the dimension leaves no room for exact sums of 2¹⁶ examples.
+        ValueError: a field is out of range.
     """
 
     clipping_norm: float
@@ -72,13 +78,8 @@ class Grid:
     def __post_init__(self) -> None:
         if not 1e-9 <= self.clipping_norm <= 1e9:
             raise ValueError(f"Expected 1e-9 ≤ clipping_norm ≤ 1e9, found {self.clipping_norm}.")
-        if self.dimension < 1:
-            raise ValueError(f"Expected dimension ≥ 1, found {self.dimension}.")
-        if self.max_examples < _EXAMPLES_MIN:
-            raise ValueError(
-                f"Expected room for exact sums of {_EXAMPLES_MIN} examples, found {self.max_examples} "
-                f"at dimension {self.dimension}. Train fewer parameters."
-            )
+        if not 1 <= self.dimension <= MAX_DIMENSION:
+            raise ValueError(f"Expected 1 ≤ dimension ≤ {MAX_DIMENSION}, found {self.dimension}.")
 
     @cached_property
     def step_exponent(self) -> int:
@@ -92,17 +93,22 @@ class Grid:
 
     @property
     def fine_unit(self) -> float:
-        """The unit of one example's integers, γ·2⁻²⁰, in the gradient's own units."""
+        """The unit of one example's integers, in the gradient's own units."""
         return math.ldexp(1.0, self.fine_exponent)
 
-    @property
+    @cached_property
     def fine_exponent(self) -> int:
         """The fine unit is 2^fine_exponent."""
-        return self.step_exponent - FINE_BITS
+        return math.frexp(self.clipping_norm)[1] - NORM_BITS
+
+    @property
+    def fine_per_step(self) -> int:
+        """m: how many fine units a step has, a power of two."""
+        return 1 << (self.step_exponent - self.fine_exponent)
 
     @property
     def max_examples(self) -> int:
-        """How many examples one sum may hold and stay below 2⁶² fine units in every coordinate."""
+        """How many examples, over 2¹⁶, one sum may hold and stay below 2⁶² fine units in every coordinate."""
         return int(_EXACT * Fraction(self.fine_unit) / Fraction(self.clipping_norm))
 
     @cached_property
@@ -131,8 +137,9 @@ class Grid:
             )
         if fine_sum.max() > _EXACT or fine_sum.min() < -_EXACT:
             raise ValueError("fine_sum: expected magnitudes up to 2^62. Add at most max_examples examples.")
-        uniform = randomness.words(self.dimension) >> np.uint64(64 - FINE_BITS)
-        return (fine_sum + uniform.astype(np.int64)) >> FINE_BITS
+        bits = self.step_exponent - self.fine_exponent
+        uniform = randomness.words(self.dimension) >> np.uint64(64 - bits)
+        return (fine_sum + uniform.astype(np.int64)) >> bits
 
     def dequantise(self, steps: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return `steps` (int64, up to 2⁵³) in the gradient's own units, float64, same shape, exactly."""

@@ -48,18 +48,31 @@ class Ring:
     @property
     def step(self) -> float:
         """The distance of two neighbouring values, a power of two, in the model's units."""
-        largest = ((1 << (MODULUS_BITS - 1)) - 1) // self.max_merchants
-        return 2.0 ** math.ceil(math.log2(self.bound / largest))
+        return 2.0 ** math.ceil(math.log2(self.bound / share(self.max_merchants)))
 
     def encode(self, update: NDArray[np.float64]) -> NDArray[np.uint32]:
         """Return `update`, shape (d,), as residues, shape (d,), dtype uint32. Non-finite coordinates become 0."""
         finite = np.where(np.isfinite(update), update, 0.0)
-        units = np.rint(np.clip(finite, -self.bound, self.bound) / self.step).astype(np.int64)
-        return (units & 0xFFFFFFFF).astype(np.uint32)
+        return residues(np.rint(np.clip(finite, -self.bound, self.bound) / self.step).astype(np.int64))
 
     def decode(self, total: NDArray[np.uint32]) -> NDArray[np.float64]:
         """Return the sum that the residues `total`, shape (d,), stand for, in the model's units, float64."""
-        return total.astype(np.uint32).view(np.int32).astype(np.float64) * self.step
+        return integers(total).astype(np.float64) * self.step
+
+
+def share(max_merchants: int) -> int:
+    """Return the largest magnitude of one merchant's integers for which `max_merchants` of them never wrap."""
+    return ((1 << (MODULUS_BITS - 1)) - 1) // max_merchants
+
+
+def residues(integers: NDArray[np.int64]) -> NDArray[np.uint32]:
+    """Return integers, int64, mod 2³², dtype uint32, same shape."""
+    return (integers & 0xFFFFFFFF).astype(np.uint32)
+
+
+def integers(residues: NDArray[np.uint32]) -> NDArray[np.int32]:
+    """Return the integers nearest zero that `residues` stand for, dtype int32, same shape."""
+    return residues.astype(np.uint32).view(np.int32)
 
 
 def to_bytes(residues: NDArray[np.uint32]) -> bytes:

@@ -1,7 +1,7 @@
 """Frozen public networks that turn preprocessed photos into features.
 
     backbone = load_backbone(recipe, device="cuda")
-    features = backbone(preprocess(images, recipe.preprocessing).to("cuda"))
+    features = extract(backbone, images, recipe.views, "cuda")
     features.shape    # (n, recipe.feature_dimension)
 
 A new backbone is a variant in `recipe.Backbone` and an entry in `_BUILDERS`. Weights are known by their
@@ -11,9 +11,10 @@ are read without executing anything they contain (safetensors, or torch's `weigh
 
 import hashlib
 import io
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 from urllib.error import URLError
 
 import numpy as np
@@ -58,7 +59,10 @@ def load_backbone(
     """
     if recipe.backbone is None:
         raise RecognizerError("The recipe has no backbone: its model reads photos itself.")
-    network = _BUILDERS[type(recipe.backbone)](recipe, weights)
+    if isinstance(recipe.backbone, recipes.Concatenation):
+        network: nn.Module = _Concatenation(recipe.backbone, recipe.views, weights)
+    else:
+        network = _BUILDERS[type(recipe.backbone)](recipe, weights)
     return Embedding(network, recipe, load_whitening(recipe, whitening)).to(device)
 
 
@@ -76,33 +80,36 @@ def raw_features(
     return load_backbone(bare, device=device, weights=weights)
 
 
-def batch_rows(preprocessing: Preprocessing) -> int:
+def batch_rows(views: Sequence[Preprocessing]) -> int:
     """Return how many photos a network sees at once: 64, fewer of large ones. Follows from the recipe alone."""
-    return min(64, BATCH_PIXELS // (preprocessing.channels * preprocessing.size**2))
+    return min(64, *(BATCH_PIXELS // (view.channels * view.size**2) for view in views))
 
 
 def extract(
     network: nn.Module | None,
     images: Iterable[Image.Image],
-    preprocessing: Preprocessing,
+    views: Sequence[Preprocessing],
     device: torch.device | str = "cpu",
 ) -> NDArray[np.float32]:
     """Return what `network` makes of decoded `images`, (n, …) float32; without one, the preprocessed images.
 
-    Images are taken one by one. The network always runs on the same number of rows, the last ones padded with
-    zeros: a kernel may round a row differently in a batch of another height, and a photo's embedding must not
-    depend on its neighbours.
+    `views` are the recipe's: a network takes one input for each. Images are taken one by one. The network always runs
+    on the same number of rows, the last ones padded with zeros: a kernel may round a row differently in a batch of
+    another height, and a photo's embedding must not depend on its neighbours.
     """
-    source, rows, parts = iter(images), batch_rows(preprocessing), []
+    source, rows, parts = iter(images), batch_rows(views), []
     count = rows
     while count == rows:
-        inputs = preprocess(islice(source, rows), preprocessing).to(device)
-        count = len(inputs)
-        if network is not None:
-            padded = F.pad(inputs, (0, 0) * (inputs.ndim - 1) + (0, rows - count))
+        chunk = list(islice(source, rows)) if len(views) > 1 else islice(source, rows)
+        inputs = [preprocess(chunk, view).to(device) for view in views]
+        count = len(inputs[0])
+        if network is None:
+            (found,) = inputs
+        else:
+            padded = [F.pad(x, (0, 0) * (x.ndim - 1) + (0, rows - count)) for x in inputs]
             with torch.inference_mode():
-                inputs = network(padded)[:count]
-        parts.append(inputs.float().cpu().numpy())
+                found = network(*padded)[:count]
+        parts.append(found.float().cpu().numpy())
     return np.concatenate(parts)
 
 
@@ -119,7 +126,8 @@ class Embedding(nn.Module):
         if backbone is None:
             raise ValueError("expected a recipe with a backbone")
         self.network = network
-        self.normalise = backbone.normalisation == "l2"
+        self.centred = backbone.centred
+        self.norm = backbone.norm if backbone.normalisation == "l2" else None
         matrix = None
         if backbone.projection is not None:
             matrix = projection_matrix(backbone.projection, recipe.raw_dimension)
@@ -135,14 +143,20 @@ class Embedding(nn.Module):
         self.requires_grad_(False)
 
     @torch.no_grad()
-    def forward(self, images: Tensor) -> Tensor:
-        """Return features (n, feature_dimension) of preprocessed `images` (n, c, s, s), both float32."""
-        features: Tensor = self.network(images).flatten(1)
+    def forward(self, *views: Tensor) -> Tensor:
+        """Return features (n, feature_dimension) of preprocessed photos, (n, c, s, s) for each view, all float32."""
+        return self.finish(self.network(*views))
+
+    def finish(self, raw: Tensor) -> Tensor:
+        """Return features (n, feature_dimension) of what the network gave."""
+        features = raw.flatten(1)
+        if self.centred:
+            features = features - features.mean(dim=1, keepdim=True)
         if self.mean is not None:
             features = F.normalize(features, dim=1) - self.mean
         if self.weight is not None:
             features = F.linear(features, self.weight)
-        return F.normalize(features, dim=1) if self.normalise else features
+        return features if self.norm is None else self.norm * F.normalize(features, dim=1)
 
 
 def load_whitening(recipe: Recipe, path: Path | None) -> Whitening | None:
@@ -191,7 +205,65 @@ def _efficientnet_lite0(recipe: Recipe, weights: Path | None) -> nn.Module:
     network = EfficientNetLite0()
     _load_state(network, {name: value for name, value in state.items() if name not in CLASSIFIER}, path)
     network.fold()
-    return _channels_last(network)
+    return _Layers(_channels_last(network), backbone.layers)
+
+
+class _Layers(nn.Module):
+    """Some of what EfficientNet-Lite0 gives out. `trunk` may be shared."""
+
+    def __init__(self, trunk: nn.Module, layers: Literal["head", "stages"]) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.layers = layers
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.select(self.trunk(images))
+
+    def select(self, outputs: Tensor) -> Tensor:
+        stages = recipes.EFFICIENTNET_LITE0_FEATURES["stages"]
+        return outputs[:, :stages] if self.layers == "stages" else outputs[:, stages:]
+
+
+class _Concatenation(nn.Module):
+    """Several backbones side by side. What two parts compute alike of one view is computed once."""
+
+    def __init__(
+        self, backbone: recipes.Concatenation, views: Sequence[Preprocessing], weights: Path | None
+    ) -> None:
+        super().__init__()
+        # A local file can only be that of the parts that have weights.
+        parts = [
+            load_backbone(
+                part.recipe, weights=None if isinstance(part.backbone, recipes.Scattering) else weights
+            )
+            for part in backbone.parts
+        ]
+        self._views = [views.index(part.preprocessing) for part in backbone.parts]
+        self._weights = [part.weight for part in backbone.parts]
+        known: dict[tuple[int, str], nn.Module] = {}
+        for part, view, embedding in zip(backbone.parts, self._views, parts, strict=True):
+            if isinstance(part.backbone, recipes.EfficientNetLite0) and isinstance(
+                embedding.network, _Layers
+            ):
+                key = (view, part.backbone.weights)
+                embedding.network.trunk = known.setdefault(key, embedding.network.trunk)
+        self._parts = parts
+        self.registered = nn.ModuleList(parts)
+
+    def forward(self, *views: Tensor) -> Tensor:
+        computed: dict[tuple[int, int], Tensor] = {}
+        found = []
+        for embedding, view, weight in zip(self._parts, self._views, self._weights, strict=True):
+            network = embedding.network
+            if isinstance(network, _Layers):
+                key = (view, id(network.trunk))
+                if key not in computed:
+                    computed[key] = network.trunk(views[view])
+                raw = network.select(computed[key])
+            else:
+                raw = network(views[view])
+            found.append(weight * embedding.finish(raw))
+        return torch.cat(found, dim=1)
 
 
 def _packaged_efficientnet() -> Path:

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0, up to its pooled features, for inference only.
+"""EfficientNet-Lite0, its stages and its pooled features, for inference only.
 
 EfficientNet without squeeze-and-excitation and with ReLU6 (TensorFlow's models/official/efficientnet/lite,
 after Tan, Le: EfficientNet, ICML 2019, section 4). Attributes are named as in the weights' file of the
@@ -8,11 +8,15 @@ puts the odd pixel last, and batch normalisation with ε = 0.001.
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 FEATURES = 1280
+STAGES = 5
+"""How many of the last stages' outputs are given out."""
+
 CLASSIFIER = ("_fc.weight", "_fc.bias")
 """What the weights' file holds beyond the features: the ImageNet classifier."""
 
@@ -40,7 +44,7 @@ _STAGES = (
 
 
 class EfficientNetLite0(nn.Module):
-    """Features (n, 1280) of images (n, 3, s, s), s at least 32, with mean 127/255 and std 128/255."""
+    """Features (n, 2976 + 1280) of images (n, 3, s, s), s at least 32, with mean 127/255 and std 128/255."""
 
     def __init__(self) -> None:
         """Make the network with weights that are not trained: load a state dict, then call `fold`."""
@@ -48,22 +52,32 @@ class EfficientNetLite0(nn.Module):
         self._conv_stem = _SameConv2d(3, _STEM, 3, stride=2, bias=False)
         self._bn0 = nn.BatchNorm2d(_STEM, eps=_EPSILON)
         blocks = []
+        ends = []
         channels = _STEM
         for stage in _STAGES:
             for index in range(stage.blocks):
                 stride = stage.stride if index == 0 else 1
                 blocks.append(_Block(channels, stage.channels, stage.kernel, stride, stage.expansion))
                 channels = stage.channels
+            ends.append(len(blocks) - 1)
+        self._ends = frozenset(ends[-STAGES:])
         self._blocks = nn.Sequential(*blocks)
         self._conv_head = _SameConv2d(channels, FEATURES, 1, bias=False)
         self._bn1 = nn.BatchNorm2d(FEATURES, eps=_EPSILON)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the pooled features, (n, 1280) float32, of `images`, (n, 3, s, s) float32."""
+        """Return features, (n, 2976 + 1280) float32, of `images`, (n, 3, s, s) float32.
+
+        First the outputs of the last five stages, each averaged over quarters, then the pooled ones.
+        """
         x = F.relu6(self._bn0(self._conv_stem(images)))
-        x = self._blocks(x)
+        found = []
+        for index, block in enumerate(self._blocks):
+            x = block(x)
+            if index in self._ends:
+                found.append(F.adaptive_avg_pool2d(x, 2).flatten(1))
         x = F.relu6(self._bn1(self._conv_head(x)))
-        return x.mean(dim=(2, 3))
+        return torch.cat([*found, x.mean(dim=(2, 3))], dim=1)
 
     def fold(self) -> None:
         """Multiply every batch normalisation into the convolution before it. The weights are final then."""

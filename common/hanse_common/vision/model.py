@@ -5,7 +5,7 @@
     to_vector(module)    # (recipe.dimension(10),) float32
 
 The vector holds the parameters in the order of `module.parameters()`, each in row-major order: what
-merchants and server send each other, and what a recognizer stores. A linear model reads features
+merchants and server send each other, and what a recognizer stores. A linear model and an MLP read features
 (n, feature_dimension), a CNN reads preprocessed photos (n, c, s, s); both return logits (n, classes). Modules
 suit Opacus: group normalisation, nothing in place, no buffers.
 """
@@ -19,13 +19,22 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hanse_common.errors import RecognizerError
-from hanse_common.vision.recipe import Recipe, SmallCnn
+from hanse_common.vision.recipe import Mlp, Recipe, SmallCnn
 
 
 def build(recipe: Recipe, classes: int) -> nn.Module:
     """Return the recipe's model for `classes` classes, in training mode, all parameters zero."""
     if isinstance(recipe.model, SmallCnn):
         module = _small_cnn(recipe.model, recipe.preprocessing.channels, classes)
+    elif isinstance(recipe.model, Mlp):
+        module = nn.Sequential(
+            OrderedDict(
+                hidden=nn.Linear(recipe.feature_dimension, recipe.model.hidden),
+                tanh=nn.Tanh(),
+                dropout=nn.Dropout(recipe.model.dropout),
+                linear=nn.Linear(recipe.model.hidden, classes),
+            )
+        )
     else:
         layer = nn.Linear(recipe.feature_dimension, classes)
         module = nn.Sequential(OrderedDict(dropout=nn.Dropout(recipe.model.dropout), linear=layer))

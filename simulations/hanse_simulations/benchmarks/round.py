@@ -274,11 +274,11 @@ def _plan(merchants: int) -> Plan:
             expected_batch=1.0,
             clipping_norm=1.0,
             learning_rate=1.0,
+            update_bound=1.0,
             noise_multiplier=1.0,
         ),
         cohort=Cohort(min_merchants=3, max_merchants=max(merchants, 3)),
         delta=1e-5,
-        update_bound=1.0,
     )
 
 

@@ -8,11 +8,8 @@ import numpy as np
 import pytest
 
 from hanse_common.privacy.discrete import DiscreteGaussian
-from hanse_common.privacy.encoding import FINE_BITS
 from hanse_common.privacy.mechanism import Mechanism
 from hanse_common.randomness import AesCtrStream
-
-ONE_STEP = 2**FINE_BITS
 
 
 def mechanism(**change):
@@ -26,11 +23,11 @@ def mechanism(**change):
     return Mechanism(**fields | change)
 
 
-def output_law(fine_sum, sigma, reach):
+def output_law(fine_sum, one_step, sigma, reach):
     """The exact pmf, on −reach … reach, of one coordinate's rounded and noised sum."""
     k = np.arange(-reach, reach + 1, dtype=np.float64)
-    whole, part = divmod(fine_sum, ONE_STEP)
-    up = part / ONE_STEP
+    whole, part = divmod(fine_sum, one_step)
+    up = part / one_step
 
     def noise(centre):
         weights = np.exp(-((k - centre) ** 2) / (2 * sigma**2))
@@ -54,13 +51,14 @@ def test_exact_divergence_of_neighbours_is_within_delta(
     eps = tried.epsilon(delta)
     assert math.isfinite(eps)
     longest = math.floor(Fraction(clipping_norm) / Fraction(tried.grid.fine_unit))
-    sigma = tried.noise.sigma
+    sigma, one_step = tried.noise.sigma, tried.grid.fine_per_step
     reach = math.ceil(10 * sigma) + 64
     worst = too_little = 0.0
-    for offset in (0, 1, ONE_STEP // 3, ONE_STEP // 2, ONE_STEP - 1):
-        without = output_law(offset, sigma, reach)
-        for moved in (longest, -longest, longest - ONE_STEP // 2, -(longest // 3)):
-            with_it = sampling_rate * output_law(offset + moved, sigma, reach) + (1 - sampling_rate) * without
+    for offset in (0, 1, one_step // 3, one_step // 2, one_step - 1):
+        without = output_law(offset, one_step, sigma, reach)
+        for moved in (longest, -longest, longest - one_step // 2, -(longest // 3)):
+            present = output_law(offset + moved, one_step, sigma, reach)
+            with_it = sampling_rate * present + (1 - sampling_rate) * without
             p, q = with_it, without
             if steps == 2:
                 p, q = np.outer(p, p), np.outer(q, q)
@@ -106,7 +104,7 @@ def test_a_release_is_the_rounded_sum_plus_that_same_noise():
     rounded = tried.grid.round(fine_sum, AesCtrStream(b"\x09" * 32))
     assert np.array_equal(released - noise, rounded * tried.grid.step)
     assert np.array_equal(fine_sum, before)
-    assert np.abs(rounded - fine_sum / ONE_STEP).max() < 1
+    assert np.abs(rounded - fine_sum / tried.grid.fine_per_step).max() < 1
 
 
 def test_two_releases_never_share_noise():

@@ -9,10 +9,11 @@ import safetensors.torch
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic import ValidationError
 
 from hanse_common.errors import RecognizerError
 from hanse_common.vision.backbones import batch_rows, extract, load_backbone, projection_matrix, raw_features
-from hanse_common.vision.recipe import Preprocessing, Projection, Recipe, Scattering, SmallCnn
+from hanse_common.vision.recipe import Concatenation, Preprocessing, Projection, Recipe, Scattering, SmallCnn
 from hanse_common.vision.scattering import ScatterNet
 from hanse_common.vision.torchvision_compat import models
 from hanse_common.vision.whitening import Whitening
@@ -299,7 +300,7 @@ def photographs(count: int, seed: int = 0) -> list[Image.Image]:
 def whitened(folder: Path, dimensions: int = 6) -> tuple[Recipe, Path]:
     """A recipe with a whitening, and its file."""
     plain = recipe({"name": "scattering", "groups": None}, size=16)
-    features = extract(raw_features(plain), photographs(40), plain.preprocessing)
+    features = extract(raw_features(plain), photographs(40), plain.views)
     data = Whitening.fit(features, dimensions).to_bytes()
     path = folder / "whitening.safetensors"
     path.write_bytes(data)
@@ -366,11 +367,11 @@ def extractor(kind: str, folder: Path) -> tuple[torch.nn.Module | None, Preproce
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_photos_bits_do_not_depend_on_its_neighbours(kind: str, tmp_path: Path) -> None:
     network, preprocessing = extractor(kind, tmp_path)
-    batch = batch_rows(preprocessing)
+    batch = batch_rows((preprocessing,))
     photos = photographs(batch + 3)
 
     def rows(which: list[int]) -> NDArray[np.float32]:
-        return extract(network, [photos[i] for i in which], preprocessing)
+        return extract(network, [photos[i] for i in which], (preprocessing,))
 
     whole = rows(list(range(len(photos))))
     for which in (
@@ -385,7 +386,7 @@ def test_a_photos_bits_do_not_depend_on_its_neighbours(kind: str, tmp_path: Path
 
 @pytest.mark.parametrize(("size", "channels", "rows"), [(28, 1, 64), (28, 3, 64), (112, 3, 55), (512, 3, 2)])
 def test_networks_see_fewer_large_photos_at_once(size: int, channels: int, rows: int) -> None:
-    assert batch_rows(Preprocessing(size=size, channels=channels)) == rows
+    assert batch_rows((Preprocessing(size=size, channels=channels),)) == rows
 
 
 def test_a_download_is_checked_against_the_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -402,3 +403,86 @@ def test_a_download_is_checked_against_the_digest(tmp_path: Path, monkeypatch: p
     with pytest.raises(RecognizerError, match="cannot download"):
         load_backbone(recipe(backbone, size=32))
     assert asked["hash_prefix"] == digest
+
+
+# Several backbones
+
+EFFICIENT: dict[str, Any] = {"name": "efficientnet-lite0", "centred": True}
+PARTS: list[dict[str, Any]] = [
+    {
+        "preprocessing": {"size": 28, "channels": 1},
+        "backbone": {"name": "scattering", "projection": {"dimensions": 100}},
+    },
+    {"preprocessing": {"size": 48}, "backbone": EFFICIENT, "weight": 0.5},
+    {
+        "preprocessing": {"size": 48},
+        "backbone": EFFICIENT | {"layers": "stages", "projection": {"dimensions": 80}},
+    },
+]
+
+
+def concatenation(parts: list[dict[str, Any]], **changes: Any) -> Recipe:
+    return Recipe.model_validate({"backbone": {"name": "concatenation", "parts": parts} | changes})
+
+
+def test_a_concatenation_is_its_parts_side_by_side() -> None:
+    made = concatenation(PARTS, normalisation="none")
+    assert made.feature_dimension == 100 + 1280 + 80
+    assert len(made.views) == 2
+    photos = photographs(70)
+    found = extract(load_backbone(made), photos, made.views)
+    assert found.shape == (70, 1460)
+    backbone = made.backbone
+    assert isinstance(backbone, Concatenation)
+    alone = [
+        part.weight * extract(load_backbone(part.recipe), photos, part.recipe.views)
+        for part in backbone.parts
+    ]
+    np.testing.assert_allclose(found, np.concatenate(alone, axis=1), atol=1e-5)
+
+
+def test_a_concatenation_is_normalised_as_a_whole() -> None:
+    photos = photographs(5)
+    plain, scaled = concatenation(PARTS, normalisation="none"), concatenation(PARTS, norm=5.0)
+    raw = extract(load_backbone(plain), photos, plain.views)
+    wanted = 5.0 * raw / np.linalg.norm(raw, axis=1, keepdims=True)
+    np.testing.assert_allclose(extract(load_backbone(scaled), photos, scaled.views), wanted, rtol=1e-5)
+
+
+def test_parts_that_compute_alike_share_the_network() -> None:
+    calls = []
+    network = load_backbone(concatenation(PARTS))
+    for module in network.modules():
+        if type(module).__name__ == "EfficientNetLite0":
+            module.register_forward_hook(lambda *_: calls.append(1))
+    extract(network, photographs(3), concatenation(PARTS).views)
+    assert calls == [1]
+
+
+def test_features_centred_by_photo_have_no_mean() -> None:
+    made = recipe(EFFICIENT, size=48)
+    features = load_backbone(made)(images(made.input_shape))
+    assert features.mean(dim=1).abs().max() < 1e-6
+    torch.testing.assert_close(features.norm(dim=1), torch.ones(len(features)))
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"preprocessing": {"size": 30}}, "leave this one out"),
+        ({"backbone": {"name": "concatenation", "parts": PARTS[:1]}}, "at least 2"),
+        ({"backbone": {"name": "concatenation", "parts": [PARTS[0], PARTS[1] | {"weight": 0}]}}, "weight"),
+        (
+            {
+                "backbone": {
+                    "name": "concatenation",
+                    "parts": [PARTS[0], PARTS[1] | {"preprocessing": {"size": 16}}],
+                }
+            },
+            "size of 32 or more",
+        ),
+    ],
+)
+def test_impossible_concatenations_are_refused(change: dict[str, Any], match: str) -> None:
+    with pytest.raises(ValidationError, match=match):
+        Recipe.model_validate({"backbone": {"name": "concatenation", "parts": PARTS}} | change)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from hanse_common.vision.efficientnet_lite import CLASSIFIER, EfficientNetLite0
+from hanse_common.vision.efficientnet_lite import CLASSIFIER, FEATURES, EfficientNetLite0
 
 # What efficientnet_lite_pytorch 0.1.0, the network these weights were published with, computed for the image
 # stored beside it: pooled features and ImageNet logits.
@@ -35,11 +35,37 @@ def test_features_and_logits_are_those_of_the_published_network(
         image, features, logits = (
             torch.from_numpy(reference[key]) for key in ("image", "features", "logits")
         )
-    found = network(image)
+    found = network(image)[:, -FEATURES:]
     torch.testing.assert_close(found, features, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(
         found @ state["_fc.weight"].T + state["_fc.bias"], logits, rtol=1e-4, atol=1e-4
     )
+
+
+@torch.no_grad()
+def test_stages_are_the_last_five_blocks_outputs_by_quarters(network: EfficientNetLite0) -> None:
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    outputs = []
+    hooks = [block.register_forward_hook(lambda _, __, out: outputs.append(out)) for block in network._blocks]
+    found = network(images)
+    for hook in hooks:
+        hook.remove()
+    ends = [
+        out
+        for out, following in zip(outputs, [*outputs[1:], None], strict=True)
+        if following is None or following.shape[1] != out.shape[1]
+    ][-5:]
+    assert [end.shape[1] for end in ends] == [40, 80, 112, 192, 320]
+    at = 0
+    for end in ends:
+        # Sides are even or one pixel: quarters are means over halves of both dimensions.
+        quarters = torch.nn.functional.adaptive_avg_pool2d(end, 2).flatten(1)
+        torch.testing.assert_close(found[:, at : at + quarters.shape[1]], quarters)
+        at += quarters.shape[1]
+    assert at + FEATURES == found.shape[1] == 4256
+    first = ends[0]
+    half = first.shape[-1] // 2
+    torch.testing.assert_close(found[:, 0], first[:, 0, :half, :half].mean(dim=(1, 2)))
 
 
 @torch.no_grad()

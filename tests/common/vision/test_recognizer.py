@@ -291,7 +291,7 @@ def test_a_missing_folder(tmp_path: Path) -> None:
 @pytest.fixture
 def whitened(tmp_path: Path) -> Recognizer:
     """A recognizer whose whitening lies outside its folder, in a file that others may have written otherwise."""
-    features = extract(raw_features(LINEAR), photos(30), LINEAR.preprocessing)
+    features = extract(raw_features(LINEAR), photos(30), LINEAR.views)
     whitening = Whitening.fit(features, 5)
     tensors = {"matrix": whitening.matrix.copy(), "mean": whitening.mean}
     data = safetensors.numpy.save(tensors, metadata={"made_by": "the operator"})

@@ -1,0 +1,131 @@
+"""The sum of clipped gradients over a sample of a merchant's photos, whatever the model.
+
+    sums = ExactSums(recipe, taxonomy, examples)
+    fine_sum = sums.sum(weights, sample, grid, seed)
+
+A linear head without dropout has a closed form (`head_gradients`); everything else goes through Opacus
+(`gradients`). Either way the sum is exact and each photo's part of it is at most C long.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional as F
+
+from hanse_client.examples import Examples
+from hanse_client.gradients import ClippedSum
+from hanse_client.head_gradients import HeadSum
+from hanse_common.plan import MerchantLevelTraining
+from hanse_common.privacy.encoding import Grid
+from hanse_common.vision import model as models
+from hanse_common.vision.preprocessing import augment
+from hanse_common.vision.recipe import Linear, Recipe
+from hanse_common.vision.taxonomy import Taxonomy
+
+_SLACK = 1 - 2.0**-30
+"""Room for float64's error in a norm."""
+
+CHUNK = 512
+"""Photos of a sample that are gathered, and augmented, at once."""
+
+
+class ExactSums:
+    """One model over one merchant's examples. What is prepared for a grid is kept for the next step on it."""
+
+    def __init__(self, recipe: Recipe, taxonomy: Taxonomy, examples: Examples) -> None:
+        self._recipe = recipe
+        self._examples = examples
+        self._classes = len(taxonomy.classes)
+        self._model = models.build(recipe, self._classes).to(examples.inputs.device)
+        self._closed_form = isinstance(recipe.model, Linear) and recipe.model.dropout == 0
+        self._prepared: tuple[Grid, HeadSum | ClippedSum] | None = None
+
+    def sum(
+        self, weights: NDArray[np.float64], sample: NDArray[np.intp], grid: Grid, seed: int
+    ) -> NDArray[np.int64]:
+        """Return the sum of the clipped gradients at `weights` of the photos `sample`.
+
+        Args:
+            weights: shape (d,), float64.
+            sample: indices of examples.
+            grid: gives clipping norm and unit.
+            seed: of dropout and augmentation, which protect nobody.
+
+        Returns:
+            Shape (d,), int64, in the grid's fine units.
+
+        Raises whatever a model, or its kernels, may.
+        """
+        summed = self._summed(grid)
+        if isinstance(summed, HeadSum):
+            return summed.sum(weights, sample)
+        models.load_vector(self._model, weights.astype(np.float32))
+        chosen = torch.from_numpy(sample).to(self._examples.labels.device)
+        generator = torch.Generator().manual_seed(seed)
+        total = np.zeros(grid.dimension, dtype=np.int64)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            # Memory must not grow with the sample: running out of it would depend on the photos' number.
+            for part in torch.split(chosen, CHUNK):
+                inputs = augment(self._examples.inputs[part], self._recipe, generator)
+                total += summed.sum(inputs, self._examples.labels[part])
+        return total
+
+    def feature_sum(self, sample: NDArray[np.intp], grid: Grid) -> NDArray[np.int64]:
+        """Return the sum of the features of the photos `sample`, each scaled to norm C, in fine units, (F,) int64.
+
+        A photo whose features are zero or not finite counts as zero.
+        """
+        total = np.zeros(grid.dimension, dtype=np.int64)
+        for start in range(0, len(sample), CHUNK):
+            chosen = torch.from_numpy(sample[start : start + CHUNK]).to(self._examples.inputs.device)
+            rows = self._examples.inputs[chosen].double().cpu().numpy()
+            norms = np.linalg.norm(rows, axis=1, keepdims=True)
+            usable = np.isfinite(norms[:, 0]) & (norms[:, 0] > 0)
+            scaled = rows[usable] / norms[usable] * (grid.clipping_norm * _SLACK)
+            total += np.trunc(np.ldexp(scaled, -grid.fine_exponent)).astype(np.int64).sum(axis=0)
+        return total
+
+    def plain_update(
+        self, start: NDArray[np.float64], training: MerchantLevelTraining, seed: int
+    ) -> NDArray[np.float64]:
+        """Return the weights' difference, shape (d,), after plain steps of SGD on a random `local_rate` of the photos.
+
+        Nothing in it is private: the whole is clipped and hidden later. Arguments are as in `sum`.
+        """
+        self._close()
+        models.load_vector(self._model, start.astype(np.float32))
+        generator = torch.Generator().manual_seed(seed)
+        optimizer = torch.optim.SGD(
+            self._model.parameters(), lr=training.learning_rate, weight_decay=self._recipe.model.l2
+        )
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            for _ in range(training.local_steps):
+                coins = torch.rand(len(self._examples), generator=generator)
+                for part in torch.split(torch.nonzero(coins < training.local_rate).flatten(), CHUNK):
+                    chosen = part.to(self._examples.labels.device)
+                    inputs = augment(self._examples.inputs[chosen], self._recipe, generator)
+                    optimizer.zero_grad()
+                    F.cross_entropy(self._model(inputs), self._examples.labels[chosen]).backward()  # type: ignore[no-untyped-call]
+                    optimizer.step()
+        return models.to_vector(self._model).astype(np.float64) - start
+
+    def _summed(self, grid: Grid) -> HeadSum | ClippedSum:
+        if self._prepared is None or self._prepared[0] != grid:
+            self._close()
+            norm, unit = grid.clipping_norm, grid.fine_exponent
+            summed: HeadSum | ClippedSum
+            if self._closed_form:
+                inputs, labels = self._examples.inputs, self._examples.labels
+                summed = HeadSum(inputs, labels, self._classes, norm, unit)
+            else:
+                summed = ClippedSum(self._model, norm, unit)
+            self._prepared = (grid, summed)
+        return self._prepared[1]
+
+    def _close(self) -> None:
+        """Take Opacus' hooks off the model."""
+        if self._prepared is not None and isinstance(self._prepared[1], ClippedSum):
+            self._prepared[1].close()
+        self._prepared = None

@@ -1,0 +1,255 @@
+"""What differential privacy costs a training step: the product's own over a plain one, and Opacus' over the same.
+
+    hanse-sim bench dp-step [--quick] [--json FILE]
+
+Three steps on the same photos, in turn, so that they share the machine's mood. `dp` is the product's: draw a Poisson
+sample, sum its clipped gradients exactly, round, add noise, move the weights. `plain` gathers as many photos, and does
+a forward pass, a backward pass and a step of SGD in float32, in pieces of `PIECE` photos, where it is near its best on
+one core. `opacus` is Opacus out of the box (`GradSampleModule`'s hooks and `DPOptimizer`, float32), in the same
+pieces, or in smaller ones where its memory asks for them.
+
+Each case runs in a process of its own; so does each way once more, for its peak resident memory. Keys:
+`dp_over_plain` and `opacus_over_plain`, medians of the ratios of samples/s within one repetition (1 is as fast as
+plain); `samples_per_second` and `peak_mib`, by case and way.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from opacus import GradSampleModule
+from opacus.optimizers import DPOptimizer
+from rich.table import Table
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hanse_client.gradients import ClippedSum
+from hanse_client.head_gradients import HeadSum
+from hanse_common.privacy.mechanism import Mechanism
+from hanse_common.privacy.sampling import poisson_sample
+from hanse_common.randomness import OsRandomness
+from hanse_common.vision import model as models
+from hanse_common.vision.recipe import Preprocessing, Recipe, SmallCnn
+from hanse_common.vision.torchvision_compat import models as torchvision_models
+from hanse_simulations.console import console
+
+CLASSES = 10
+PIECE = 64
+WAYS = ("plain", "dp", "opacus")
+_NORM, _NOISE, _RATE = 1.0, 1.0, 0.1
+
+Step = Callable[[], int]
+"""Does one step and returns how many photos were in it."""
+
+
+class _Block(torchvision_models.resnet.BasicBlock):  # type: ignore[misc]  # torchvision has no types
+    """ResNet's block with the shortcut added out of place, as per-example gradients need it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        return F.relu(out + shortcut)
+
+
+def _head(features: int) -> nn.Module:
+    return nn.Linear(features, CLASSES)
+
+
+def _cnn(side: int) -> nn.Module:
+    preprocessing = Preprocessing(size=side, channels=1)
+    recipe = Recipe(preprocessing=preprocessing, backbone=None, model=SmallCnn(width=16))
+    model = models.build(recipe, CLASSES)
+    models.load_vector(model, models.initial_vector(recipe, CLASSES, seed=1))
+    return model
+
+
+def _resnet18(side: int) -> nn.Module:
+    model: nn.Module = torchvision_models.ResNet(
+        _Block, [2, 2, 2, 2], num_classes=CLASSES, norm_layer=lambda channels: nn.GroupNorm(32, channels)
+    )
+    for layer in model.modules():
+        if isinstance(layer, nn.ReLU):
+            layer.inplace = False
+    return model
+
+
+@dataclass(frozen=True)
+class Case:
+    """One model, the shape of its photos, how many there are, and what Opacus' memory allows at once."""
+
+    build: Callable[[int], nn.Module]
+    channels: int
+    side: int
+    photos: int
+    opacus_piece: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """One photo's."""
+        return (self.channels, self.side, self.side) if self.channels else (self.side,)
+
+
+CASES = {
+    "head": Case(_head, 0, 3580, 8000, PIECE),  # a sample is about 800 photos
+    "cnn": Case(_cnn, 1, 28, 5120, PIECE),
+    "resnet18": Case(_resnet18, 3, 64, 640, 16),
+}
+TINY = {
+    "head": Case(_head, 0, 8, 100, PIECE),
+    "cnn": Case(_cnn, 1, 8, 100, PIECE),
+    "resnet18": Case(_resnet18, 3, 16, 20, 2),
+}
+
+
+def run(quick: bool = False, tiny: bool = False) -> dict[str, Any]:
+    """Measure every case and return the figures. `quick` repeats less; `tiny` tells nothing, and is for tests."""
+    found: dict[str, dict[str, Any]] = {
+        key: {} for key in ("dp_over_plain", "opacus_over_plain", "samples_per_second", "peak_mib")
+    }
+    repetitions = 1 if tiny else 3 if quick else 9
+    for name in CASES:
+        figures = _child(name, WAYS, repetitions, tiny)
+        for way in ("dp", "opacus"):
+            found[f"{way}_over_plain"][name] = figures["over_plain"][way]
+        found["samples_per_second"][name] = figures["samples_per_second"]
+        found["peak_mib"][name] = {way: _child(name, (way,), 1, tiny)["peak_mib"] for way in WAYS}
+    return found
+
+
+def show(figures: dict[str, Any]) -> None:
+    """Print the figures as a table."""
+    table = Table(title="A training step, one thread")
+    for heading in ("model", "way", "samples/s", "over plain", "peak MiB"):
+        table.add_column(heading, justify="left" if heading in ("model", "way") else "right")
+    for name in CASES:
+        for way in WAYS:
+            ratio = 1.0 if way == "plain" else figures[f"{way}_over_plain"][name]
+            speed, peak = figures["samples_per_second"][name][way], figures["peak_mib"][name][way]
+            table.add_row(name, way, f"{speed:,.0f}", f"{ratio:.2f}", f"{peak:,.0f}")
+    console.print(table)
+
+
+def _child(name: str, ways: tuple[str, ...], repetitions: int, tiny: bool) -> dict[str, Any]:
+    words = [sys.executable, "-m", __name__, name, *ways, f"--repetitions={repetitions}"]
+    done = subprocess.run(words + ["--tiny"] * tiny, stdout=subprocess.PIPE, check=True)
+    figures: dict[str, Any] = json.loads(done.stdout)
+    return figures
+
+
+def _measure(case: Case, ways: list[str], repetitions: int) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    torch.manual_seed(1)
+    inputs = torch.randn(case.photos, *case.shape)
+    labels = torch.randint(0, CLASSES, (case.photos,))
+    makers = {"plain": _plain, "dp": _dp, "opacus": _opacus}
+    steps = {way: makers[way](case, inputs, labels) for way in ways}
+    seconds: dict[str, list[float]] = {way: [] for way in ways}  # for one photo
+    for repetition in range(repetitions + 1):
+        for way, step in steps.items():
+            began = time.perf_counter()
+            count = step()
+            if repetition:  # the first one warms up
+                seconds[way].append((time.perf_counter() - began) / max(count, 1))
+    return {
+        "samples_per_second": {way: 1 / statistics.median(taken) for way, taken in seconds.items()},
+        "over_plain": {
+            way: statistics.median(
+                plain / own for plain, own in zip(seconds.get("plain", taken), taken, strict=True)
+            )
+            for way, taken in seconds.items()
+        },
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+
+
+def _pieces(inputs: Tensor, labels: Tensor, piece: int) -> tuple[int, list[tuple[Tensor, Tensor]]]:
+    """Return how many photos a sample has, and them in pieces."""
+    chosen = torch.randperm(len(inputs))[: round(_RATE * len(inputs))]
+    gathered, targets = inputs[chosen], labels[chosen]
+    parts = range(0, len(chosen), piece)
+    return len(chosen), [(gathered[i : i + piece], targets[i : i + piece]) for i in parts]
+
+
+def _plain(case: Case, inputs: Tensor, labels: Tensor) -> Step:
+    model = case.build(case.side)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+
+    def step() -> int:
+        count, pieces = _pieces(inputs, labels, PIECE)
+        optimizer.zero_grad()
+        for rows, targets in pieces:
+            (F.cross_entropy(model(rows), targets, reduction="sum") / count).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        return count
+
+    return step
+
+
+def _opacus(case: Case, inputs: Tensor, labels: Tensor) -> Step:
+    model = GradSampleModule(case.build(case.side), loss_reduction="sum")
+    optimizer = DPOptimizer(
+        torch.optim.SGD(model.parameters(), lr=0.01),
+        noise_multiplier=_NOISE,
+        max_grad_norm=_NORM,
+        expected_batch_size=round(_RATE * case.photos),
+        loss_reduction="sum",
+    )
+
+    def step() -> int:
+        count, pieces = _pieces(inputs, labels, case.opacus_piece)
+        optimizer.zero_grad()
+        for number, (rows, targets) in enumerate(pieces, start=1):
+            optimizer.signal_skip_step(do_skip=number < len(pieces))
+            F.cross_entropy(model(rows), targets, reduction="sum").backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            optimizer.zero_grad()
+        return count
+
+    return step
+
+
+def _dp(case: Case, inputs: Tensor, labels: Tensor) -> Step:
+    model = case.build(case.side)
+    weights = models.to_vector(model).astype(np.float64)
+    mechanism = Mechanism(_NORM, len(weights), _NOISE, sampling_rate=_RATE, steps=1)
+    norm, unit = mechanism.grid.clipping_norm, mechanism.grid.fine_exponent
+    randomness = OsRandomness()
+    summed: HeadSum | ClippedSum
+    if isinstance(model, nn.Linear):
+        summed = HeadSum(inputs, labels, CLASSES, norm, unit)
+    else:
+        summed = ClippedSum(model, norm, unit)
+
+    def step() -> int:
+        sample = poisson_sample(len(inputs), _RATE, randomness)
+        if isinstance(summed, HeadSum):
+            exact = summed.sum(weights, sample)
+        else:
+            models.load_vector(model, weights.astype(np.float32))
+            chosen = torch.from_numpy(sample)
+            exact = summed.sum(inputs[chosen], labels[chosen])
+        weights[:] -= 0.01 * mechanism.release(exact, randomness) / (_RATE * len(inputs))
+        return len(sample)
+
+    return step
+
+
+if __name__ == "__main__":
+    warnings.filterwarnings("ignore", message="Full backward hook is firing")  # Opacus means it to
+    parser = argparse.ArgumentParser()
+    parser.add_argument("case", choices=CASES)
+    parser.add_argument("ways", nargs="+", choices=WAYS)
+    parser.add_argument("--repetitions", type=int, required=True)
+    parser.add_argument("--tiny", action="store_true")
+    words = parser.parse_args()
+    print(json.dumps(_measure((TINY if words.tiny else CASES)[words.case], words.ways, words.repetitions)))

@@ -1,0 +1,90 @@
+"""The yardstick: one trusted curator holds all photos and trains on them by DP-SGD, at the plan's own ε.
+
+    league = CentralLeague.assemble(experiment, shops.merchants, folder)
+    model = league.train(on_round=print)
+
+The same sums, rounding and noise multiplier as in mode `distributed`, without merchants: no masks, no shares of noise,
+no dropouts, no ledgers. What a league reaches is measured against it.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hanse_client.exact_sums import ExactSums
+from hanse_client.examples import Examples
+from hanse_client.ledger import Ledger
+from hanse_common.errors import ConfigError
+from hanse_common.plan import DistributedTraining, MeanTraining, Plan, SignedPlan
+from hanse_server.coordinator import RoundOutcome
+from hanse_server.league import RoundReport
+from hanse_server.store import Store
+from hanse_simulations.experiment import Experiment
+from hanse_simulations.seeded import RoundRandomness
+from hanse_simulations.simulation import make_signed_plan, train_with
+
+
+class CentralRounds:
+    """Rounds of a trusted curator; implements `hanse_server.league.Rounds`. Each is one step with the full noise."""
+
+    def __init__(self, plan: Plan, examples: Examples, randomness: RoundRandomness) -> None:
+        self._plan = plan
+        self._examples = examples
+        self._sums = ExactSums(plan.recipe, plan.taxonomy, examples)
+        self._randomness = randomness
+        self._mechanism = replace(plan.mechanism(1), shares=1)
+
+    def run(self, round_: int, model: NDArray[np.float32]) -> RoundOutcome:
+        """Return the outcome of one step from `model`, shape (d,)."""
+        self._randomness.begin(round_)
+        training, mechanism = self._plan.training, self._mechanism
+        unit: Literal["photo", "product"] = "product" if training.unit == "product" else "photo"
+        sample = self._examples.sample(unit, training.sampling_rate, self._randomness)
+        if isinstance(training, MeanTraining):
+            total = mechanism.release(self._sums.feature_sum(sample, mechanism.grid), self._randomness)
+            return RoundOutcome(total / training.expected_batch, (), (), {}, {})
+        seed = int(self._randomness.words(1)[0] >> np.uint64(1))
+        exact = self._sums.sum(model.astype(np.float64), sample, mechanism.grid, seed)
+        noisy = mechanism.release(exact, self._randomness)
+        return RoundOutcome(-noisy / training.expected_batch, (), (), {}, {})
+
+
+@dataclass(frozen=True)
+class CentralLeague:
+    """All merchants' photos in one place."""
+
+    experiment: Experiment
+    plan: Plan
+    signed_plan: SignedPlan
+    examples: Examples
+    store: Store
+
+    @property
+    def ledgers(self) -> dict[str, Ledger]:
+        """None: nobody keeps accounts but the curator, who is trusted."""
+        return {}
+
+    @classmethod
+    def assemble(cls, experiment: Experiment, shops: Mapping[str, Examples], folder: Path) -> "CentralLeague":
+        """Return the pool of `shops`. Raises `ConfigError` unless the experiment's mode is `distributed`."""
+        plan, signed_plan = make_signed_plan(experiment)
+        if not isinstance(plan.training, DistributedTraining | MeanTraining):
+            raise ConfigError(
+                f"plan.training.mode: found {plan.training.mode}; the central yardstick is that of mode distributed."
+            )
+        examples = Examples(
+            torch.cat([shop.inputs for shop in shops.values()]),
+            torch.cat([shop.labels for shop in shops.values()]),
+        )
+        return cls(experiment, plan, signed_plan, examples, Store(folder / "server"))
+
+    def train(self, on_round: Callable[[RoundReport], None] = lambda report: None) -> NDArray[np.float32]:
+        """Run the rounds that are left and return the published model, shape (d,)."""
+        randomness = RoundRandomness(self.experiment.seed, "curator")
+        rounds = CentralRounds(self.plan, self.examples, randomness)
+        return train_with(rounds, self.experiment, self.plan, self.signed_plan, self.store, on_round)
