@@ -180,7 +180,7 @@ class Daemon:
         cohort = plan.cohort
         name = plan.digest.hex()[:16]
         self._tell(
-            f"Ready for a training: plan {name}, each photo pays ε = {plan.epsilon():.3f} for all of it."
+            f"Ready for a training: plan {name}, each {plan.training.unit} pays ε = {plan.epsilon():.3f} for all of it."
         )
         limits = Limits(
             record_bytes=record_bytes(plan.dimension),

@@ -72,7 +72,7 @@ GradSampleMode = Literal["hooks", "functorch", "ew"]
 """How per-example gradients are obtained: by a formula for each layer, `torch.func`, or torch's expanded
 weights (supports fewer layers). The results differ in rounding only."""
 
-# `hanse_simulations.benchmarks.gradients` measures the modes; "hooks" takes any layer, and is as fast as any.
+# "hooks" takes any layer; "ew" refuses those that torch has no rule for. `hanse-sim bench gradients` compares speeds.
 DEFAULT_MODE: GradSampleMode = "hooks"
 
 _SLACK = 1 - 2.0**-20

@@ -55,7 +55,7 @@ def test_the_demo_twice_and_the_commands_it_prints(experiment: Path, tmp_path: P
     assert str(folder / "photo-to-try.png") in classify.stdout
     assert " %" in classify.stdout
     assert ledger.returncode == 0, ledger.stderr
-    assert f"{found['epsilon']['alder']:.3f} of 3" in ledger.stdout
+    assert f"ε = {found['epsilon']['alder']:.3f} of the 3 you allow" in ledger.stdout
     for picture in ("confusion.png", "learning-curve.png", "roc.png"):
         assert str(folder / "result" / picture) in done.stdout
 

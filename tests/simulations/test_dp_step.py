@@ -24,6 +24,7 @@ def test_every_case_and_way_has_its_figures(figures: dict[str, dict[str, dict[st
     dp_step.show(figures)
 
 
+@pytest.mark.filterwarnings("ignore:Full backward hook")
 @pytest.mark.parametrize("name", dp_step.CASES)
 @pytest.mark.parametrize("way", ["_plain", "_dp", "_opacus"])
 def test_a_step_counts_the_photos_it_used(name: str, way: str) -> None:
@@ -45,7 +46,6 @@ def test_a_case_measured_in_a_process_of_its_own() -> None:
     assert figures["peak_mib"] > 50
 
 
-@pytest.mark.filterwarnings("ignore:Full backward hook")
 def test_cases_train_whole_nets_without_batch_normalisation() -> None:
     for case in dp_step.TINY.values():
         layers = list(case.build(case.side).modules())
