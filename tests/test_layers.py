@@ -26,6 +26,7 @@ TORCH_IS_FOR = (
     "hanse_common/vision/",
     "hanse_client/embeddings.py",
     "hanse_client/gradients.py",
+    "hanse_client/layer_gradients.py",
     "hanse_client/training.py",
     "hanse_server/evaluation.py",
     "hanse_simulations/",

@@ -323,6 +323,46 @@ class NoBatch(nn.Module):
         return found
 
 
+class _Careless(nn.Module):
+    """Does with its layers what formulas cannot see, or what they can."""
+
+    def __init__(self, fault: str) -> None:
+        super().__init__()
+        self.fault = fault
+        self.first = nn.Linear(40, 40)
+        self.last = nn.Linear(40, CLASSES)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden: Tensor = self.first(inputs)
+        if self.fault == "changed in place":
+            hidden.mul_(2.0)
+        elif self.fault == "by calling that layer":
+            hidden = F.linear(hidden, self.first.weight)
+        elif self.fault == "one row for each example":
+            hidden = self.first(hidden.repeat(2, 1))[: len(inputs)]
+        elif self.fault == "none":
+            hidden = self.first(hidden.tanh())
+        logits: Tensor = self.last(hidden)
+        return logits
+
+
+@pytest.mark.parametrize("fault", ["changed in place", "by calling that layer", "one row for each example"])
+@pytest.mark.parametrize("mode", ["hooks", "functorch"])
+def test_what_formulas_would_get_wrong_is_refused(fault: str, mode: GradSampleMode) -> None:
+    _, inputs, targets = make("linear", 5)
+    with pytest.raises(RecognizerError, match=fault):
+        own_sum(_Careless(fault), inputs, targets, mode)
+
+
+@pytest.mark.parametrize("mode", ["hooks", "functorch"])
+def test_a_layer_called_twice_gets_both_gradients(mode: GradSampleMode) -> None:
+    _, inputs, targets = make("linear", 5)
+    model = _Careless("none")
+    expected = reference(model, inputs, targets)
+    found = own_sum(model, inputs, targets, mode) * 2.0**FINE
+    assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
 def test_a_failed_sum_leaves_nothing_behind() -> None:
     model, inputs, targets = make("mlp", 6)
     expected = own_sum(model, inputs, targets)

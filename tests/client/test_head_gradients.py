@@ -164,17 +164,21 @@ def test_an_example_adds_exactly_its_own_contribution_in_any_order_and_place() -
     np.testing.assert_array_equal(twice, 2 * own[7] + own[9])
 
 
-def test_thousands_of_the_longest_rows_add_up_exactly() -> None:
-    """Rows whose last bit counts, and whose sum float64 could not hold: only 128 are added in it at a time."""
-    features = torch.zeros(8, WIDTH)
-    features[:, 0] = 0.4 + torch.arange(8) * 3 * 2.0**-25
-    norm = math.nextafter(0.5, 0)
-    summed = head_sum(features, torch.zeros(8, dtype=torch.int64), norm, -47)
+@pytest.mark.parametrize("count", [511, 2047, 4095])
+def test_sums_that_float64_cannot_hold_are_exact(count: int) -> None:
+    """Odd numbers beyond 2⁵³: whoever adds so many rows in one float64 product rounds, in whatever order it adds."""
+    features = torch.zeros(count, WIDTH)
+    features[:, 0] = 0.5 - 2.0**-25
+    summed = head_sum(features, torch.zeros(count, dtype=torch.int64), norm=0.4999999)
     weights = np.zeros(CLASSES * (WIDTH + 1))
-    own = [summed.sum(weights, np.array([i])) for i in range(8)]
-    found = summed.sum(weights, np.tile(np.arange(8), 512))
-    assert found.tolist() == [512 * sum(int(each[j]) for each in own) for j in range(len(weights))]
-    assert np.abs(found).max() > 2**55
+    own = [int(value) for value in summed.sum(weights, np.array([0]))]
+    expected = [count * value for value in own]
+    # Nearly as large as an odd coordinate gets, as odd features are below 0.5 and a bias of 1 is beside them:
+    # 256 rows would still be exact, and 512 are not.
+    assert own[0] % 2 == 1
+    assert abs(own[0]) > 2**44
+    assert abs(expected[0]) > 2**53
+    assert everything(summed, weights, count).tolist() == expected
 
 
 def test_positions_are_tried_before_the_first_sum_only(monkeypatch: pytest.MonkeyPatch) -> None:
