@@ -36,7 +36,7 @@ lint: install
 	@$(BIN)/mypy
 
 bench: install
-	@$(BIN)/hanse-sim bench gradients $(ARGS)
+	@for name in gradients dp-step round secagg; do $(BIN)/hanse-sim bench $$name $(ARGS) || exit 1; done
 
 # Takes the newest versions that pyproject.toml allows. Only packages, never the machine's own torch build tag.
 lock: .venv/installed

@@ -17,7 +17,8 @@ from hanse_common.privacy.filters import Filter, Use
 from hanse_common.privacy.mechanism import Mechanism
 
 UNITS: tuple[Unit, ...] = get_args(Unit)
-"""Photo, product, merchant: what is promised of one is promised of those before it, too."""
+"""What an ε can be said of. None of them stands for another: what one ε promises of a whole shop, say, is about
+twice as weak of one photo in a shop that stays, as its update is then replaced by another, not taken away."""
 
 PARAMETERS = (
     "plan_steps",
@@ -34,22 +35,24 @@ PARAMETERS = (
 
 @dataclass(frozen=True)
 class Budget:
-    """The most that one photo, or whatever plans speak of, may ever pay, and the filter by which it is added up.
+    """The most that one `unit` may ever pay, and the filter by which it is added up.
 
     `accounting` is a name that `filters.parse` takes.
 
-    Raises ValueError unless ε > 0 is finite, 0 < δ < 1 and there is such a filter.
+    Raises ValueError unless ε > 0 is finite, 0 < δ < 1 and there are such a filter and unit.
     """
 
     epsilon: float
     delta: float
     accounting: str = filters.SUM.name
+    unit: Unit = "photo"
 
     def __post_init__(self) -> None:
         if not 0 < self.epsilon < math.inf:
             raise ValueError(f"Expected a finite epsilon > 0, found {self.epsilon}.")
         if not 0 < self.delta < 1:
             raise ValueError(f"Expected 0 < delta < 1, found {self.delta}.")
+        _require_unit(self.unit)
         _ = self.filter
 
     @property
@@ -92,8 +95,7 @@ class Charge:
             raise ValueError(f"Expected at most {self.plan_steps} steps, found {self.mechanism.steps}.")
         if not 0 < self.delta < 1:
             raise ValueError(f"Expected 0 < delta < 1, found {self.delta}.")
-        if self.unit not in UNITS:
-            raise ValueError(f"Expected a unit of {', '.join(UNITS)}, found {self.unit!r}.")
+        _require_unit(self.unit)
 
     @classmethod
     def of(cls, plan: Plan, round_: int = 0, attempt: int = 0, steps: int | None = None) -> Self:
@@ -168,6 +170,11 @@ class Account:
         """Return what a filter counts. Raises ValueError for parameters that no charge has."""
         plan = _whole(self.plan_digest, self.parameters)
         return Use(plan.mechanism, plan.delta, self.steps)
+
+
+def _require_unit(unit: str) -> None:
+    if unit not in UNITS:
+        raise ValueError(f"Expected a unit of {', '.join(UNITS)}, found {unit!r}.")
 
 
 @lru_cache(maxsize=1024)

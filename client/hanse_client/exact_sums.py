@@ -7,6 +7,8 @@ A linear head without dropout has a closed form (`head_gradients`); everything e
 (`gradients`). Either way the sum is exact and each photo's part of it is at most C long.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -14,9 +16,9 @@ from torch.nn import functional as F
 
 from hanse_client.examples import Examples
 from hanse_client.gradients import ClippedSum
-from hanse_client.head_gradients import HeadSum
+from hanse_client.head_gradients import MAX_SAMPLE, HeadSum
 from hanse_common.plan import MerchantLevelTraining
-from hanse_common.privacy.encoding import Grid
+from hanse_common.privacy.encoding import FineSum, Grid
 from hanse_common.vision import model as models
 from hanse_common.vision.preprocessing import augment
 from hanse_common.vision.recipe import Linear, Recipe
@@ -34,11 +36,19 @@ class ExactSums:
 
     def __init__(self, recipe: Recipe, taxonomy: Taxonomy, examples: Examples) -> None:
         self._recipe = recipe
-        self._examples = examples
         self._classes = len(taxonomy.classes)
+        # A photo of no class counts as zero. Left to the models, it would break a whole sum.
+        labels = examples.labels
+        usable = (labels >= 0) & (labels < self._classes)
+        self._usable: NDArray[np.bool_] = usable.cpu().numpy()
+        self._examples = replace(examples, labels=torch.where(usable, labels, 0))
         self._model = models.build(recipe, self._classes).to(examples.inputs.device)
         self._closed_form = isinstance(recipe.model, Linear) and recipe.model.dropout == 0
         self._prepared: tuple[Grid, HeadSum | ClippedSum] | None = None
+
+    def prepare(self, grid: Grid) -> None:
+        """Make what sums on `grid` need, which may be as large as the examples. Raises what a model may."""
+        self._summed(grid)
 
     def sum(
         self, weights: NDArray[np.float64], sample: NDArray[np.intp], grid: Grid, seed: int
@@ -57,34 +67,37 @@ class ExactSums:
         Raises whatever a model, or its kernels, may.
         """
         summed = self._summed(grid)
+        sample = sample[self._usable[sample]]
+        total = FineSum(grid.dimension)
         if isinstance(summed, HeadSum):
-            return summed.sum(weights, sample)
+            for start in range(0, len(sample), MAX_SAMPLE):
+                total.add(summed.sum(weights, sample[start : start + MAX_SAMPLE]))
+            return total.value()
         models.load_vector(self._model, weights.astype(np.float32))
         chosen = torch.from_numpy(sample).to(self._examples.labels.device)
         generator = torch.Generator().manual_seed(seed)
-        total = np.zeros(grid.dimension, dtype=np.int64)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             # Memory must not grow with the sample: running out of it would depend on the photos' number.
             for part in torch.split(chosen, CHUNK):
                 inputs = augment(self._examples.inputs[part], self._recipe, generator)
-                total += summed.sum(inputs, self._examples.labels[part])
-        return total
+                total.add(summed.sum(inputs, self._examples.labels[part]))
+        return total.value()
 
     def feature_sum(self, sample: NDArray[np.intp], grid: Grid) -> NDArray[np.int64]:
         """Return the sum of the features of the photos `sample`, each scaled to norm C, in fine units, (F,) int64.
 
         A photo whose features are zero or not finite counts as zero.
         """
-        total = np.zeros(grid.dimension, dtype=np.int64)
+        total = FineSum(grid.dimension)
         for start in range(0, len(sample), CHUNK):
             chosen = torch.from_numpy(sample[start : start + CHUNK]).to(self._examples.inputs.device)
             rows = self._examples.inputs[chosen].double().cpu().numpy()
             norms = np.linalg.norm(rows, axis=1, keepdims=True)
             usable = np.isfinite(norms[:, 0]) & (norms[:, 0] > 0)
             scaled = rows[usable] / norms[usable] * (grid.clipping_norm * _SLACK)
-            total += np.trunc(np.ldexp(scaled, -grid.fine_exponent)).astype(np.int64).sum(axis=0)
-        return total
+            total.add(np.trunc(np.ldexp(scaled, -grid.fine_exponent)).astype(np.int64).sum(axis=0))
+        return total.value()
 
     def plain_update(
         self, start: NDArray[np.float64], training: MerchantLevelTraining, seed: int
@@ -96,18 +109,23 @@ class ExactSums:
         self._close()
         models.load_vector(self._model, start.astype(np.float32))
         generator = torch.Generator().manual_seed(seed)
+        l1 = self._recipe.model.l1
         optimizer = torch.optim.SGD(
             self._model.parameters(), lr=training.learning_rate, weight_decay=self._recipe.model.l2
         )
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             for _ in range(training.local_steps):
-                coins = torch.rand(len(self._examples), generator=generator)
-                for part in torch.split(torch.nonzero(coins < training.local_rate).flatten(), CHUNK):
+                coins = torch.rand(len(self._examples), generator=generator) < training.local_rate
+                for part in torch.split(
+                    torch.nonzero(coins & torch.from_numpy(self._usable)).flatten(), CHUNK
+                ):
                     chosen = part.to(self._examples.labels.device)
                     inputs = augment(self._examples.inputs[chosen], self._recipe, generator)
                     optimizer.zero_grad()
-                    F.cross_entropy(self._model(inputs), self._examples.labels[chosen]).backward()  # type: ignore[no-untyped-call]
+                    loss = F.cross_entropy(self._model(inputs), self._examples.labels[chosen])
+                    loss = loss + l1 * torch.stack([p.abs().sum() for p in self._model.parameters()]).sum()
+                    loss.backward()  # type: ignore[no-untyped-call]
                     optimizer.step()
         return models.to_vector(self._model).astype(np.float64) - start
 

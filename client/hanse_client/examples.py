@@ -53,6 +53,28 @@ class Examples:
         numbers = None if products is None else _numbered(products)
         return cls(torch.from_numpy(inputs).to(chosen), torch.from_numpy(wide).to(chosen), numbers)
 
+    @classmethod
+    def pooled(cls, shops: Sequence[Self]) -> Self:
+        """Return the examples of several shops together. A product of one shop is none of another's."""
+        products, first = [], 0
+        for shop in shops:
+            own = (
+                np.arange(len(shop))
+                if shop.products is None
+                else np.unique(shop.products, return_inverse=True)[1]
+            )
+            products.append(first + own)
+            first += len(shop)
+        return cls(
+            torch.cat([shop.inputs for shop in shops]),
+            torch.cat([shop.labels for shop in shops]),
+            np.concatenate(products),
+        )
+
+    def units(self, unit: Literal["photo", "product"]) -> int:
+        """Return how many photos, or products, there are."""
+        return len(self) if unit == "photo" else len(self._photos_by_product[1])
+
     def __len__(self) -> int:
         return len(self.labels)
 

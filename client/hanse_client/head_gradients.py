@@ -37,6 +37,9 @@ from hanse_common.randomness import AesCtrStream
 
 log = logging.getLogger(__name__)
 
+MAX_SAMPLE = 1 << (62 - NORM_BITS)
+"""Bound of the photos of one sum, which int64 then holds."""
+
 _FEATURE_BITS = 25
 _ROWS = 1 << (53 - NORM_BITS)
 _ALIGNMENT = 16  # numbers: 64 bytes of float32, a cache line and the widest vector register
@@ -91,7 +94,7 @@ class HeadSum:
 
         Args:
             weights: shape (K·(F + 1),), float64: the head's weight, row-major, then its bias.
-            sample: indices of photos; at most 2¹⁶ of them.
+            sample: indices of photos; at most `MAX_SAMPLE` of them.
 
         Returns:
             Shape (K·(F + 1),), int64, in units of 2^fine_exponent, ordered as `weights`.
@@ -102,10 +105,8 @@ class HeadSum:
         expected = self._classes * (self._width + 1)
         if weights.shape != (expected,):
             raise ValueError(f"weights: expected shape ({expected},), found {weights.shape}.")
-        if len(sample) > 1 << (62 - NORM_BITS):
-            raise ValueError(
-                f"Expected at most {1 << (62 - NORM_BITS)} photos in a sample, found {len(sample)}."
-            )
+        if len(sample) > MAX_SAMPLE:
+            raise ValueError(f"Expected at most {MAX_SAMPLE} photos in a sample, found {len(sample)}.")
         head = self._padded(weights)
         if not self._tried:
             self._try_positions(head)

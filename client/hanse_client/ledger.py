@@ -13,13 +13,14 @@ rounds take place; `rdp-ALPHA` counts the steps taken.
 Why a filter? Whoever asks for rounds has seen the results of those before. A plan stopped or lengthened because of
 a result does not have the ε of its final number of steps, and privacy loss distributions composed over plans
 chosen one after the other are no valid filter. For the same reason a ledger has one filter from its beginning to
-its end: it is written down when the ledger is made, and every hash depends on it.
+its end, and one unit, since ε of photos and ε of products do not add up: both are written down when the ledger is
+made, and every hash depends on them.
 
 **How it is kept.** SQLite in WAL mode with synchronous=FULL: a charge is synced to disk before it is
 acknowledged, and a crash leaves it there or not, never in half. Rows are only ever added (triggers refuse the
 rest), and each carries a hash of its content and of the row before, so that damage and alterations are
 found when the ledger is opened. A row's hash is the SHA-256 of the hash before and of the row's columns as one
-MessagePack array; before the first row is the genesis, the SHA-256 of `hanse ledger 2 ` and the filter's name.
+MessagePack array; before the first row is the genesis, the SHA-256 of `hanse ledger 2 FILTER UNIT`.
 
 **What it cannot see.** A chain whose last rows are missing is still a chain: a ledger that was deleted, or
 restored from an old backup, looks sound. `counter` is there so that others can remember how long it was.
@@ -40,7 +41,6 @@ import msgpack
 
 from hanse_client.charges import PARAMETERS, Account, Budget, Charge, Event, Spent
 from hanse_common.errors import BudgetExceeded, LedgerError
-from hanse_common.privacy import filters
 
 APPLICATION_ID = 0x48616E73
 """Marks the SQLite file as a ledger of Hanse ("Hans")."""
@@ -73,13 +73,13 @@ BEGIN SELECT RAISE(ABORT, 'a ledger only grows, row by row'); END""",
 BEGIN SELECT RAISE(ABORT, 'a ledger only grows'); END""",
     """CREATE TRIGGER charge_never_deleted BEFORE DELETE ON charge
 BEGIN SELECT RAISE(ABORT, 'a ledger only grows'); END""",
-    "CREATE TABLE filter (name TEXT NOT NULL) STRICT",
-    """CREATE TRIGGER filter_only_one BEFORE INSERT ON filter WHEN EXISTS (SELECT 1 FROM filter)
-BEGIN SELECT RAISE(ABORT, 'a ledger has one filter'); END""",
-    """CREATE TRIGGER filter_never_changed BEFORE UPDATE ON filter
-BEGIN SELECT RAISE(ABORT, 'a ledger has one filter'); END""",
-    """CREATE TRIGGER filter_never_deleted BEFORE DELETE ON filter
-BEGIN SELECT RAISE(ABORT, 'a ledger has one filter'); END""",
+    "CREATE TABLE terms (filter TEXT NOT NULL, unit TEXT NOT NULL) STRICT",
+    """CREATE TRIGGER terms_only_once BEFORE INSERT ON terms WHEN EXISTS (SELECT 1 FROM terms)
+BEGIN SELECT RAISE(ABORT, 'a ledger has one filter and one unit'); END""",
+    """CREATE TRIGGER terms_never_changed BEFORE UPDATE ON terms
+BEGIN SELECT RAISE(ABORT, 'a ledger has one filter and one unit'); END""",
+    """CREATE TRIGGER terms_never_deleted BEFORE DELETE ON terms
+BEGIN SELECT RAISE(ABORT, 'a ledger has one filter and one unit'); END""",
 )
 
 _COLUMNS = ("number", "time", "plan_digest", "round", "attempt", "steps", *PARAMETERS)
@@ -94,6 +94,10 @@ _OLDER = (
     "it, and do not delete it: what it holds stays spent."
 )
 
+_FIXED = (
+    ("accounting", "adds up by", "a way chosen after results were seen limits nothing"),
+    ("unit", "keeps account of one", "what one of them paid says little about the other"),
+)
 _DELTA_SLACK = 1e-12
 """Relative: sums of decimal fractions such as 1e-6 must not miss their total by a rounding."""
 
@@ -110,7 +114,7 @@ class Ledger:
 
     Raises:
         LedgerError: the file is damaged, locked, no ledger, of another version, or was made with another filter
-            than the budget's. All methods may raise it.
+            or unit than the budget's. All methods may raise it.
     """
 
     def __init__(self, path: Path, budget: Budget, timeout: float = 10.0) -> None:
@@ -119,7 +123,7 @@ class Ledger:
         self._timeout = timeout
         try:
             if not path.exists():
-                _create(path, budget.accounting)
+                _create(path, budget)
             elif path.stat().st_mode & 0o777 != 0o600:
                 path.chmod(0o600)
         except (OSError, sqlite3.Error) as error:
@@ -143,7 +147,7 @@ class Ledger:
         Raises:
             Repeated: this plan's round and attempt, or a later one, was charged before.
             BudgetExceeded: budget or plan has no room for it. Nothing is written.
-            LedgerError: the plan was charged with other parameters before, or the ledger can't be written.
+            LedgerError: its unit is not the ledger's, its plan's parameters changed, or nothing can be written.
         """
         # What is slow is slow once, and not under the lock.
         Spent.of([Account(charge.plan_digest, charge.parameters)], self.budget)
@@ -182,14 +186,14 @@ class Ledger:
         """Yield all rows, oldest first."""
         with self._transaction("DEFERRED") as (db, _):
             rows = db.execute(f"{_SELECT} ORDER BY number").fetchall()
-        previous = genesis(self.budget.accounting)
+        previous = genesis(self.budget)
         for number, time, *columns, hash_ in rows:
             yield Event(number, time, Charge.from_columns(*columns), previous, hash_)
             previous = hash_
 
     def verify(self) -> None:
         """Read the whole ledger again. Raises `LedgerError` that names the first row which is not sound."""
-        self._seen = _Seen(0, genesis(self.budget.accounting), {})
+        self._seen = _Seen(0, genesis(self.budget), {})
         with self._transaction("DEFERRED") as (db, _):
             (found,) = db.execute("PRAGMA integrity_check(1)").fetchone()
             if found != "ok":
@@ -229,21 +233,23 @@ class Ledger:
         (journal,) = db.execute("PRAGMA journal_mode").fetchone()
         if {sql for (sql,) in schema} != set(_SCHEMA) or journal != "wal":
             raise self._damaged("its tables, triggers or journal are not as they were made")
-        self._require_filter([str(name) for (name,) in db.execute("SELECT name FROM filter")])
+        # In a damaged file there may be anything, NULL too.
+        self._require_terms([list(map(str, row)) for row in db.execute("SELECT filter, unit FROM terms")])
 
-    def _require_filter(self, names: Sequence[str]) -> None:
-        wanted = self.budget.accounting
+    def _require_terms(self, rows: Sequence[Sequence[Any]]) -> None:
         try:
-            (found,) = names
-            filters.parse(found)
+            ((accounting, unit),) = rows
+            replace(self.budget, accounting=accounting, unit=unit)
         except ValueError:
-            raise self._damaged(f"found {', '.join(names) or 'nothing'} where its filter's name is") from None
-        if found != wanted:
-            raise LedgerError(
-                f"{self.path}: this ledger adds up by {found}, but the policy says {wanted}. How a ledger adds up is "
-                "fixed when it is made, since a way chosen after results were seen limits nothing. Put "
-                f"`accounting: {found}` back into the policy."
-            )
+            names = ", ".join(map(" ".join, rows)) or "nothing"
+            raise self._damaged(f"found {names} where its filter and unit are") from None
+        for (key, what, why), found in zip(_FIXED, rows[0], strict=True):
+            wanted = getattr(self.budget, key)
+            if found != wanted:
+                raise LedgerError(
+                    f"{self.path}: this ledger {what} {found}, but the policy says {wanted}. This is fixed "
+                    f"when a ledger is made, since {why}. Put `{key}: {found}` back into the policy."
+                )
 
     def _read_on(self, db: sqlite3.Connection) -> "_Seen":
         """Check the rows added since the last look, and that the last one then seen is still there."""
@@ -274,13 +280,20 @@ class Ledger:
                 account.use()
             except ValueError as error:
                 raise self._damaged(f"row {number} has parameters that no plan has: {error}") from None
+            if account.unit != self.budget.unit:
+                raise self._damaged(f"row {number} is of another unit, {account.unit}")
         if account.parameters != tuple(parameters) or account.last >= (round_, attempt):
             raise self._damaged(f"row {number} does not go with its plan's rows before")
         return account.after(round_, attempt, steps)
 
     def _account_with(self, seen: "_Seen", charge: Charge) -> Account:
         """Return the plan's account with `charge`, which is not in the ledger yet. Raises as `charge` does."""
-        name = _name(charge)
+        name, unit = _name(charge), self.budget.unit
+        if charge.unit != unit:
+            raise LedgerError(
+                f"{name}: its ε is said of one {charge.unit}, expected {unit}, of which this ledger keeps account; the "
+                "two do not add up. Nothing was charged; take part in plans of the ledger's unit alone."
+            )
         new = Account(charge.plan_digest, charge.parameters)
         account = seen.accounts.get(charge.plan_digest, new)
         if (charge.round, charge.attempt) <= account.last:
@@ -323,9 +336,10 @@ class _Seen:
     accounts: Mapping[bytes, Account]
 
 
-def genesis(filter_name: str) -> bytes:
-    """Return what stands in for the hash before the first row's, 32 bytes."""
-    return hashlib.sha256(f"hanse ledger {SCHEMA_VERSION} {filter_name}".encode()).digest()
+def genesis(budget: Budget) -> bytes:
+    """Return what stands in for the hash before the first row's, 32 bytes. Filter and unit are in it."""
+    text = f"hanse ledger {SCHEMA_VERSION} {budget.accounting} {budget.unit}"
+    return hashlib.sha256(text.encode()).digest()
 
 
 def _name(charge: Charge) -> str:
@@ -342,7 +356,7 @@ def _text(data: bytes) -> str:
     return data.decode("utf-8", "replace")
 
 
-def _create(path: Path, filter_name: str) -> None:
+def _create(path: Path, budget: Budget) -> None:
     """Make an empty ledger beside `path` and link it there when it is whole; one made meanwhile stays."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
@@ -354,7 +368,7 @@ def _create(path: Path, filter_name: str) -> None:
             db.execute("BEGIN")
             for statement in _SCHEMA:
                 db.execute(statement)
-            db.execute("INSERT INTO filter VALUES (?)", (filter_name,))
+            db.execute("INSERT INTO terms VALUES (?, ?)", (budget.accounting, budget.unit))
             db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
             db.execute("COMMIT")

@@ -7,11 +7,11 @@
 - `filter`: how the ledger adds up; `previous` and `hash` (hexadecimal): the chain.
 
 `hash` is the SHA-256 of `previous`, 32 bytes, followed by the MessagePack array of the fourteen values from `number` to
-`unit` in the order above, `plan_digest` as bytes. The first `previous` is the SHA-256 of `hanse ledger 2 ` and the
-filter's name. ε follows from `noise_multiplier`, `sampling_rate` and the steps: for filter `sum` it is, summed over
-plans, that of `plan_steps` steps of the Poisson subsampled Gaussian at the plan's `delta`; for `rdp-ALPHA` that of the
-Rényi divergence of order ALPHA, summed over all entries' `steps`, at the budget's δ. Hanse's own ε is a little higher
-(`hanse_common.privacy.accounting`, `filters`).
+`unit` in the order above, `plan_digest` as bytes. The first `previous` is the SHA-256 of `hanse ledger 2 FILTER UNIT`,
+with the values of `filter` and `unit`, the same in every entry. ε follows from `noise_multiplier`, `sampling_rate` and
+the steps: for filter `sum` it is, summed over plans, that of `plan_steps` steps of the Poisson subsampled Gaussian at
+the plan's `delta`; for `rdp-ALPHA` that of the Rényi divergence of order ALPHA, summed over all entries' `steps`, at
+the budget's δ. Hanse's own ε is a little higher (`hanse_common.privacy.accounting`, `filters`).
 """
 
 import json
@@ -21,7 +21,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from hanse_client.charges import PARAMETERS, UNITS, Event, Spent
+from hanse_client.charges import PARAMETERS, Event, Spent
 from hanse_client.ledger import Ledger
 from hanse_client.policy import SUSPICION, Policy, posterior_bound, upward
 from hanse_common.errors import ConfigError
@@ -51,14 +51,13 @@ def table(kept: Ledger, spent: Spent) -> Table:
 
 def summary(kept: Ledger, spent: Spent, policy: Policy) -> Iterator[str]:
     """Yield sentences that tell a shop's owner what was spent, what that means, and what is left."""
-    budget = kept.budget
+    budget, unit = kept.budget, policy.unit  # the ledger's, too, or it would not have opened
     if not spent.plans:
         yield (
             f"Nothing was charged yet. You allow ε = {budget.epsilon:g} and δ = {budget.delta:g} for all plans "
-            f"together, for {_ONE[policy.unit]}."
+            f"together, for {_ONE[unit]}."
         )
         return
-    unit = min((plan.unit for plan in spent.plans), key=UNITS.index)
     rounds = sum(plan.rounds for plan in spent.plans)
     after = f"After {'1 round' if rounds == 1 else f'{rounds} rounds'}"
     if math.isinf(spent.epsilon):
@@ -69,8 +68,6 @@ def summary(kept: Ledger, spent: Spent, policy: Policy) -> Iterator[str]:
             f"{after}, someone who knew everything else could raise a {100 * SUSPICION:g} % suspicion about "
             f"{_ONE[unit]} to at most {bound} %. The chance that this bound fails is about 1 in {1 / spent.delta:,.0f}."
         )
-    if UNITS.index(unit) < UNITS.index(policy.unit):
-        yield f"Your policy now asks for a promise about {_ONE[policy.unit]}. Earlier plans made none."
     if any(plan.shares > 1 for plan in spent.plans):
         yield (
             "Some of the noise was in shares, so this rests on other merchants, too: on no more of them conspiring "

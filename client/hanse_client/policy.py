@@ -18,7 +18,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from hanse_client.charges import UNITS, Budget
+from hanse_client.charges import Budget
 from hanse_common.config import Section
 from hanse_common.errors import PlanRefused
 from hanse_common.plan import MeanTraining, MerchantLevelTraining, Plan, Training, Unit, noise_shares
@@ -49,14 +49,15 @@ _SUSPECTED = {
 
 _ELSEWHERE = "What is true of your shop as a whole, such as the kinds of products it sells, is not covered."
 
-_COVERED = {
+_SAID_OF = {
     "photo": "This is said of one photo in one catalog. Several photos of one product, or one picture that several "
-    f"merchants use, are protected less. {_ELSEWHERE}",
+    f"merchants use, are protected less. It says little about a product or a shop as a whole. {_ELSEWHERE}",
     "product": "This is said of one product in one catalog. Its photos are those with one sku in your CSV file; a "
-    "photo without a sku is a product of its own. A product that several merchants show is protected less. "
-    f"{_ELSEWHERE}",
-    "merchant": "This is said of all that your shop has, so it covers each photo and each product, too, and whether "
-    "you trained at all. Shops that belong together, or show the same pictures, are protected less.",
+    "photo without a sku is a product of its own. It says little about one photo of a product that has others: that "
+    f"is protected less. So is a product that several merchants show. {_ELSEWHERE}",
+    "merchant": "This is said of all that your shop has, and whether you trained at all. It says little about one "
+    "photo or one product of a shop that trains either way: that is protected less. So are shops that belong together, "
+    "or show the same pictures.",
 }
 
 _SHOWN_CLASSES = 8
@@ -71,9 +72,10 @@ class Policy(Section):
             safer: at 1 a suspicion of 1 % can grow to 2.7 %, at 3 to 17 %, at 8 to 97 %.
         delta: the most δ, the chance that this bound fails, for all plans together. Each plan takes its own δ
             out of it. Keep it below one in the number of photos.
-        unit: the least that a plan's ε must be said of: one `photo`, one `product` with all its photos, which
-            covers each of them, or all that this `merchant` has, which covers both. A product's photos are those
-            with one sku in the CSV file; a photo without is a product of its own.
+        unit: what a plan's ε must be said of, as the ledger keeps account of that alone: one `photo`, one
+            `product` with all its photos, or `merchant`, all that this shop has, and whether it trained at all.
+            An ε of one says little about another, and the two do not add up. A product's photos are those
+            with one sku in the CSV file; a photo without is a product of its own. It is fixed when the ledger is made.
         accounting: how plans add up, a filter of `hanse_common.privacy.filters`. `sum` sets each plan's whole ε
             aside when it starts; `rdp-ALPHA`, such as rdp-16, counts the steps taken, and has room for more when
             plans are many and small. It is fixed when the ledger is made.
@@ -84,8 +86,10 @@ class Policy(Section):
             on this machine in full, so that no one else need be trusted for it. In the others each merchant adds
             a share, and ε holds while no more members conspire with the operator than the plan reckons with.
         max_rounds: the most rounds one plan may have, repeats included: a bound on traffic, not on privacy.
-        max_steps: the most training steps one plan may take in all its rounds: a bound on work, not on
-            privacy.
+        max_steps: the most training steps this machine may compute under one plan, repeats included: a bound on
+            work, not on privacy.
+        upload_slot: the least `cohort.upload_slot` that a plan must have, in seconds: an upload leaves at a whole
+            multiple of the plan's slot, so that its time tells nothing. 0 asks for none.
     """
 
     league: Name
@@ -103,6 +107,7 @@ class Policy(Section):
     )
     max_rounds: Annotated[int, Field(ge=1, le=100_000)] = 1000
     max_steps: Annotated[int, Field(ge=1, le=STEPS_MAX)] = 20_000
+    upload_slot: Annotated[float, Field(ge=0, le=86_400)] = 0.0
 
     @field_validator("accounting")
     @classmethod
@@ -112,7 +117,7 @@ class Policy(Section):
     @property
     def budget(self) -> Budget:
         """The ledger's budget."""
-        return Budget(self.epsilon, self.delta, self.accounting)
+        return Budget(self.epsilon, self.delta, self.accounting, self.unit)
 
     def check(self, plan: Plan, taxonomy: Taxonomy) -> None:
         """Return if the policy allows `plan` in a shop that uses `taxonomy`.
@@ -129,7 +134,7 @@ class Policy(Section):
         The ε of a plan that takes too many steps is not computed: that is work, too.
         """
         reasons = [*self._against_choices(plan), *_against_classes(plan, taxonomy)]
-        steps = plan.training.total_steps
+        steps = plan.training.work
         if steps > self.max_steps:
             return [
                 *reasons,
@@ -160,7 +165,7 @@ class Policy(Section):
             f"that {_SUSPECTED[unit]} could raise this to at most {bound} %, however clever "
             f"the method, apart from a failure with a chance of about 1 in {1 / plan.delta:,.0f}."
         )
-        yield _COVERED[unit]
+        yield _SAID_OF[unit]
         yield _explain_trust(plan)
 
     def _against_choices(self, plan: Plan) -> Iterator[str]:
@@ -169,8 +174,11 @@ class Policy(Section):
             yield f"league: found {plan.league!r}, your policy allows {self.league!r}."
         if training.mode not in self.modes:
             yield f"mode: found {training.mode!r}, your policy allows {', '.join(self.modes)}."
-        if UNITS.index(training.unit) < UNITS.index(self.unit):
-            yield f"unit: its ε is said of one {training.unit}, your policy asks for that of one {self.unit} or more."
+        if training.unit != self.unit:
+            yield (
+                f"unit: its ε is said of one {training.unit}, your policy keeps account of one {self.unit}; the two do "
+                "not add up."
+            )
         rounds = training.rounds + training.repeats
         if rounds > self.max_rounds:
             yield f"rounds: found {rounds} with repeats, your policy allows at most {self.max_rounds}."
@@ -183,6 +191,11 @@ class Policy(Section):
             yield (
                 f"cohort: masking holds against {plan.cohort.max_corrupt} corrupt merchants, your policy reckons with "
                 f"{self.corrupt_merchants} (corrupt_merchants)."
+            )
+        if plan.cohort.upload_slot < self.upload_slot:
+            yield (
+                f"cohort: uploads leave at multiples of {plan.cohort.upload_slot:g} s, your policy needs "
+                f"{self.upload_slot:g} s or more, so that their time tells nothing (upload_slot)."
             )
 
     def _against_numbers(self, plan: Plan) -> Iterator[str]:

@@ -14,7 +14,8 @@
 Nothing observable depends on photos. After the charge nothing here raises: a photo whose gradient is not finite
 counts as zero, an empty sample is noise alone, and a step whose gradients cannot be computed at all uploads
 noise alone too. The owner finds the reason in the local log. (Leaving out a whole step keeps ε only if no photo
-is the cause. So memory does not grow with the sample, and no sum of photos is too large for its integers.) How
+is the cause. So memory does not grow with the sample, what grows with the catalog is made before the charge, and no
+sum of photos is too large for its integers.) How
 long a training takes does depend on the number of photos sampled; uploads wait for the plan's slot.
 
 References: Abadi et al. 2016, "Deep Learning with Differential Privacy", algorithm 1; McMahan et al. 2018,
@@ -29,7 +30,7 @@ from numpy.typing import NDArray
 
 from hanse_client.exact_sums import ExactSums
 from hanse_client.examples import Examples
-from hanse_common.plan import LocalTraining, MeanTraining, MerchantLevelTraining, Plan
+from hanse_common.plan import DistributedTraining, LocalTraining, MeanTraining, MerchantLevelTraining, Plan
 from hanse_common.privacy.mechanism import Mechanism
 from hanse_common.privacy.sampling import poisson_sample
 from hanse_common.randomness import Randomness
@@ -71,12 +72,22 @@ class ShopTrainer:
         self._sums = ExactSums(recipe, taxonomy, examples)
 
     def accepts(self, plan: Plan) -> bool:
-        """Return whether the plan's recipe, classes and dimension are the ones prepared for."""
-        return (
-            plan.recipe == self._recipe
-            and plan.taxonomy == self._taxonomy
-            and plan.dimension == plan.expected_dimension
-        )
+        """Return whether the plan's recipe, classes and dimension are the ones prepared for.
+
+        Before any charge it prepares what the plan's steps need, as large as the catalog; the owner's log says why
+        where that fails.
+        """
+        if (plan.recipe, plan.taxonomy) != (self._recipe, self._taxonomy):
+            return False
+        if plan.dimension != plan.expected_dimension:
+            return False
+        try:
+            if isinstance(plan.training, LocalTraining | DistributedTraining):
+                self._sums.prepare(plan.mechanism(1).grid)
+        except Exception:
+            log.exception("This plan's training cannot be prepared here.")
+            return False
+        return True
 
     def contribution(self, plan: Plan, round_: int, model: NDArray[np.float32]) -> NDArray[np.uint32]:
         """Return the residues that are masked, shape (d,): those of a client update or of a noisy sum."""
@@ -119,10 +130,6 @@ class ShopTrainer:
         """
         try:
             sample = self._examples.sample(unit, mechanism.sampling_rate, self._randomness)
-            if len(sample) > mechanism.grid.max_examples:
-                raise ValueError(
-                    f"{len(sample)} photos in one sample, expected {mechanism.grid.max_examples}."
-                )
             if weights is None:
                 return self._sums.feature_sum(sample, mechanism.grid)
             seed = int(self._randomness.words(1)[0] >> np.uint64(1))
@@ -137,14 +144,15 @@ class ShopTrainer:
         """Return this merchant's whole update, clipped, in fine units, shape (d,), or zeros: by the coin, or failed."""
         fine = np.zeros(mechanism.dimension, dtype=np.int64)
         try:
-            if len(poisson_sample(1, mechanism.sampling_rate, self._randomness)):
-                seed = int(self._randomness.words(1)[0] >> np.uint64(1))
-                update = self._sums.plain_update(start, training, seed)
-                norm = float(np.linalg.norm(update))
-                if np.isfinite(norm):
-                    grid = mechanism.grid
-                    factor = min(1.0, grid.clipping_norm / max(norm, 1e-300)) * _SLACK
-                    fine = np.trunc(np.ldexp(update * factor, -grid.fine_exponent)).astype(np.int64)
+            took_part = bool(len(poisson_sample(1, mechanism.sampling_rate, self._randomness)))
+            seed = int(self._randomness.words(1)[0] >> np.uint64(1))
+            # Trained whatever the coin says: the time that it takes must not tell.
+            update = self._sums.plain_update(start, training, seed)
+            norm = float(np.linalg.norm(update))
+            if took_part and np.isfinite(norm):
+                grid = mechanism.grid
+                factor = min(1.0, grid.clipping_norm / max(norm, 1e-300)) * _SLACK
+                fine = np.trunc(np.ldexp(update * factor, -grid.fine_exponent)).astype(np.int64)
         except Exception:  # as in `_exact_sum`
             log.exception("A training failed and contributes noise alone.")
             fine = np.zeros(mechanism.dimension, dtype=np.int64)

@@ -75,6 +75,11 @@ class _Schedule(Value):
         """The most steps that a merchant takes under this plan: what ε is computed for."""
         return (self.rounds + self.repeats) * self.steps_per_round
 
+    @property
+    def work(self) -> int:
+        """The most training steps that a merchant computes under this plan, whatever they reveal."""
+        return self.total_steps
+
 
 class _Noisy(Value):
     """`noise_multiplier` is the noise's standard deviation over the sensitivity of the sum on the grid."""
@@ -128,8 +133,8 @@ class DistributedTraining(DistributedSchedule, _Noisy):
 class MerchantLevelSchedule(_Schedule):
     """Mode `merchant-level` but for its noise: what one merchant contributes, as a whole, is clipped and hidden.
 
-    A merchant decides by a secret coin, with probability `sampling_rate`, to train in a round, else it uploads noise
-    alone. It trains `local_steps` plain steps, each on a random `local_rate` of its photos, and clips the whole
+    A merchant decides by a secret coin, with probability `sampling_rate`, to take part in a round, else it uploads
+    noise alone. It trains `local_steps` plain steps, each on a random `local_rate` of its photos, and clips the whole
     change. `expected_batch` is in merchants.
     """
 
@@ -138,6 +143,11 @@ class MerchantLevelSchedule(_Schedule):
     local_steps: Annotated[int, Field(ge=1, le=10_000)]
     local_rate: Annotated[float, Field(gt=0, le=1)]
     learning_rate: Positive
+
+    @property
+    def work(self) -> int:
+        """All local steps: they are computed whatever the coin says, so that it does not show in the time."""
+        return (self.rounds + self.repeats) * self.local_steps
 
 
 class MerchantLevelTraining(MerchantLevelSchedule, _Noisy):

@@ -134,23 +134,26 @@ class Training:
     def publish(self, model: NDArray[np.float32]) -> Path:
         """Write the recognizer of `model`, shape (d,), to state/recognizer and return that folder.
 
-        After a plan of mode `mean` it is the file state/centre.safetensors.
+        Its ε and δ are those of the plan and of its centre together. After a plan of mode `mean` it is the file
+        state/centre.safetensors.
         """
-        from hanse_common.vision.centring import Centre
+        from hanse_common.vision.centring import Centre, load_centre
         from hanse_common.vision.recognizer import CENTRE_FILE, Recognizer
 
         if isinstance(self.plan.training, MeanTraining):
             path = self.service.state / CENTRE_FILE
-            write_atomically(path, Centre(model).to_bytes(), PUBLIC)
+            centre = Centre(model, self.plan.epsilon(), self.plan.delta)
+            write_atomically(path, centre.to_bytes(), PUBLIC)
             return path
+        before = load_centre(self.plan.recipe, self.service.centre)
         folder = self.service.state / "recognizer"
         Recognizer.create(
             self.plan.recipe,
             self.plan.taxonomy,
             model,
             created=datetime.now(UTC),
-            epsilon=self.plan.epsilon(),
-            delta=self.plan.delta,
+            epsilon=self.plan.epsilon() + (before.epsilon if before else 0.0),
+            delta=self.plan.delta + (before.delta if before else 0.0),
             plan_digest=self.plan.digest,
             whitening=self.service.whitening,
             centre=self.service.centre,

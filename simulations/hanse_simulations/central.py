@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from hanse_client.exact_sums import ExactSums
@@ -26,7 +25,7 @@ from hanse_server.league import RoundReport
 from hanse_server.store import Store
 from hanse_simulations.experiment import Experiment
 from hanse_simulations.seeded import RoundRandomness
-from hanse_simulations.simulation import make_signed_plan, train_with
+from hanse_simulations.simulation import make_signed_plan, stream_name, train_with
 
 
 class CentralRounds:
@@ -77,14 +76,12 @@ class CentralLeague:
             raise ConfigError(
                 f"plan.training.mode: found {plan.training.mode}; the central yardstick is that of mode distributed."
             )
-        examples = Examples(
-            torch.cat([shop.inputs for shop in shops.values()]),
-            torch.cat([shop.labels for shop in shops.values()]),
+        return cls(
+            experiment, plan, signed_plan, Examples.pooled(tuple(shops.values())), Store(folder / "server")
         )
-        return cls(experiment, plan, signed_plan, examples, Store(folder / "server"))
 
     def train(self, on_round: Callable[[RoundReport], None] = lambda report: None) -> NDArray[np.float32]:
         """Run the rounds that are left and return the published model, shape (d,)."""
-        randomness = RoundRandomness(self.experiment.seed, "curator")
+        randomness = RoundRandomness(self.experiment.seed, stream_name(self.experiment, "curator"))
         rounds = CentralRounds(self.plan, self.examples, randomness)
         return train_with(rounds, self.experiment, self.plan, self.signed_plan, self.store, on_round)

@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 
 from hanse_client.examples import Examples
+from hanse_common.errors import ConfigError
 from hanse_common.files import write_atomically
-from hanse_common.plan import DistributedSchedule, MeanSchedule
+from hanse_common.plan import MeanSchedule, MerchantLevelSchedule
 from hanse_common.vision.centring import Centre
 from hanse_common.vision.recognizer import CENTRE_FILE
 from hanse_server.config import PrivacyTarget
@@ -33,31 +34,38 @@ def with_centre(
         return experiment, shops
     path = folder / CENTRE_FILE
     if not path.exists():
-        first = _mean_experiment(experiment, sum(len(shop) for shop in shops.merchants.values()))
+        first = _mean_experiment(experiment)
+        league: CentralLeague | League
         if central:
-            mean = CentralLeague.assemble(first, shops.merchants, folder / "mean").train()
+            league = CentralLeague.assemble(first, shops.merchants, folder / "mean")
         else:
             members = seeded_members(first, shops.merchants, folder, tell, experiment.plan.privacy)
-            mean = League.assemble(first, members, folder / "mean").train()
-        write_atomically(path, Centre(mean).to_bytes())
+            league = League.assemble(first, members, folder / "mean")
+        mean, plan = league.train(lambda report: None), league.plan
+        write_atomically(path, Centre(mean, plan.epsilon(), plan.delta).to_bytes())
     centre = Centre.read(path, experiment.plan.recipe.feature_dimension)
-    plan, centring, backbone = experiment.plan, experiment.centring, experiment.plan.recipe.backbone
+    settings, centring = experiment.plan, experiment.centring
     left = PrivacyTarget(
-        epsilon=plan.privacy.epsilon - centring.epsilon, delta=plan.privacy.delta - centring.delta
+        epsilon=settings.privacy.epsilon - centring.epsilon, delta=settings.privacy.delta - centring.delta
     )
-    recipe = plan.recipe.model_copy(update={"centre": centre.digest})
-    rest = plan.model_copy(update={"recipe": recipe, "privacy": left})
-    norm = backbone.norm if backbone else 1.0
+    recipe = settings.recipe.model_copy(update={"centre": centre.digest})
+    rest = settings.model_copy(update={"recipe": recipe, "privacy": left})
+    norm = settings.recipe.backbone.norm if settings.recipe.backbone else 1.0
     seen = {name: _seen_from(centre, shop, norm) for name, shop in shops.merchants.items()}
     return experiment.model_copy(update={"plan": rest}), Shops(seen, _seen_from(centre, shops.test, norm))
 
 
-def _mean_experiment(experiment: Experiment, photos: int) -> Experiment:
-    """Return the experiment whose plan is the mean's."""
+def _mean_experiment(experiment: Experiment) -> Experiment:
+    """Return the experiment whose plan is the mean's. How many photos there are, about, is the experiment's number."""
     plan, centring = experiment.plan, experiment.centring
     if centring is None:
         raise ValueError("expected an experiment with a section centring")
-    unit = plan.training.unit if isinstance(plan.training, DistributedSchedule) else "photo"
+    photos = experiment.data.merchants * experiment.data.photos_per_merchant
+    if isinstance(plan.training, MerchantLevelSchedule):
+        raise ConfigError(
+            "centring: found plan.training.mode merchant-level, whose unit no mean is learnt for; leave it out."
+        )
+    unit = plan.training.unit
     mean = plan.model_copy(
         update={
             "training": MeanSchedule(expected_batch=photos, unit=unit, repeats=plan.training.repeats),

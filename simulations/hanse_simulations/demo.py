@@ -127,6 +127,7 @@ def client_config(experiment: Experiment) -> dict[str, Any]:
             "league": plan.league,
             "epsilon": budget(experiment),
             "delta": plan.privacy.delta,
+            "unit": plan.training.unit,
             "minimum_cohort": plan.cohort.min_merchants,
         },
     }

@@ -30,6 +30,7 @@ from hanse_common.config import load
 from hanse_common.errors import ConfigError
 from hanse_common.files import write_atomically
 from hanse_common.plan import Plan
+from hanse_common.vision.centring import Centre
 from hanse_common.vision.metrics import ClassificationReport
 from hanse_common.vision.recognizer import CENTRE_FILE, WHITENING_FILE, Recognizer
 from hanse_simulations import plots
@@ -119,14 +120,19 @@ def write(
 ) -> dict[str, Any]:
     """Write figures, pictures and recognizer to `folder`; return the figures. `ledgers` are the merchants'."""
     spent = {name: ledger.spent() for name, ledger in ledgers.items()}
-    epsilon_max = max((one.epsilon for one in spent.values()), default=plan.epsilon())
+    path = folder / CENTRE_FILE
+    centre = Centre.read(path, plan.recipe.feature_dimension) if plan.recipe.centre else None
+    cost, failure = (centre.epsilon, centre.delta) if centre else (0.0, 0.0)
+    # A trusted curator keeps no ledger.
+    epsilon_max = max((one.epsilon for one in spent.values()), default=plan.epsilon() + cost)
+    delta = plan.delta + failure
     figures = {
         "name": experiment.name,
         "seed": experiment.seed,
         "accuracy": report.accuracy,
         "macro_f1": report.macro_f1,
         "epsilon_max": epsilon_max,
-        "delta": plan.delta,
+        "delta": delta,
         "epsilon": {name: one.epsilon for name, one in spent.items()},
         "noise_multiplier": plan.training.noise_multiplier,
         "rounds": curve.rounds,
@@ -137,11 +143,11 @@ def write(
         "seconds": seconds,
     }
     write_atomically(folder / RESULT_FILE, json.dumps(figures, indent=2).encode() + b"\n")
-    title = f"{experiment.name}: ε = {epsilon_max:.2f}, δ = {plan.delta:g}"
+    title = f"{experiment.name}: ε = {epsilon_max:.2f}, δ = {delta:g}"
     plots.learning_curve(curve.rounds, curve.accuracies, title, folder / "learning-curve.png")
     plots.confusion(report, plan.taxonomy.classes, folder / "confusion.png")
     plots.roc(report, plan.taxonomy.classes, folder / "roc.png")
-    save_recognizer(plan, model, report, epsilon_max, folder / "recognizer")
+    save_recognizer(plan, model, report, epsilon_max, delta, folder / "recognizer")
     return figures
 
 
@@ -150,9 +156,10 @@ def save_recognizer(
     model: NDArray[np.float32],
     report: ClassificationReport,
     epsilon: float,
+    delta: float,
     folder: Path,
 ) -> None:
-    """Save the published model with its card to `folder`."""
+    """Save the published model with its card to `folder`. `epsilon` and `delta` are of all that went into it."""
     Recognizer.create(
         plan.recipe,
         plan.taxonomy,
@@ -160,7 +167,7 @@ def save_recognizer(
         created=datetime.now(UTC),
         metrics={"accuracy": report.accuracy, "macro_f1": report.macro_f1, "macro_auc": report.macro_auc},
         epsilon=epsilon,
-        delta=plan.delta,
+        delta=delta,
         plan_digest=plan.digest,
         whitening=folder.parent / WHITENING_FILE,
         centre=folder.parent / CENTRE_FILE,

@@ -34,7 +34,7 @@ from hanse_common import signing, wire
 from hanse_common.directory import Directory, Entry, SignedDirectory
 from hanse_common.errors import WireError
 from hanse_common.messages import MAX_MESSAGE_BYTES, Start
-from hanse_common.plan import MeanTraining, Plan, SignedPlan
+from hanse_common.plan import MeanSchedule, MeanTraining, Plan, SignedPlan
 from hanse_common.vision import model as models
 from hanse_server.config import PrivacyTarget, make_plan
 from hanse_server.coordinator import LeagueDirectory, MaskedRounds
@@ -200,11 +200,17 @@ def simulated_policy(experiment: Experiment, budget: PrivacyTarget | None = None
         league=settings.league,
         epsilon=budget.epsilon,
         delta=budget.delta,
+        unit=settings.training.unit,
         minimum_cohort=settings.cohort.min_merchants,
         corrupt_merchants=settings.cohort.max_corrupt,
         max_rounds=settings.training.rounds + settings.training.repeats,
-        max_steps=settings.training.total_steps,
+        max_steps=settings.training.work,
     )
+
+
+def stream_name(experiment: Experiment, holder: str) -> str:
+    """Return the name of a random stream: one plan's noise must not be another's, when an experiment has two."""
+    return f"mean {holder}" if isinstance(experiment.plan.training, MeanSchedule) else holder
 
 
 def ledger_path(folder: Path, merchant: str) -> Path:
@@ -234,7 +240,7 @@ def seeded_members(
     for name, examples in shops.items():
         own = ledger_path(folder, name)
         ledger = Ledger(own, policy.budget)
-        randomness = RoundRandomness(experiment.seed, f"merchant {name}")
+        randomness = RoundRandomness(experiment.seed, stream_name(experiment, f"merchant {name}"))
         participant = Participant(
             league=league,
             policy=policy,

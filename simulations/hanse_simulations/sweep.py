@@ -19,7 +19,7 @@ from hanse_simulations import plots
 from hanse_simulations.console import console
 from hanse_simulations.experiment import Experiment
 from hanse_simulations.frontier import Frontier, Point, summary
-from hanse_simulations.results import RESULT_FILE
+from hanse_simulations.results import RESULT_FILE, write_config
 from hanse_simulations.run import Engine, ShopsMaker, run, shops_maker
 
 FRONTIER_FILE = "frontier.json"
@@ -42,7 +42,7 @@ def run_sweep(experiment: Experiment, folder: Path, cache: Path, engine: Engine 
         own = folder / f"point-{index + 1}-seed-{seed}"
         label = f"ε = {variant.plan.privacy.epsilon:g}, seed {seed}"
         console.print(f"{experiment.name} ({number} of {len(runs)}): {label}")
-        figures = _done(own) or _go(variant, own, cache, engine, shops)
+        figures = _done(variant, own) or _go(variant, own, cache, engine, shops)
         console.print(f"  accuracy {100 * figures['accuracy']:.2f} %, ε at most {figures['epsilon_max']:.3f}")
         found.setdefault(index, []).append(figures)
     frontier = Frontier(experiment.name, tuple(sorted(map(_point, found.values()), key=lambda p: p.epsilon)))
@@ -76,11 +76,15 @@ def _go(variant: Experiment, folder: Path, cache: Path, engine: Engine, shops: S
     return run(variant, folder, cache, engine, shops)
 
 
-def _done(folder: Path) -> dict[str, Any] | None:
-    """Return the figures of a finished run. Raises `ConfigError` when they make no sense."""
+def _done(variant: Experiment, folder: Path) -> dict[str, Any] | None:
+    """Return the figures of a finished run of `variant`.
+
+    Raises `ConfigError` when they make no sense, or are another experiment's.
+    """
     path = folder / RESULT_FILE
     if not path.exists():
         return None
+    write_config(variant, folder)
     try:
         figures: dict[str, Any] = json.loads(path.read_bytes())
         _ = float(figures["accuracy"]), float(figures["epsilon_max"])

@@ -365,31 +365,37 @@ def test_ledger_that_counts_steps(run: Run, fill: Fill) -> None:
 def test_ledger_of_products_and_shares(run: Run, shop: Path, make_plan: MakePlan) -> None:
     training = {"rounds": 4, "sampling_rate": 0.2, "expected_batch": 20.0, "clipping_norm": 1.0}
     product = DistributedTraining(**training, noise_multiplier=8.0, unit="product")
-    kept = Ledger(settings(shop).ledger_path, Budget(4.0, 1e-5))
+    config = shop / "hanse-client.yaml"
+    config.write_text(config.read_text() + "  unit: product\n")
+    kept = Ledger(settings(shop).ledger_path, settings(shop).policy.budget)
+    assert run("ledger").out.splitlines()[0].endswith("for any one product with all its photos.")
     kept.charge(Charge.of(make_plan().model_copy(update={"training": product, "delta": 1e-6}), steps=1))
     out = run("ledger").out
     assert one_of(out, "After 1 round, ").count("about any one product with all its photos to at most")
     assert one_of(out, "Some of the noise was in shares")
-    assert "Earlier plans made none" not in out and "No other plan fits" not in out
-    photo = make_plan({"noise_multiplier": 8.0}, delta=1e-6)
-    kept.charge(Charge.of(photo, steps=1))
-    assert "about any one photo to at most" in one_of(run("ledger").out, "After 2 rounds, "), (
-        "the weakest promise"
+    assert "No other plan fits" not in out
+    row = next(line for line in out.splitlines() if " 1 of " in line).split()
+    assert "product" in row
+
+
+def test_explain_a_plan_of_another_unit_than_the_policys(run: Run, shop: Path, make_plan: MakePlan) -> None:
+    config = shop / "hanse-client.yaml"
+    config.write_text(config.read_text() + "  unit: product\n")
+    result = run("explain", write_plan(shop / "plan.hanse", make_plan()))
+    assert result.code == 3
+    _, _, reasons = result.out.partition("Your policy refuses this plan:\n")
+    assert reasons == (
+        "- unit: its ε is said of one photo, your policy keeps account of one product; the two do not add up.\n"
     )
 
 
-def test_ledger_says_when_plans_promised_less_than_the_policy_asks_now(
-    run: Run, shop: Path, fill: Fill
-) -> None:
+def test_ledger_in_the_policys_other_unit(run: Run, shop: Path, fill: Fill) -> None:
     fill()
     assert "in shares" not in run("ledger").out
     config = shop / "hanse-client.yaml"
     config.write_text(config.read_text() + "  unit: product\n")
-    out = run("ledger").out
-    assert "about any one photo" in one_of(out, "After")
-    assert one_of(out, "Your policy now asks").startswith(
-        "Your policy now asks for a promise about any one product with all its photos. Earlier plans made none."
-    )
+    result = run("ledger")
+    assert result.code == 13 and "Put `unit: photo` back into the policy" in result.err
 
 
 def test_ledger_without_charges_and_one_without_a_promise(run: Run, shop: Path, fill: Fill) -> None:
@@ -449,7 +455,9 @@ def test_verify_finds_damage(run: Run, fill: Fill, what: str) -> None:
     assert ("row 2 is not what was written" if what == "row" else "SQLite finds") in result.err
 
 
-def test_what_is_exported_is_enough_to_recompute_chain_and_epsilon(run: Run, shop: Path, fill: Fill) -> None:
+def test_what_is_exported_is_enough_to_recompute_chain_and_epsilon(
+    run: Run, shop: Path, root: Path, fill: Fill
+) -> None:
     """As the guide tells a stranger to, with none of Hanse's code."""
     kept = fill()
     result = run("ledger", "--export", "out.jsonl")
@@ -457,7 +465,9 @@ def test_what_is_exported_is_enough_to_recompute_chain_and_epsilon(run: Run, sho
     assert (shop / "out.jsonl").stat().st_mode & 0o777 == 0o600
     entries = [json.loads(line) for line in (shop / "out.jsonl").read_text().splitlines()]
     assert len(entries) == 3
-    previous = hashlib.sha256(b"hanse ledger 2 sum").hexdigest()
+    previous = hashlib.sha256(b"hanse ledger 2 sum photo").hexdigest()
+    assert "`hanse ledger 2 sum photo`" in (root / "client" / "README.md").read_text()
+    assert {(entry["filter"], entry["unit"]) for entry in entries} == {("sum", "photo")}
     for entry in entries:
         assert entry["previous"] == previous
         values = list(entry.values())[:14]

@@ -92,7 +92,8 @@ def test_the_samples_figures_are_right(sample: Path) -> None:
         ("  classes: [T-shirt, Trouser", "  classes: [Coat, Trouser", "expected classes that differ"),
         ("state: state", "state: ''", "state"),
         ("modes: [local,", "modes: [locally,", "policy.modes"),
-        ("unit: photo", "unit: shelf", "policy.unit: found 'shelf'"),
+        ("  unit: photo", "  unit: shelf", "policy.unit: found 'shelf'"),
+        ("upload_slot: 1", "upload_slot: -1", "policy.upload_slot: found -1"),
         (
             "accounting: sum",
             "accounting: rdp-1",

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -31,11 +32,11 @@ MECHANISM = Mechanism(clipping_norm=0.5, dimension=1000, noise_multiplier=4.0, s
 
 
 def budget(filter_name: str) -> Budget:
-    return Budget(10.0, 2e-5, filter_name)
+    return Budget(10.0, 2e-5, filter_name, "product")
 
 
 def charge(round_: int, plan: int = 0) -> Charge:
-    return Charge(bytes([plan]) * 32, round_, 0, MECHANISM, 1000, 1e-5, "product" if plan else "photo")
+    return Charge(bytes([plan]) * 32, round_, 0, MECHANISM, 1000, 1e-5, "product")
 
 
 def use_photos(ledger: Ledger, folder: Path, round_: int, plan: int = 0) -> None:
@@ -115,6 +116,10 @@ def crash_in_every_charge(
 def crash_in_every_birth(folder: Path, filter_name: str) -> list[bool]:
     """For each point of making a ledger: whether it is there after a crash; it must then be sound, filter and all."""
     (other,) = set(FILTERS) - {filter_name}
+    others = {
+        f"adds up by {filter_name}": budget(other),
+        "keeps account of one product": replace(budget(filter_name), unit="photo"),
+    }
     found: list[bool] = []
     crashed = True
     while crashed:
@@ -123,13 +128,14 @@ def crash_in_every_birth(folder: Path, filter_name: str) -> list[bool]:
         crashed = dies_at(len(found), False, lambda path=path: Ledger(path, budget(filter_name)))
         found.append(path.exists())
         if path.exists():
-            try:
-                Ledger(path, budget(other))
-            except LedgerError as error:
-                if f"adds up by {filter_name}" not in str(error):
-                    raise
-            else:
-                raise RuntimeError("a crash left a ledger that takes any filter")
+            for reason, wrong in others.items():
+                try:
+                    Ledger(path, wrong)
+                except LedgerError as error:
+                    if reason not in str(error):
+                        raise
+                else:
+                    raise RuntimeError("a crash left a ledger that takes any filter or unit")
         Ledger(path, budget(filter_name)).charge(charge(0))
         shutil.rmtree(place)
     return found

@@ -8,6 +8,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
+from hanse_client.exact_sums import ExactSums
 from hanse_client.examples import Examples
 from hanse_client.training import ShopTrainer
 from hanse_common.plan import Cohort, DistributedTraining, MerchantLevelTraining, Plan
@@ -220,6 +221,30 @@ def test_by_its_coin_a_merchant_uploads_noise_alone(
     assert stats.binomtest(took_part, 200, 0.3).pvalue > ALPHA
 
 
+def test_the_coin_does_not_show_in_the_work(make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = merchant_level(make_plan, sampling_rate=0.3)
+    trained: list[int] = []
+    original = ExactSums.plain_update
+    monkeypatch.setattr(ExactSums, "plain_update", lambda *a: trained.append(1) or original(*a))
+    for key in range(20):
+        contribution(plan, *arrays(), key=key)
+    assert len(trained) == 20
+    assert plan.training.work == 4 * 5
+
+
+def test_both_penalties_enter_a_plain_step(make_plan: MakePlan, bare: list[NDArray[np.int64]]) -> None:
+    plain = merchant_level(make_plan, learning_rate=0.01, local_rate=1.0, local_steps=1, clipping_norm=100.0)
+    for penalty in ({"l1": 0.5}, {"l2": 0.5}):
+        model = plain.recipe.model.model_copy(update=penalty)
+        plan = plain.model_copy(update={"recipe": plain.recipe.model_copy(update={"model": model})})
+        for each in (plain, plan):
+            contribution(each, *arrays())
+        start = np.random.default_rng(3).normal(scale=0.3, size=DIMENSION).astype(np.float32)
+        moved = (bare[-1] - bare[-2]) * plan.mechanism(1).grid.fine_unit
+        wanted = -0.01 * model.penalty_gradient(start.astype(np.float64))
+        np.testing.assert_allclose(moved, wanted, atol=2e-5)
+
+
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_an_update_that_is_not_finite_is_noise_alone(
     make_plan: MakePlan, bare: list[NDArray[np.int64]]
@@ -277,10 +302,19 @@ def test_a_training_that_fails_uploads_noise_alone(
     assert noise.shape == found.shape
 
 
-def test_one_bad_photo_counts_as_zero(make_plan: MakePlan, bare: list[NDArray[np.int64]]) -> None:
+@pytest.mark.parametrize(
+    "kind", ["a photo that is not a number", "an infinite photo", "a label that is no class"]
+)
+@pytest.mark.parametrize("closed_form", [True, False])
+def test_one_bad_photo_counts_as_zero(
+    make_plan: MakePlan, bare: list[NDArray[np.int64]], kind: str, closed_form: bool
+) -> None:
     plan = distributed(make_plan)
+    if not closed_form:  # dropout of almost nothing, drawn alike for both
+        model = plan.recipe.model.model_copy(update={"dropout": 1e-9})
+        plan = plan.model_copy(update={"recipe": plan.recipe.model_copy(update={"model": model})})
     inputs, labels = arrays()
-    contribution(plan, *broken("a photo that is not a number"))
+    contribution(plan, *broken(kind))
     contribution(plan, np.delete(inputs, 3, axis=0), np.delete(labels, 3))
     assert bare[0].any()
     assert np.array_equal(bare[0], bare[1])

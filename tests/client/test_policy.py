@@ -26,7 +26,7 @@ from hanse_common.vision.recipe import Linear, Preprocessing, Projection, Recipe
 from hanse_common.vision.taxonomy import Taxonomy
 
 TAXONOMY = Taxonomy(classes=("Bag", "Coat", "Dress"))
-POLICY = Policy(league="textiles", epsilon=2.0, minimum_cohort=5, corrupt_merchants=2)
+POLICY = Policy(league="textiles", epsilon=2.0, minimum_cohort=5, corrupt_merchants=2, upload_slot=0.5)
 
 
 def training(**changes) -> LocalTraining:
@@ -87,6 +87,11 @@ def test_a_good_plan_passes():
             "cohort: rounds may count with 4 merchants",
         ),
         ({"cohort": Cohort(min_merchants=6, max_merchants=9, max_corrupt=1)}, "against 1 corrupt merchants"),
+        (
+            {"cohort": Cohort(min_merchants=5, max_merchants=6, max_corrupt=2, upload_slot=0.2)},
+            "cohort: uploads leave at multiples of 0.2 s, your policy needs 0.5 s or more, .*tells nothing",
+        ),
+        ({"training": training(unit="product")}, "unit: its ε is said of one product, your policy"),
         ({"delta": 1.1e-5}, "δ: found 1.1e-05, your policy allows 1e-05"),
         ({"training": training(noise_multiplier=1.0)}, "ε: the whole plan costs"),
         ({"training": training(repeats=500)}, "ε: the whole plan costs"),
@@ -101,7 +106,6 @@ def test_a_good_plan_passes():
             "rounds: found 1001 with repeats, your",
         ),
         ({"training": training(expected_batch=0.5)}, "expected_batch: found 0.5 photos a step"),
-        ({"training": shared("product", expected_batch=0.5)}, "expected_batch: found 0.5 products a step"),
         (
             {"training": training(update_bound=5e-324)},
             "update_bound: updates of this plan cannot be added up",
@@ -131,25 +135,49 @@ ALL_UNITS = {
 
 @pytest.mark.parametrize("asked", ALL_UNITS)
 @pytest.mark.parametrize("given", ALL_UNITS)
-def test_a_stronger_unit_than_asked_is_fine_and_a_weaker_one_is_refused(asked, given):
+def test_a_plan_of_another_unit_is_refused_the_smaller_and_the_larger(asked, given):
     policy = POLICY.model_copy(update={"unit": asked})
-    weaker = list(ALL_UNITS).index(given) < list(ALL_UNITS).index(asked)
     for each in ALL_UNITS[given]:
         reasons = policy.reasons(plan(training=each), TAXONOMY)
-        expected = f"unit: its ε is said of one {given}, your policy asks for that of one {asked} or more."
-        assert reasons == ([expected] if weaker else [])
+        expected = f"unit: its ε is said of one {given}, your policy keeps account of one {asked}; "
+        expected += "the two do not add up."
+        assert reasons == ([expected] if given != asked else [])
+
+
+def test_the_batch_is_told_in_the_plans_unit():
+    policy = POLICY.model_copy(update={"unit": "product"})
+    (reason,) = policy.reasons(plan(training=shared("product", expected_batch=0.5)), TAXONOMY)
+    assert reason.startswith("expected_batch: found 0.5 products a step")
+
+
+def test_max_steps_counts_all_that_this_machine_computes():
+    """In mode merchant-level 45 rounds are 45 steps for ε, and 225 for the machine."""
+    asked = plan(training=merchants(repeats=5))
+    policy = POLICY.model_copy(update={"unit": "merchant", "max_steps": 225})
+    assert policy.reasons(asked, TAXONOMY) == []
+    less = policy.model_copy(update={"max_steps": 224})
+    assert less.reasons(asked, TAXONOMY) == ["steps: found 225 in all, your policy allows 224 (max_steps)."]
+
+
+def test_a_policy_may_ask_for_a_slot():
+    for slot, asked, fine in ((0.0, 0.0, True), (0.0, 0.1, False), (2.0, 2.0, True), (2.0, 2.1, False)):
+        cohort = Cohort(min_merchants=5, max_merchants=6, max_corrupt=2, upload_slot=slot)
+        policy = POLICY.model_copy(update={"upload_slot": asked})
+        assert (policy.reasons(plan(cohort=cohort), TAXONOMY) == []) == fine
+    assert Policy(league="textiles", epsilon=2.0).upload_slot == 0
 
 
 def test_modes_that_are_not_allowed_are_refused():
-    only_local = POLICY.model_copy(update={"modes": ("local",)})
     for each in (shared(), merchants()):
+        only_local = POLICY.model_copy(update={"modes": ("local",), "unit": each.unit})
         (reason,) = only_local.reasons(plan(training=each), TAXONOMY)
         assert reason == f"mode: found '{each.mode}', your policy allows local."
-    assert only_local.reasons(plan(), TAXONOMY) == []
+    assert POLICY.model_copy(update={"modes": ("local",)}).reasons(plan(), TAXONOMY) == []
 
 
-def test_the_budget_carries_how_it_is_added_up():
-    assert POLICY.budget == Budget(2.0, 1e-5, "sum")
+def test_the_budget_carries_how_it_is_added_up_and_of_what():
+    assert POLICY.budget == Budget(2.0, 1e-5, "sum", "photo")
+    assert POLICY.model_copy(update={"unit": "product"}).budget == Budget(2.0, 1e-5, "sum", "product")
     assert POLICY.model_copy(update={"accounting": "rdp-18"}).budget == Budget(2.0, 1e-5, "rdp-18")
 
 
@@ -222,16 +250,23 @@ def test_the_explanation_says_what_an_owner_must_know():
 @pytest.mark.parametrize("unit", ALL_UNITS)
 def test_the_explanation_speaks_of_what_the_promise_is_about(unit):
     parts = {
-        "photo": ("costs each photo ε", "that a given photo is in", "Several photos of one product"),
+        "photo": (
+            "costs each photo ε",
+            "that a given photo is in",
+            "Several photos of one product",
+            "says little about a product or a shop",
+        ),
         "product": (
             "costs each product, with all its photos, ε",
             "that a given product, with all its photos, is in",
             "photos are those with one sku in your CSV file; a photo without a sku is a product of its own",
+            "says little about one photo of a product that has others: that is protected less",
         ),
         "merchant": (
             "costs this shop, with all its photos, ε",
             "that this shop's catalog, as a whole, is trained on at all",
-            "covers each photo and each product, too",
+            "said of all that your shop has, and whether you trained at all",
+            "says little about one photo or one product of a shop that trains either way: that is protected less",
         ),
     }
     for each in ALL_UNITS[unit]:
@@ -239,6 +274,7 @@ def test_the_explanation_speaks_of_what_the_promise_is_about(unit):
         for other, known in parts.items():
             assert all((part in text) == (other == unit) for part in known)
         assert ("kinds of products it sells, is not covered" in text) == (unit != "merchant")
+        assert not re.search("covers|covered,|both of", text), "no unit stands for another"
 
 
 @pytest.mark.parametrize("each", [training(), shared(), merchants()], ids=lambda each: each.mode)
@@ -358,6 +394,8 @@ def test_a_filter_that_there_is_not_is_named_with_those_there_are(tmp_path):
         {"epsilon": math.inf},
         {"epsilon": 0.0},
         {"unit": "shelf"},
+        {"upload_slot": -1.0},
+        {"upload_slot": math.nan},
         {"accounting": "max"},
     ],
 )

@@ -43,8 +43,8 @@ def test_a_mean_is_published_as_a_centre_that_a_recipe_can_name(
     mean = np.linspace(0, 1, plan.dimension, dtype=np.float32)
     path = training(plan, service).publish(mean)
     assert path == service.state / "centre.safetensors"
-    named = plan.recipe.model_copy(update={"centre": Centre(mean).digest})
-    found = load_centre(named, path)
+    centre = Centre(mean, plan.epsilon(), plan.delta)
+    found = load_centre(plan.recipe.model_copy(update={"centre": centre.digest}), path)
     assert found is not None
     assert np.array_equal(found.mean, mean)
 
@@ -53,13 +53,17 @@ def test_a_recognizer_carries_its_centre(
     make_plan: MakePlan, make_service: Callable[..., Service], tmp_path: Path
 ) -> None:
     plan = make_plan()
-    centre = Centre(np.linspace(0, 1, plan.recipe.feature_dimension, dtype=np.float32))
+    centre = Centre(np.linspace(0, 1, plan.recipe.feature_dimension, dtype=np.float32), 0.25, 1e-6)
     path = tmp_path / "from-elsewhere.safetensors"
     path.write_bytes(centre.to_bytes())
     plan = plan.model_copy(update={"recipe": plan.recipe.model_copy(update={"centre": centre.digest})})
     folder = training(plan, make_service(centre=path)).publish(np.zeros(plan.dimension, dtype=np.float32))
     assert (folder / "centre.safetensors").read_bytes() == path.read_bytes()
-    assert Recognizer.load(folder).card.recipe.centre == centre.digest
+    card = Recognizer.load(folder).card
+    assert card.recipe.centre == centre.digest
+    # What the centre cost is part of what the recognizer cost.
+    assert card.epsilon == pytest.approx(plan.epsilon() + 0.25)
+    assert card.delta == pytest.approx(plan.delta + 1e-6)
     (folder / "centre.safetensors").unlink()
     with pytest.raises(RecognizerError, match="centre"):
         Recognizer.load(folder)

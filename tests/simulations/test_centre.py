@@ -23,6 +23,7 @@ FEATURES, MERCHANTS, PHOTOS = 48, 4, 400
 
 CENTRED: dict[str, Any] = {
     "data.merchants": MERCHANTS,
+    "data.photos_per_merchant": PHOTOS,
     "plan.training": {
         "mode": "distributed",
         "rounds": 3,
@@ -80,6 +81,9 @@ def test_both_plans_are_paid_from_one_ledger(write_experiment: Write, tmp_path: 
     rest, seen = with_centre(experiment, shops, tmp_path, lambda *_: None, central=False)
     members = seeded_members(rest, seen.merchants, tmp_path, lambda *_: None, experiment.plan.privacy)
     League.assemble(rest, members, tmp_path).train()
+    centre = Centre.read(tmp_path / CENTRE_FILE, FEATURES)
+    assert 1.9 < centre.epsilon <= 2
+    assert centre.delta == 1e-6
     for member in members.values():
         spent = member.ledger.spent()
         assert len(spent.plans) == 2
@@ -115,3 +119,19 @@ def test_a_centre_that_cannot_be_learnt_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=match):
         load(Experiment, write_experiment(CENTRED | changes))
+
+
+def test_the_plans_noise_is_not_drawn_twice(
+    write_experiment: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hanse_simulations import simulation
+
+    named: list[str] = []
+    original = simulation.RoundRandomness
+    monkeypatch.setattr(
+        simulation, "RoundRandomness", lambda seed, name: named.append(name) or original(seed, name)
+    )
+    experiment, shops = load(Experiment, write_experiment(CENTRED)), make_shops()
+    rest, seen = with_centre(experiment, shops, tmp_path, lambda *_: None, central=False)
+    seeded_members(rest, seen.merchants, tmp_path, lambda *_: None, experiment.plan.privacy)
+    assert len(named) == len(set(named)) == 2 * MERCHANTS

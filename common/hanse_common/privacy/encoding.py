@@ -6,14 +6,15 @@
     >>> grid.dequantise(grid.round(np.zeros(4, dtype=np.int64), OsRandomness()))
     array([0., 0., 0., 0.])
 
-Clipping norm and dimension are public, and everything here follows from them. Two units, both powers of two:
-a *step* γ, the grid on which noise is added and sums are released, with 10√d ≤ C/γ < 20√d; and a *fine* unit
-of γ/m, in which one example's gradient is written and C is 2⁴⁵ to 2⁴⁶. The caller's duty, on which all privacy
-rests: every example contributes a vector of integers in fine units whose exact Euclidean norm is at most C, and at
-most `Grid.max_examples` of them are added. Scaling a float32 gradient to C·(1 − 2⁻²⁰) by a norm taken in
-float64, then cutting toward zero, does it: the roundings on the way are below 2⁻²², the target leaves 2⁻²⁰,
-and cutting toward zero never lengthens. Sums then stay below 2⁶² in magnitude: int64 holds them exactly, in any
-order of addition.
+Clipping norm and dimension are public, and everything here follows from them. Two units, both powers of two: a *step*
+γ, the grid on which noise is added and sums are released, with 10√d ≤ C/γ < 20√d; and a *fine* unit of γ/m, in which
+one example's gradient is written and C is 2⁴⁵ to 2⁴⁶. The caller's duty, on which all privacy rests: every example
+contributes a vector of integers in fine units whose exact Euclidean norm is at most C, and they are added in a
+`FineSum`. Scaling a float32 gradient to C·(1 − 2⁻²⁰) by a norm taken in float64, then cutting toward zero, does it:
+the roundings on the way are below 2⁻²², the target leaves 2⁻²⁰, and cutting toward zero never lengthens. A `FineSum`
+is exact for any number of examples, in any order of addition; what lies beyond ±2⁶² is cut only at the end,
+coordinate by coordinate, which moves neighbours no further apart. Nothing is ever left out because there is too much
+of it: that would depend on a single example.
 
 **Sensitivity after rounding.** The sum S is released as R_u(S) = ⌊(S + u)/m⌋, u uniform on {0, …, m − 1}
 and independent for each coordinate. Take neighbouring sums S and S + g, ‖g‖ ≤ C, and *the same* u for both,
@@ -43,7 +44,6 @@ References:
 
 import math
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import cached_property
 
 import numpy as np
@@ -62,6 +62,7 @@ MAX_DIMENSION = 1 << 30
 
 _STEPS_PER_NORM = 10  # C/γ ≥ 10√d: rounding then adds under 1 % to the sensitivity from d = 1000 on
 _EXACT = 2**62  # int64 holds sums up to here, and room to add the rounding's u
+_LIMB_BITS = 31
 
 
 @dataclass(frozen=True)
@@ -106,11 +107,6 @@ class Grid:
         """m: how many fine units a step has, a power of two."""
         return 1 << (self.step_exponent - self.fine_exponent)
 
-    @property
-    def max_examples(self) -> int:
-        """How many examples, over 2¹⁶, one sum may hold and stay below 2⁶² fine units in every coordinate."""
-        return int(_EXACT * Fraction(self.fine_unit) / Fraction(self.clipping_norm))
-
     @cached_property
     def sensitivity(self) -> float:
         """c̃/γ: how many grid steps apart rounded neighbouring sums are, except with probability β."""
@@ -127,8 +123,7 @@ class Grid:
             Shape (dimension,), dtype int64, in grid steps.
 
         Raises:
-            ValueError: the shape, the dtype or a magnitude is not one that the exact sum of at most
-                `max_examples` examples can have.
+            ValueError: the shape, the dtype or a magnitude is not one that a `FineSum` has.
         """
         if fine_sum.shape != (self.dimension,) or fine_sum.dtype != np.int64:
             raise ValueError(
@@ -136,7 +131,7 @@ class Grid:
                 f"found {fine_sum.dtype} of shape {fine_sum.shape}."
             )
         if fine_sum.max() > _EXACT or fine_sum.min() < -_EXACT:
-            raise ValueError("fine_sum: expected magnitudes up to 2^62. Add at most max_examples examples.")
+            raise ValueError("fine_sum: expected magnitudes up to 2^62, as a FineSum has.")
         bits = self.step_exponent - self.fine_exponent
         uniform = randomness.words(self.dimension) >> np.uint64(64 - bits)
         return (fine_sum + uniform.astype(np.int64)) >> bits
@@ -144,6 +139,30 @@ class Grid:
     def dequantise(self, steps: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return `steps` (int64, up to 2⁵³) in the gradient's own units, float64, same shape, exactly."""
         return np.ldexp(steps.astype(np.float64), self.step_exponent)
+
+
+class FineSum:
+    """An exact sum of many vectors of int64, cut to ±2⁶² in each coordinate at the end.
+
+    Kept in two limbs, so that neither overflows before 2³¹ additions.
+    """
+
+    def __init__(self, dimension: int) -> None:
+        self._high = np.zeros(dimension, dtype=np.int64)
+        self._low = np.zeros(dimension, dtype=np.int64)
+
+    def add(self, part: NDArray[np.int64]) -> None:
+        """Add a vector of shape (dimension,), dtype int64, of any magnitude."""
+        self._high += part >> _LIMB_BITS
+        self._low += part & ((1 << _LIMB_BITS) - 1)
+
+    def value(self) -> NDArray[np.int64]:
+        """Return the sum, shape (dimension,), dtype int64, each coordinate at most 2⁶² in magnitude."""
+        high = self._high + (self._low >> _LIMB_BITS)
+        low = self._low & ((1 << _LIMB_BITS) - 1)
+        most = _EXACT >> _LIMB_BITS
+        inside = (np.clip(high, -most, most - 1) << _LIMB_BITS) + low
+        return np.where(high < -most, -_EXACT, np.where(high >= most, _EXACT, inside))
 
 
 def rounded_norm(norm: float, step: float, dimension: int, failure: float) -> float:

@@ -1,12 +1,13 @@
 """The mean of the league's features, learnt under privacy, and features seen from it.
 
-    centre = Centre(mean)                        # what a plan of mode `mean` gave, (F,) float32
+    centre = Centre(mean, epsilon=0.05, delta=1e-6)    # what a plan of mode `mean` gave, and what it cost
     data = centre.to_bytes()                     # a file; its SHA-256 is what a recipe names under centre
     centre.apply(features, norm=1.0)             # (n, F) float32
 
 All photos of a catalog have much in common, and a head under differential privacy wastes its few noisy steps on it.
 Subtracting the mean takes that away. The mean is a sum over private photos, so it is released once, through the same
-mechanism and into the same ledgers as everything else.
+mechanism and into the same ledgers as everything else. The file says what that cost, so that whoever publishes
+something that was trained with it can add it to the training's own ε and δ.
 """
 
 import hashlib
@@ -29,9 +30,11 @@ MAX_BYTES = 4 * MAX_FEATURES + (1 << 16)
 
 @dataclass(frozen=True)
 class Centre:
-    """`mean`, shape (F,), float32: of features scaled to norm 1."""
+    """`mean`, shape (F,), float32, of features scaled to norm 1; `epsilon` and `delta` are what it cost."""
 
     mean: NDArray[np.float32]
+    epsilon: float
+    delta: float
 
     def apply(self, features: NDArray[np.float32], norm: float) -> NDArray[np.float32]:
         """Return norm·v/‖v‖ with v = x/‖x‖ − mean for each row x of `features`, shape (n, F), float32.
@@ -44,7 +47,7 @@ class Centre:
 
     def to_bytes(self) -> bytes:
         """Return the file's content: safetensors."""
-        return bytes(save({"mean": self.mean}))
+        return bytes(save({"mean": self.mean, "cost": np.array([self.epsilon, self.delta])}))
 
     @property
     def digest(self) -> str:
@@ -66,9 +69,12 @@ class Centre:
         mean = arrays.get("mean")
         if mean is None or mean.dtype != np.float32 or mean.shape != (dimension,):
             raise RecognizerError(f"Centre: expected the array mean, float32 of shape ({dimension},).")
-        if not np.isfinite(mean).all():
-            raise RecognizerError("Centre: found numbers that are not finite.")
-        return cls(mean)
+        cost = arrays.get("cost")
+        if cost is None or cost.dtype != np.float64 or cost.shape != (2,):
+            raise RecognizerError("Centre: expected the array cost, float64 of shape (2,).")
+        if not (np.isfinite(mean).all() and np.isfinite(cost).all() and (cost >= 0).all()):
+            raise RecognizerError("Centre: found numbers that are not finite, or a cost below zero.")
+        return cls(mean, float(cost[0]), float(cost[1]))
 
 
 def load_centre(recipe: Recipe, path: Path | None) -> Centre | None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hanse_common.privacy.encoding import NORM_BITS, ROUNDING_FAILURE, Grid, rounded_norm
+from hanse_common.privacy.encoding import NORM_BITS, ROUNDING_FAILURE, FineSum, Grid, rounded_norm
 from hanse_common.randomness import AesCtrStream
 
 FEW_BITS = 20
@@ -45,13 +45,32 @@ def test_step_is_the_largest_power_of_two_that_is_fine_enough(norm, dimension):
     assert 2 ** (NORM_BITS - 1) <= norm / grid.fine_unit < 2**NORM_BITS
 
 
-@given(norms, dimensions)
-def test_sums_of_the_most_examples_stay_exact(norm, dimension):
-    grid = Grid(norm, dimension)
-    assert grid.max_examples >= 2**16
-    longest = Fraction(norm) / Fraction(grid.fine_unit)
-    assert grid.max_examples * longest <= 2**62
-    assert (grid.max_examples + 1) * longest > 2**62 * (1 - 1e-9)
+limb_edges = st.sampled_from(
+    [0, 1, -1, 2**31, -(2**31), 2**31 - 1, 2**46, -(2**46), 2**61, -(2**61), 2**62 - 1, -(2**62)]
+)
+
+
+@given(st.lists(limb_edges | st.integers(-(2**62), 2**62), min_size=1, max_size=12))
+def test_a_fine_sum_is_exact_and_cut_at_the_end_alone(parts):
+    total = FineSum(1)
+    for part in parts:
+        total.add(np.array([part], dtype=np.int64))
+    wanted = max(-(2**62), min(2**62, sum(parts)))
+    assert int(total.value()[0]) == wanted
+    assert total.value().dtype == np.int64
+
+
+@given(st.lists(st.integers(-(2**62), 2**62), max_size=8), st.integers(-(2**46), 2**46))
+def test_one_example_more_moves_a_cut_sum_by_no_more_than_itself(parts, example):
+    def value(terms):
+        total = FineSum(1)
+        for term in terms:
+            total.add(np.array([term], dtype=np.int64))
+        return int(total.value()[0])
+
+    moved = value([*parts, example]) - value(parts)
+    assert abs(moved) <= abs(example)
+    assert moved * example >= 0
 
 
 @settings(max_examples=20, deadline=None)

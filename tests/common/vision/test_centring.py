@@ -29,7 +29,7 @@ def recipe(centre: str | None = None, norm: float = 1.0) -> Recipe:
 def test_features_are_seen_from_the_mean_and_have_the_norm_again() -> None:
     x = features()
     unit = x / np.linalg.norm(x, axis=1, keepdims=True)
-    centre = Centre(unit.mean(axis=0))
+    centre = Centre(unit.mean(axis=0), 0.05, 1e-6)
     moved = centre.apply(x, 5.0)
     wanted = unit - unit.mean(axis=0)
     wanted = 5 * wanted / np.linalg.norm(wanted, axis=1, keepdims=True)
@@ -41,7 +41,7 @@ def test_features_are_seen_from_the_mean_and_have_the_norm_again() -> None:
 def test_what_is_zero_stays_zero() -> None:
     x = features(3)
     x[1] = 0
-    moved = Centre(np.full(8, 0.3, dtype=np.float32)).apply(x, 1.0)
+    moved = Centre(np.full(8, 0.3, dtype=np.float32), 0, 0).apply(x, 1.0)
     assert not moved[1].any()
     assert np.isfinite(moved).all()
 
@@ -53,18 +53,19 @@ def test_without_a_centre_nothing_moves() -> None:
 
 
 def test_a_file_is_the_recipes_or_refused(tmp_path: Path) -> None:
-    centre = Centre(np.linspace(0, 1, 8, dtype=np.float32))
+    centre = Centre(np.linspace(0, 1, 8, dtype=np.float32), 0.05, 1e-6)
     path = tmp_path / "centre.safetensors"
     path.write_bytes(centre.to_bytes())
     named = recipe(centre.digest)
     loaded = load_centre(named, path)
     assert loaded is not None
     assert np.array_equal(loaded.mean, centre.mean)
+    assert (loaded.epsilon, loaded.delta) == (0.05, 1e-6)
     with pytest.raises(RecognizerError, match="name that file"):
         load_centre(named, None)
     with pytest.raises(RecognizerError, match=r"other\.safetensors"):
         load_centre(named, tmp_path / "other.safetensors")
-    path.write_bytes(Centre(centre.mean + 1).to_bytes())
+    path.write_bytes(Centre(centre.mean + 1, 0.05, 1e-6).to_bytes())
     with pytest.raises(RecognizerError, match="the recipe names"):
         load_centre(named, path)
 
@@ -76,7 +77,10 @@ def test_a_file_is_the_recipes_or_refused(tmp_path: Path) -> None:
         (save({"mean": np.zeros(7, dtype=np.float32)}), r"shape \(8,\)"),
         (save({"mean": np.zeros(8, dtype=np.float64)}), "float32"),
         (save({"average": np.zeros(8, dtype=np.float32)}), "array mean"),
-        (save({"mean": np.array([np.nan] * 8, dtype=np.float32)}), "not finite"),
+        (save({"mean": np.zeros(8, dtype=np.float32)}), "array cost"),
+        (save({"mean": np.array([np.nan] * 8, dtype=np.float32), "cost": np.zeros(2)}), "not finite"),
+        (save({"mean": np.zeros(8, dtype=np.float32), "cost": np.array([-1.0, 0])}), "below zero"),
+        (save({"mean": np.zeros(8, dtype=np.float32), "cost": np.array([np.inf, 0])}), "not finite"),
     ],
 )
 def test_bytes_that_are_no_centre_are_refused(tmp_path: Path, data: bytes, match: str) -> None:
