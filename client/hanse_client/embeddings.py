@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hanse_common.errors import CatalogError, PhotoError
-from hanse_common.vision.backbones import extract, load_backbone
+from hanse_common.vision.backbones import load_backbone
 from hanse_common.vision.centring import centred, load_centre
+from hanse_common.vision.extraction import extract
 from hanse_common.vision.recipe import Recipe
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,8 @@ from pathlib import Path
 from PIL import Image
 
 from hanse_common.errors import RecognizerError
-from hanse_common.vision.backbones import extract, raw_features
+from hanse_common.vision.backbones import raw_features
+from hanse_common.vision.extraction import extract
 from hanse_common.vision.recipe import PublicWhitening, Recipe
 from hanse_common.vision.whitening import Whitening
 

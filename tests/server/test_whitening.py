@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from hanse_common.errors import RecognizerError
-from hanse_common.vision.backbones import extract, load_backbone
+from hanse_common.vision.backbones import load_backbone
+from hanse_common.vision.extraction import extract
 from hanse_common.vision.recipe import Preprocessing, Projection, Recipe, Scattering, SmallCnn
 from hanse_server.whitening import fit_whitening
 

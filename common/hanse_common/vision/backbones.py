@@ -11,8 +11,7 @@ are read without executing anything they contain (safetensors, or torch's `weigh
 
 import hashlib
 import io
-from collections.abc import Callable, Iterable, Sequence
-from itertools import islice
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 from urllib.error import URLError
@@ -22,7 +21,6 @@ import safetensors
 import safetensors.torch
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -30,13 +28,9 @@ from hanse_common.errors import RecognizerError
 from hanse_common.files import read_bounded
 from hanse_common.vision import recipe as recipes
 from hanse_common.vision.efficientnet_lite import CLASSIFIER, EfficientNetLite0
-from hanse_common.vision.preprocessing import preprocess
 from hanse_common.vision.recipe import Preprocessing, Projection, Recipe
 from hanse_common.vision.scattering import ScatterNet
 from hanse_common.vision.whitening import Whitening
-
-BATCH_PIXELS = 1 << 21
-"""Bound of the numbers in the batch that a network sees at once; more take gigabytes within some networks."""
 
 MAX_WEIGHTS_BYTES = 4 << 30
 """Bound of a weights' file."""
@@ -78,39 +72,6 @@ def raw_features(
     plain = {"projection": None, "whitening": None, "normalisation": "none"}
     bare = recipe.model_copy(update={"backbone": recipe.backbone.model_copy(update=plain)})
     return load_backbone(bare, device=device, weights=weights)
-
-
-def batch_rows(views: Sequence[Preprocessing]) -> int:
-    """Return how many photos a network sees at once: 64, fewer of large ones. Follows from the recipe alone."""
-    return min(64, *(BATCH_PIXELS // (view.channels * view.size**2) for view in views))
-
-
-def extract(
-    network: nn.Module | None,
-    images: Iterable[Image.Image],
-    views: Sequence[Preprocessing],
-    device: torch.device | str = "cpu",
-) -> NDArray[np.float32]:
-    """Return what `network` makes of decoded `images`, (n, …) float32; without one, the preprocessed images.
-
-    `views` are the recipe's: a network takes one input for each. Images are taken one by one. The network always runs
-    on the same number of rows, the last ones padded with zeros: a kernel may round a row differently in a batch of
-    another height, and a photo's embedding must not depend on its neighbours.
-    """
-    source, rows, parts = iter(images), batch_rows(views), []
-    count = rows
-    while count == rows:
-        chunk = list(islice(source, rows)) if len(views) > 1 else islice(source, rows)
-        inputs = [preprocess(chunk, view).to(device) for view in views]
-        count = len(inputs[0])
-        if network is None:
-            (found,) = inputs
-        else:
-            padded = [F.pad(x, (0, 0) * (x.ndim - 1) + (0, rows - count)) for x in inputs]
-            with torch.inference_mode():
-                found = network(*padded)[:count]
-        parts.append(found.float().cpu().numpy())
-    return np.concatenate(parts)
 
 
 class Embedding(nn.Module):

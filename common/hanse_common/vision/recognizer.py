@@ -29,8 +29,9 @@ from torch import nn
 
 from hanse_common.errors import RecognizerError
 from hanse_common.files import PUBLIC, read_bounded, write_atomically
-from hanse_common.vision.backbones import Embedding, extract, load_backbone, load_whitening
+from hanse_common.vision.backbones import Embedding, load_backbone, load_whitening
 from hanse_common.vision.centring import Centre, centred, load_centre
+from hanse_common.vision.extraction import extract
 from hanse_common.vision.model import build, load_vector, to_vector
 from hanse_common.vision.recipe import HexDigest, Recipe
 from hanse_common.vision.taxonomy import Taxonomy

@@ -12,7 +12,8 @@ from PIL import Image
 from pydantic import ValidationError
 
 from hanse_common.errors import RecognizerError
-from hanse_common.vision.backbones import batch_rows, extract, load_backbone, projection_matrix, raw_features
+from hanse_common.vision.backbones import load_backbone, projection_matrix, raw_features
+from hanse_common.vision.extraction import batch_rows, extract
 from hanse_common.vision.recipe import Concatenation, Preprocessing, Projection, Recipe, Scattering, SmallCnn
 from hanse_common.vision.scattering import ScatterNet
 from hanse_common.vision.torchvision_compat import models
@@ -456,7 +457,7 @@ def test_parts_that_compute_alike_share_the_network() -> None:
         if type(module).__name__ == "EfficientNetLite0":
             module.register_forward_hook(lambda *_: calls.append(1))
     extract(network, photographs(3), concatenation(PARTS).views)
-    assert calls == [1]
+    assert len(calls) == 2  # one trial and one batch
 
 
 def test_features_centred_by_photo_have_no_mean() -> None:
@@ -486,3 +487,48 @@ def test_features_centred_by_photo_have_no_mean() -> None:
 def test_impossible_concatenations_are_refused(change: dict[str, Any], match: str) -> None:
     with pytest.raises(ValidationError, match=match):
         Recipe.model_validate({"backbone": {"name": "concatenation", "parts": PARTS}} | change)
+
+
+# One row at a time
+
+
+class Placed(torch.nn.Module):
+    """Rounds a row by its place in the batch, as some kernels do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heights: list[int] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.heights.append(len(x))
+        return x.flatten(1)[:, :5] + 1e-6 * torch.arange(len(x))[:, None]
+
+
+def test_where_a_rows_place_matters_photos_are_embedded_one_at_a_time(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    network, view = Placed(), Preprocessing(size=16)
+    photos = photographs(5)
+    found = extract(network, photos, (view,))
+    assert network.heights == [64, 1, 1, 1, 1, 1, 1]
+    assert "one at a time" in caplog.text
+    assert np.array_equal(extract(network, photos[::-1], (view,)), found[::-1])
+    assert network.heights.count(64) == 1  # tried out once
+
+
+def test_photos_of_several_views_are_held_one_at_a_time() -> None:
+    held: list[int] = []
+    alive = 0
+
+    def counted() -> Any:
+        nonlocal alive
+        for image in photographs(10):
+            alive += 1
+            held.append(alive)
+            yield image
+            alive -= 1
+
+    made = concatenation(PARTS)
+    assert extract(load_backbone(made), counted(), made.views).shape == (10, made.feature_dimension)
+    assert max(held) == 1
+    assert extract(load_backbone(made), [], made.views).shape == (0, made.feature_dimension)

@@ -14,7 +14,8 @@ from pydantic import ValidationError
 from scipy.special import softmax
 
 from hanse_common.errors import RecognizerError
-from hanse_common.vision.backbones import extract, load_backbone, raw_features
+from hanse_common.vision.backbones import load_backbone, raw_features
+from hanse_common.vision.extraction import extract
 from hanse_common.vision.preprocessing import preprocess
 from hanse_common.vision.recipe import (
     Linear,
