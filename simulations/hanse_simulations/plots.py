@@ -1,5 +1,6 @@
 """The pictures of a result: learning curve, confusion matrix, ROC curves."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -59,11 +60,17 @@ def frontier(frontiers: Sequence[Frontier], path: Path) -> None:
             epsilons, means, yerr=reach, color=colours(index), label=one.name, marker="o", markersize=5,
             capsize=3, linewidth=2,
         )  # fmt: skip
-        axes.annotate(
-            f"{means[-1]:.1f}", (epsilons[-1], means[-1]), xytext=(7, -3), textcoords="offset points",
-            color=colours(index), fontsize=9,
-        )  # fmt: skip
     axes.set_xscale("log")
+    last = [(100 * one.points[-1].mean, one.points[-1].epsilon) for one in frontiers]
+    height = (axes.get_ylim()[1] - axes.get_ylim()[0]) / 25  # of a line of text, about
+    above = -math.inf
+    for index in sorted(range(len(last)), key=lambda i: last[i][0]):
+        mean, epsilon = last[index]
+        above = max(mean, above + height)
+        axes.annotate(
+            f"{mean:.1f}", (epsilon, above), xytext=(7, -3), textcoords="offset points", color=colours(index),
+            fontsize=9,
+        )  # fmt: skip
     ticks = sorted({round(point.epsilon, 1) for one in frontiers for point in one.points})
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
