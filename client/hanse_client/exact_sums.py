@@ -117,16 +117,19 @@ class ExactSums:
             torch.manual_seed(seed)
             for _ in range(training.local_steps):
                 coins = torch.rand(len(self._examples), generator=generator) < training.local_rate
-                for part in torch.split(
-                    torch.nonzero(coins & torch.from_numpy(self._usable)).flatten(), CHUNK
-                ):
+                batch = torch.nonzero(coins & torch.from_numpy(self._usable)).flatten()
+                optimizer.zero_grad()
+                for part in torch.split(batch, CHUNK):
                     chosen = part.to(self._examples.labels.device)
                     inputs = augment(self._examples.inputs[chosen], self._recipe, generator)
-                    optimizer.zero_grad()
-                    loss = F.cross_entropy(self._model(inputs), self._examples.labels[chosen])
-                    loss = loss + l1 * torch.stack([p.abs().sum() for p in self._model.parameters()]).sum()
+                    logits = self._model(inputs)
+                    loss = F.cross_entropy(logits, self._examples.labels[chosen], reduction="sum") / len(
+                        batch
+                    )
                     loss.backward()  # type: ignore[no-untyped-call]
-                    optimizer.step()
+                penalty = l1 * torch.stack([p.abs().sum() for p in self._model.parameters()]).sum()
+                penalty.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
         return models.to_vector(self._model).astype(np.float64) - start
 
     def _summed(self, grid: Grid) -> HeadSum | ClippedSum:

@@ -232,6 +232,18 @@ def test_the_coin_does_not_show_in_the_work(make_plan: MakePlan, monkeypatch: py
     assert plan.training.work == 4 * 5
 
 
+def test_a_plain_step_is_one_step_however_many_photos(
+    make_plan: MakePlan, bare: list[NDArray[np.int64]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = merchant_level(make_plan, local_rate=1.0, clipping_norm=100.0)
+    contribution(plan, *arrays())
+    monkeypatch.setattr("hanse_client.exact_sums.CHUNK", 7)
+    contribution(plan, *arrays())
+    unit = plan.mechanism(1).grid.fine_unit
+    np.testing.assert_allclose(bare[0] * unit, bare[1] * unit, atol=1e-5)
+    assert length(bare[0], plan) > 0.001
+
+
 def test_both_penalties_enter_a_plain_step(make_plan: MakePlan, bare: list[NDArray[np.int64]]) -> None:
     plain = merchant_level(make_plan, learning_rate=0.01, local_rate=1.0, local_steps=1, clipping_norm=100.0)
     for penalty in ({"l1": 0.5}, {"l2": 0.5}):
