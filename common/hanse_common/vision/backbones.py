@@ -209,7 +209,7 @@ class _Concatenation(nn.Module):
                 key = (view, part.backbone.weights)
                 embedding.network.trunk = known.setdefault(key, embedding.network.trunk)
         self._parts = parts
-        self.registered = nn.ModuleList(parts)
+        self.registered = nn.ModuleList(parts)  # so that they go where this module goes
 
     def forward(self, *views: Tensor) -> Tensor:
         computed: dict[tuple[int, int], Tensor] = {}
