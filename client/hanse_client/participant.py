@@ -286,7 +286,8 @@ def _until_slot(elapsed: float, slot: float) -> float:
     """Return how long to wait so that a whole number of slots, at least one, has passed since training began, in s."""
     if slot == 0:
         return 0.0
-    return max(1, math.ceil(elapsed / slot)) * slot - elapsed
+    # A rounding must not make it negative: nobody can wait for that.
+    return max(0.0, max(1, math.ceil(elapsed / slot)) * slot - elapsed)
 
 
 def printable(reason: str) -> str:

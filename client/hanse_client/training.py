@@ -15,8 +15,8 @@ Nothing observable depends on photos. After the charge nothing here raises: a ph
 counts as zero, an empty sample is noise alone, and a step whose gradients cannot be computed at all uploads
 noise alone too. The owner finds the reason in the local log. (Leaving out a whole step keeps ε only if no photo
 is the cause. So memory does not grow with the sample, what grows with the catalog is made before the charge, and no
-sum of photos is too large for its integers.) How
-long a training takes does depend on the number of photos sampled; uploads wait for the plan's slot.
+sum of photos is too large for its integers.) How long a training takes does depend on the number of photos sampled;
+uploads wait for the plan's slot.
 
 References: Abadi et al. 2016, "Deep Learning with Differential Privacy", algorithm 1; McMahan et al. 2018,
 "Learning Differentially Private Recurrent Language Models" (the plan's denominator; merchant-level DP).

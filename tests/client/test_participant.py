@@ -21,7 +21,7 @@ from hanse_client.charges import Budget, Charge
 from hanse_client.examples import Examples
 from hanse_client.ledger import Ledger
 from hanse_client.markers import Markers
-from hanse_client.participant import Participant, PinnedLeague
+from hanse_client.participant import Participant, PinnedLeague, _until_slot
 from hanse_client.policy import Policy
 from hanse_client.training import ShopTrainer
 from hanse_common import messages, signing, wire
@@ -500,6 +500,12 @@ def test_an_upload_leaves_at_the_plans_slot_however_long_training_took(
     (waited,) = shop.waits
     assert waited >= 0
     assert seconds + waited == pytest.approx(max(2.0, 2.0 * math.ceil(seconds / 2.0)))
+
+
+def test_no_rounding_makes_a_wait_negative() -> None:
+    slot, elapsed = 0.1, 0.9000000000000001
+    assert math.ceil(elapsed / slot) * slot < elapsed, "else this test shows nothing"
+    assert _until_slot(elapsed, slot) == 0.0
 
 
 class Dying:
