@@ -13,10 +13,9 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from hanse_common.plan import Cohort, LocalTraining, Plan
-from hanse_common.signing import load_public
 from hanse_common.vision.recipe import Linear, Preprocessing, Projection, Recipe, Scattering
 from hanse_common.vision.taxonomy import Taxonomy
-from hanse_server.config import Admin, AggregatorListener, Fleet, Merchant, Service, Tls
+from hanse_server.config import Admin, AggregatorListener, Fleet, Service, Tls
 from hanse_server.development_keys import DevelopmentKeys, make_keys
 
 if TYPE_CHECKING:  # flwr takes seconds to load, which most tests need not wait for
@@ -109,15 +108,12 @@ def make_service(keys: DevelopmentKeys, tmp_path: Path) -> Callable[..., Service
         fields: dict[str, Any] = {
             "plan": tmp_path / "plan",
             "directory": keys.directory,
-            "league_key": load_public(keys.league_key.with_name("league.key.pub")).hex(),
+            "charter": keys.pinned,
             "state": tmp_path / "state",
             "tls": Tls(authority=keys.authority, certificate=keys.certificate, key=keys.key),
             "admin": Admin(port=0, token=keys.token),
             "fleet": Fleet(host="127.0.0.1", port=0),
             "aggregator": AggregatorListener(address="localhost:1"),
-            "merchants": {
-                name: Merchant(node_key=folder / "node.key.pub") for name, folder in keys.merchants.items()
-            },
         }
         return Service(**(fields | changes))
 

@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "hanse_simulations": {"hanse_common", "hanse_client", "hanse_server"},
 }
 TORCH_IS_FOR = (
+    "hanse_client/compare.py",
     "hanse_client/exact_sums.py",
     "hanse_client/examples.py",
     "hanse_client/head_gradients.py",
@@ -27,6 +28,8 @@ TORCH_IS_FOR = (
     "hanse_client/embeddings.py",
     "hanse_client/gradients.py",
     "hanse_client/layer_gradients.py",
+    "hanse_client/resources.py",
+    "hanse_client/suspects.py",
     "hanse_client/training.py",
     "hanse_server/evaluation.py",
     "hanse_simulations/",

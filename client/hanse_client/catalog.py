@@ -11,8 +11,8 @@ nothing drawn, counted or stratified, and duplicates are not removed. Differenti
 with the same catalog less one photo: a split or a clean-up that looked at other records would move those too,
 and the two catalogs would differ by more than the one photo that the accounting covers.
 
-Loading reads each photo and checks its header. A photo that cannot be used becomes a `Problem`, never an
-error; pixels are decoded where they are needed, which may find more damage.
+Loading reads each photo, unless an index knows it, and checks its header. A photo that cannot be used becomes a
+`Problem`, never an error; pixels are decoded where they are needed, which may find more damage.
 """
 
 import csv
@@ -27,6 +27,7 @@ from typing import BinaryIO
 
 from PIL import Image
 
+from hanse_client.photo_index import PhotoIndex
 from hanse_common.errors import CatalogError, PhotoError, PhotoUnreadable
 from hanse_common.vision import photo
 from hanse_common.vision.photo import PhotoLimits
@@ -39,6 +40,11 @@ MAX_FIELD = 4096
 """Bound of one field of a CSV file, in characters; a line may have 16 times as many bytes."""
 
 _CLUTTER = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir"}
+
+
+def is_clutter(name: str) -> bool:
+    """Return whether a file or folder called `name` is the system's own, hidden or a by-product."""
+    return name.startswith(".") or name.casefold() in _CLUTTER
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +117,12 @@ class Catalog:
         holdout_fraction: float,
         limits: PhotoLimits = photo.LIMITS,
         progress: Callable[[int, int], None] | None = None,
+        index: PhotoIndex | None = None,
     ) -> "Catalog":
         """Return the catalog in a folder or CSV file; `progress` is called with photos done and in all.
+
+        Files that have not changed since they were noted in `index` are not read again; it then knows this catalog's
+        files and no others.
 
         `holdout_key` is the merchant's own secret of at least 16 bytes; changing it moves photos between the
         sides. Raises `CatalogError` when the source is missing, a CSV file is malformed, or no photo can be
@@ -124,16 +134,16 @@ class Catalog:
         records = []
         for done, (entry, code) in enumerate(mapped, start=1):
             try:
-                data = photo.read(entry.path, limits)
-                photo.check(data, limits, entry.path)
+                digest = (index.digest if index else _digest)(entry.path, limits)
             except PhotoError as error:
                 problems.append(Problem(entry.path, str(error)))
             else:
-                digest = photo.content_digest(data)
                 side = in_holdout(holdout_key, digest, holdout_fraction)
                 records.append(Record(entry.path, code, entry.sku, entry.title, digest, side, limits))
             if progress is not None:
                 progress(done, len(mapped))
+        if index is not None:
+            index.keep(entry.path for entry, _ in mapped)
         unmapped = Counter({label: n for label, n in sorted(unmapped.items()) if not labels.left_out(label)})
         if not records:
             raise CatalogError(f"{source}: found no usable photo. {_why(problems, unmapped)}")
@@ -152,6 +162,12 @@ def in_holdout(key: bytes, digest: bytes, fraction: float) -> bool:
         raise ValueError(f"Expected a holdout fraction in [0, 1), found {fraction}.")
     drawn = int.from_bytes(hmac.digest(key, digest, hashlib.sha256)[:8])
     return drawn < int(fraction * 2**64)
+
+
+def _digest(path: Path, limits: PhotoLimits) -> bytes:
+    data = photo.read(path, limits)
+    photo.check(data, limits, path)
+    return photo.content_digest(data)
 
 
 def _entries(source: Path) -> tuple[list[_Entry], list[Problem]]:
@@ -190,7 +206,7 @@ def _visible(folder: Path) -> list[Path]:
         names = sorted(child.name for child in folder.iterdir())
     except OSError as error:
         raise CatalogError(f"{folder}: cannot be listed ({error.strerror}). Check its permissions.") from None
-    return [folder / name for name in names if not name.startswith(".") and name.casefold() not in _CLUTTER]
+    return [folder / name for name in names if not is_clutter(name)]
 
 
 def _from_csv(source: Path) -> tuple[list[_Entry], list[Problem]]:

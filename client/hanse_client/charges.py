@@ -6,7 +6,7 @@ Values only; `ledger` writes them down.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Self, get_args
@@ -37,19 +37,22 @@ PARAMETERS = (
 class Budget:
     """The most that one `unit` may ever pay, and the filter by which it is added up.
 
-    `accounting` is a name that `filters.parse` takes.
+    `accounting` is a name that `filters.parse` takes. `monthly` is the most ε in one calendar month, if any: a pace,
+    no promise.
 
-    Raises ValueError unless ε > 0 is finite, 0 < δ < 1 and there are such a filter and unit.
+    Raises ValueError unless ε and `monthly` are > 0 and finite, 0 < δ < 1 and there are such a filter and unit.
     """
 
     epsilon: float
     delta: float
     accounting: str = filters.SUM.name
     unit: Unit = "photo"
+    monthly: float | None = None
 
     def __post_init__(self) -> None:
-        if not 0 < self.epsilon < math.inf:
-            raise ValueError(f"Expected a finite epsilon > 0, found {self.epsilon}.")
+        for epsilon in (self.epsilon, self.epsilon if self.monthly is None else self.monthly):
+            if not 0 < epsilon < math.inf:
+                raise ValueError(f"Expected a finite epsilon > 0, found {epsilon}.")
         if not 0 < self.delta < 1:
             raise ValueError(f"Expected 0 < delta < 1, found {self.delta}.")
         _require_unit(self.unit)
@@ -226,3 +229,38 @@ class Spent:
             for account, use in zip(kept, uses, strict=True)
         )
         return cls(plans, *budget.filter.spent(uses, budget.delta))
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a ledger read and found sound: the last row's number and hash, and what its rows add up to by plan.
+
+    `month` is the latest that any row was written in, such as 2026-11, and `started` the accounts before it. A clock
+    that is set back begins no month anew.
+    """
+
+    number: int
+    hash: bytes
+    accounts: Mapping[bytes, Account]
+    month: str
+    started: Mapping[bytes, Account]
+
+    def monthly(self, time: str) -> Mapping[bytes, Account]:
+        """Return the accounts as the month of `time`, or the latest one seen, began."""
+        return self.accounts if time[:7] > self.month else self.started
+
+    def after(self, hash_: bytes, time: str, accounts: Mapping[bytes, Account]) -> "Seen":
+        """Return what is seen after one more row, written at `time`, that makes the accounts what they are."""
+        return Seen(self.number + 1, hash_, accounts, max(self.month, time[:7]), self.monthly(time))
+
+
+def since(
+    before: Mapping[bytes, Account], accounts: Mapping[bytes, Account], filter_: Filter
+) -> Iterator[Account]:
+    """Yield what is new in `accounts`: plans that were not there `before`, and, where steps are paid, new steps."""
+    for digest, account in accounts.items():
+        old = before.get(digest)
+        if old is None:
+            yield account
+        elif not filter_.whole_plans and account.steps > old.steps:
+            yield replace(account, steps=account.steps - old.steps)

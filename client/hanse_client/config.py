@@ -6,31 +6,33 @@ Every fault of the file is reported at once; see `hanse_common.config`.
 """
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from hanse_client.policy import Policy
+from hanse_client.resources import DEVICES, Resources
+from hanse_client.schedule import Schedule
+from hanse_client.traffic import Network
 from hanse_common.config import ConfigPath, Section
 from hanse_common.session import Address
 from hanse_common.vision.taxonomy import Taxonomy
+from hanse_common.wire import Name
 
 
 class LeagueSettings(Section):
     """What the merchant knows of the league and pins: nothing else that calls itself the league is believed."""
 
     operator_key: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    league_key: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    charter: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     taxonomy: Taxonomy
 
-    @model_validator(mode="after")
-    def _two_keys(self) -> Self:
-        if self.operator_key == self.league_key:
-            raise ValueError(
-                "operator_key and league_key are the same; expected two holders: an operator who signs the list of "
-                "members could add invented ones"
-            )
-        return self
+
+class Member(Section):
+    """Who the merchant is in the league: its name there, and the business or person behind it."""
+
+    name: Name
+    entity: Annotated[str, Field(min_length=1, max_length=128)]
 
 
 class Connection(Section):
@@ -45,24 +47,36 @@ class Connection(Section):
     node_key: ConfigPath | None = None
 
 
+class Page(Section):
+    """The page that the daemon serves to this machine alone, on `port`, in English or Chinese."""
+
+    port: Annotated[int, Field(ge=1024, le=65_535)]
+    language: Literal["en", "zh"] = "en"
+
+
 class ClientConfig(Section):
     """The whole file. `state` is the folder of ledger, embeddings and holdout key, which nobody else reads.
 
-    `connection` is needed by the daemon alone.
+    `member` is needed to join, `connection` by the daemon alone.
     """
 
     photos: ConfigPath
     labels: ConfigPath | None = None
     state: ConfigPath
     holdout_fraction: Annotated[float, Field(ge=0, le=0.5)] = 0.1
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Annotated[str, Field(pattern=rf"^({DEVICES})$")] = "auto"
     backbone_weights: ConfigPath | None = None
     whitening: ConfigPath | None = None
     centre: ConfigPath | None = None
     recognizer: ConfigPath | None = None
+    member: Member | None = None
     league: LeagueSettings
     policy: Policy
+    schedule: Schedule = Schedule()
+    network: Network = Network()
+    resources: Resources = Resources()
     connection: Connection | None = None
+    page: Page | None = None
 
     @property
     def identity_path(self) -> Path:
@@ -78,6 +92,11 @@ class ClientConfig(Section):
     def markers_path(self) -> Path:
         """Where the marks are by which nothing is answered twice."""
         return self.state / "markers.sqlite"
+
+    @property
+    def plans_path(self) -> Path:
+        """Where plans that the owner is asked about are, and what was decided."""
+        return self.state / "plans"
 
     @property
     def ledger_path(self) -> Path:

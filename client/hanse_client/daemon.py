@@ -3,34 +3,42 @@
     with Daemon(config, tell) as daemon:
         daemon.run(stop)
 
-Photos, ledger, identity and the rounds are in this process. Flower is in a child (`flower_node`), which is started
-again whenever it ends; the two exchange an assignment and a report over a socket. What the server hears of a block
-is a code; what the owner hears are the lines given to `tell`.
+Photos, ledger, identity and the rounds are in this process. Flower is in a child (`node_keeper`), the owner's page in
+another (`page_keeper`); both are started again whenever they end. What the server hears of a block is a code; what the
+owner hears are the lines given to `tell`, and the journal has them, too.
+
+It takes part while the owner has not paused it and the schedule lets it. When it is to end, it finishes a round that
+it has paid for, if that takes no longer than `FAREWELL_SECONDS`, and abandons what else there is.
 """
 
-import fcntl
 import logging
 import os
 import queue
-import secrets
-import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from importlib.metadata import version
 from multiprocessing.connection import Connection
-from typing import Self
+from pathlib import Path
+from typing import Any, Self
 
+from hanse_client.approvals import Approvals, Standing
 from hanse_client.charges import Charge
 from hanse_client.config import ClientConfig
-from hanse_client.node_protocol import CONNECTED, NodeExit
+from hanse_client.control import FOR_GOOD, Control, State, Status
+from hanse_client.journal import Journal
+from hanse_client.keys import load_identity, load_node
+from hanse_client.node_keeper import NodeKeeper
+from hanse_client.page_keeper import PageKeeper
 from hanse_client.participant import Participant, accepted_plan, printable
+from hanse_client.preparation import Preparation, Ready
 from hanse_client.shop import Shop
 from hanse_client.stream import Limits, serve_block
-from hanse_common import signing, wire
-from hanse_common.credentials import fingerprint, load_node_key
+from hanse_client.traffic import Traffic
+from hanse_common import wire
+from hanse_common.credentials import fingerprint
 from hanse_common.errors import (
     BudgetExceeded,
     ConfigError,
@@ -49,104 +57,131 @@ log = logging.getLogger(__name__)
 
 MAX_PEM_BYTES = 1 << 20
 POLL_SECONDS = 0.2
-
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 20.0
-"""Seconds before a node that ended is started again. Flower refuses one for a minute after it was killed."""
-
-STEADY_SECONDS = 60.0
-"""A node that held this long was well: the next outage begins with the first pause."""
-
-END_SECONDS = 6.0
 MAX_PATIENCE = 600.0
 BLOCK_SLACK = 3600.0
 """Seconds that a block may take beyond its rounds' deadlines."""
 
-MAX_WAITING = 4
-"""Assignments that may wait while a block is served; a server that sends more is heard later, or not."""
+FAREWELL_SECONDS = 20.0
+"""How long a round that was paid for may still take when the daemon is to end or pause."""
 
-_JITTER = secrets.SystemRandom()
+STATUS_SECONDS = 5.0
+"""How old the published status may get while nothing changes."""
 
-_REASONS = {
-    NodeExit.UNREACHABLE: "it does not answer",
-    NodeExit.UNTRUSTED: "its certificate is not of the authority under connection.authority",
-    NodeExit.UNKNOWN_KEY: "it no longer knows this node's key; ask the operator",
-    NodeExit.REFUSED: (
-        "it does not let the node in yet, as happens for a minute after a crash, or until the operator has your "
-        "node.key.pub"
-    ),
-    NodeExit.LOST: "the connection was lost",
-}
+
+class _Later(Exception):
+    """The league may ask again in a while; `reason` is for the owner."""
 
 
 class Daemon:
-    """One shop in one league.
+    """One shop in one league. `tell` hears the owner's lines; `source` is the configuration's file, for the page.
 
     Raises `ConfigError` when the configuration has no connection, or keys or the authority are missing.
     """
 
-    def __init__(self, config: ClientConfig, tell: Callable[[str], None]) -> None:
+    def __init__(self, config: ClientConfig, tell: Callable[[str], None], source: Path | None = None) -> None:
         if config.connection is None:
             raise ConfigError(
                 "connection: missing; expected a section with the league's server and authority. "
                 "The sample file explains it."
             )
-        for path in (config.identity_path, config.node_key_path):
-            if not path.exists():
-                raise ConfigError(f"{path}: no such key; make your keys with hanse-client keygen.")
         self._config = config
-        self._shop = Shop(config)
+        self._server = config.connection.server
         self._tell = tell
-        self._identity = signing.load_key(config.identity_path)
-        load_node_key(config.node_key_path)
+        self._source = source
+        self._identity = load_identity(config)
+        self._node_key = load_node(config)
         self._authority = read_bounded(
             config.connection.authority, MAX_PEM_BYTES, "the league's certificate authority", ConfigError
         )
         fingerprint(self._authority)
-        self._node = NodeKeeper(config, tell)
-        self._participants: dict[bytes, Participant] = {}
+        self._shop = Shop(config)
+        self._control = Control(config.state)
+        self._journal = Journal(config.state)
+        self._approvals = Approvals(config.plans_path)
+        self._traffic = Traffic(config.state / "traffic.json", config.network)
+        self._preparation = Preparation(self._shop, self._note)
+        self._node: NodeKeeper | None = None
+        self._participant: tuple[Ready, Participant] | None = None
         self._stop = threading.Event()
-        self._lock: int | None = None
+        self._open = ExitStack()
+        self._started = self._since = datetime.now(UTC)
+        self._state, self._text = State.CONNECTING, ""
+        self._plan, self._round, self._rounds = "", 0, 0
+        self._published = 0.0
 
     def __enter__(self) -> Self:
-        """Take the state folder. Raises `ConfigError` when another daemon has it."""
-        path = self._config.state / "daemon.lock"
-        self._config.state.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(self._lock)
-            raise ConfigError(
-                f"{path}: another hanse-client runs on this state folder; stop it first, or it would count twice."
-            ) from None
-        self._node.start()
+        """Take the state folder and start what runs beside. Raises `ConfigError` when another daemon has it."""
+        with self._open as stack:
+            stack.enter_context(self._control.hold())
+            stack.enter_context(self._preparation)
+            if self._config.page is not None and self._source is not None:
+                stack.enter_context(PageKeeper(self._source, self._config, self._note))
+            self._open = stack.pop_all()
+        self._journal.note("started", "The daemon was started.", version=version("hanse"))
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._node.stop()
-        if self._lock is not None:
-            os.close(self._lock)
+        self._set_node(False)
+        self._open.close()
+        self._traffic.save()
+        self._journal.note("stopped", "The daemon was stopped.")
+        self._publish(State.STOPPED, "The daemon does not run.")
 
     def run(self, stop: threading.Event) -> None:
         """Serve blocks as they come, in order, until `stop` is set."""
         self._stop = stop
         while not stop.is_set():
+            closed = self._closed()
+            self._set_node(closed is None)
+            if closed is not None or self._node is None:
+                self._publish(*(closed or (State.CONNECTING, "")))
+                stop.wait(POLL_SECONDS)
+                continue
+            connecting = f"No connection to {self._server} yet."
+            waiting = (State.WAITING, "Connected. Waiting for the league.")
+            self._publish(*(waiting if self._node.connected else (State.CONNECTING, connecting)))
             try:
                 node, assignment = self._node.assignments.get(timeout=POLL_SECONDS)
             except queue.Empty:
                 continue
-            report = self._serve(assignment)
+            self._answer(node, assignment)
+
+    def _answer(self, node: Connection, assignment: bytes) -> None:
+        report = self._serve(assignment)
+        if self._node is not None:
             self._node.report(node, wire.encode(report))
+
+    def _set_node(self, wanted: bool) -> None:
+        """Have a node or none: outside its hours the daemon keeps no connection."""
+        if wanted and self._node is None:
+            self._node = NodeKeeper(
+                self._config, self._node_key, lambda text: self._note("connection", text)
+            ).__enter__()
+        elif not wanted and self._node is not None:
+            self._node.__exit__(None, None, None)
+            self._node = None
+
+    def _closed(self) -> tuple[State, str] | None:
+        """Return why the daemon takes part in nothing now, or None."""
+        until = self._control.paused_until(datetime.now(UTC))
+        if until is not None:
+            when = "until you say resume" if until == FOR_GOOD else f"until {until.astimezone():%d %B, %H:%M}"
+            return State.PAUSED, f"Paused {when}."
+        if not self._config.schedule.open_at(datetime.now()):
+            return State.CLOSED, f"Outside its hours ({self._config.schedule.describe()})."
+        return None
 
     def _serve(self, data: bytes) -> BlockReport:
         """Serve the block that `data`, untrusted bytes, assigns, and return how it ended."""
         try:
             assignment = wire.decode(Assignment, data, MAX_DOCUMENT_BYTES)
         except WireError as error:
-            self._tell(f"The server sent what is no assignment: {printable(str(error))}")
+            self._note("declined", f"The server sent what is no assignment: {printable(str(error))}")
             return BlockReport(block=bytes(16), code=ReportCode.MALFORMED)
         try:
             code = self._take_part(assignment)
+        except _Later as later:
+            code, reason = ReportCode.LATER, str(later)
         except WireError as error:
             code, reason = ReportCode.MALFORMED, str(error)
         except SignatureInvalid as error:
@@ -163,164 +198,159 @@ class Daemon:
             code, reason = ReportCode.UNAVAILABLE, shown
         else:
             reason = ""  # of a block that was lost, the stream has told
-        if reason:
-            self._tell(f"Not taking part now ({code}): {printable(reason)}")
-        return BlockReport(block=assignment.block, code=code)
+        if reason and code is not ReportCode.LATER:
+            self._note("declined", f"Not taking part now ({code}): {printable(reason)}", code=code)
+        return BlockReport(block=assignment.block, code=code, epsilon=self._reported_epsilon())
 
     def _take_part(self, assignment: Assignment) -> ReportCode:
         """Judge the plan, get ready, and serve the block. Raises what speaks against it."""
-        league = self._config.league
+        league, config = self._config.league, self._config
         plan = accepted_plan(
-            assignment.signed_plan, bytes.fromhex(league.operator_key), self._config.policy, league.taxonomy
+            assignment.signed_plan, bytes.fromhex(league.operator_key), config.policy, league.taxonomy
         )
+        self._traffic.require_room(plan, assignment.rounds)
         ledger = self._shop.ledger()
         if ledger.last_work(plan.digest) is None:
             ledger.check(Charge.of(plan))
-        participant = self._participant(plan)
+        self._require_approval(plan, assignment)
+        ready = self._preparation.ready(plan.recipe)
+        if ready is None:
+            raise _Later("the photos are being prepared.")
+        participant = self._participant_of(ready)
         cohort = plan.cohort
-        name = plan.digest.hex()[:16]
-        self._tell(
-            f"Ready for a training: plan {name}, each {plan.training.unit} pays ε = {plan.epsilon():.3f} for all of it."
+        self._plan, self._rounds, self._round = plan.digest.hex(), plan.training.rounds, 0
+        self._note(
+            "ready",
+            f"Ready for a training: plan {self._plan[:16]}, each {plan.training.unit} pays ε = {plan.epsilon():.3f} "
+            "for all of it.",
+            plan=self._plan,
         )
+        self._control.note_aggregator(assignment.aggregator)
+        self._publish(State.TRAINING, "In a training.")
         limits = Limits(
             record_bytes=record_bytes(plan.dimension),
             patience=min(max(cohort.join_deadline, cohort.upload_deadline), MAX_PATIENCE),
             deadline=assignment.rounds * (2 * cohort.join_deadline + cohort.upload_deadline) + BLOCK_SLACK,
         )
-        return serve_block(
-            assignment,
-            self._identity,
-            self._authority,
-            participant.handle,
-            self._stop,
-            limits,
-            lambda reason: self._tell(f"Out of this block: {printable(reason)}"),
-        )
 
-    def _participant(self, plan: Plan) -> Participant:
-        """Return the participant for the plan's recipe; photos are looked through once for each recipe."""
-        digest = plan.recipe.digest()
-        if digest not in self._participants:
-            self._tell("Looking through your photos; nothing leaves this machine meanwhile.")
-            examples, problems = self._shop.examples(self._shop.catalog(), plan.recipe)
-            self._tell(f"{len(examples)} photos are ready to train on, {len(problems)} can't be used.")
-            self._participants.clear()  # one recipe at a time: examples may fill the memory
-            self._participants[digest] = self._shop.participant(
-                plan.recipe, examples, self._tell, on_upload=self._on_upload
+        def handle(request: bytes) -> bytes:
+            reply = participant.handle(request)
+            self._traffic.add(len(request) + len(reply))
+            self._publish(State.TRAINING, f"In a training: round {self._round} of {self._rounds}.")
+            return reply
+
+        try:
+            return serve_block(
+                assignment,
+                self._identity,
+                self._authority,
+                handle,
+                _Farewell(lambda: self._stop.is_set() or self._closed() is not None, participant),
+                limits,
+                lambda reason: self._note("lost", f"Out of this block: {printable(reason)}"),
             )
-        return self._participants[digest]
+        finally:
+            self._traffic.save()
+
+    def _require_approval(self, plan: Plan, assignment: Assignment) -> None:
+        """Raise `_Later` while the owner is to be asked, `PlanRefused` when the owner said no."""
+        known = self._approvals.list().get(plan.digest.hex())
+        if known is Standing.REFUSED:
+            raise PlanRefused("you refused this plan (hanse-client refuse).")
+        if self._config.policy.approval == "automatic":
+            return
+        standing = self._approvals.standing(plan.digest, assignment.signed_plan)
+        if standing is Standing.WAITING:
+            if known is None:
+                name = plan.digest.hex()[:16]
+                self._note(
+                    "approval",
+                    f"Plan {name} waits for your word: hanse-client explain {name}, then approve or refuse.",
+                    plan=plan.digest.hex(),
+                )
+            raise _Later("the plan waits for its owner's word.")
+
+    def _participant_of(self, ready: Ready) -> Participant:
+        """Return the participant over these photos."""
+        if self._participant is None or self._participant[0] is not ready:
+            participant = self._shop.participant(
+                ready.recipe,
+                ready.examples,
+                lambda text: self._note("declined", text),
+                on_upload=self._on_upload,
+                identity=self._identity,
+            )
+            self._participant = ready, participant
+        return self._participant[1]
 
     def _on_upload(self, plan: Plan, round_: int) -> None:
-        self._tell(f"Round {round_ + 1} of {plan.training.rounds}: trained, charged, sent.")
-
-
-class NodeKeeper:
-    """Keeps a node running in a child process, and passes assignments and reports between it and the daemon."""
-
-    def __init__(self, config: ClientConfig, tell: Callable[[str], None]) -> None:
-        if config.connection is None:
-            raise ConfigError("connection: missing.")
-        self._server = config.connection.server
-        self._arguments = (
-            self._server,
-            str(config.connection.authority),
-            str(config.node_key_path),
+        self._round = round_ + 1
+        self._note(
+            "round",
+            f"Round {round_ + 1} of {plan.training.rounds}: trained, charged, sent.",
+            plan=plan.digest.hex(),
+            round=round_ + 1,
         )
-        self._log = config.state / "node.log"
-        self._tell = tell
-        self.assignments: queue.Queue[tuple[Connection, bytes]] = queue.Queue(MAX_WAITING)
-        self._ending = threading.Event()
-        self._thread = threading.Thread(target=self._keep, name="node", daemon=True)
-        self._process: subprocess.Popen[bytes] | None = None
-        self._connection: Connection | None = None
-        self._well = True
 
-    def start(self) -> None:
-        """Start the first node."""
-        self._thread.start()
+    def _reported_epsilon(self) -> float | None:
+        if "epsilon" not in self._config.policy.report:
+            return None
+        try:
+            return min(self._shop.ledger().spent().epsilon, 1e6)
+        except HanseError:
+            return None
 
-    def stop(self) -> None:
-        """End the node, in order if it will, and wait until it is gone."""
-        self._ending.set()
-        process = self._process
-        if process is not None:
-            with suppress(ProcessLookupError):
-                process.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(END_SECONDS)
-            process.kill()
-            process.wait()
-        self._thread.join(END_SECONDS)
+    def _note(self, kind: str, text: str, **facts: Any) -> None:
+        self._journal.note(kind, text, **facts)
+        self._tell(text)
 
-    def report(self, node: Connection, data: bytes) -> None:
-        """Send the report to the node that asked; one that was started since would take it for another block's."""
-        if node is self._connection:
-            with suppress(OSError):
-                node.send_bytes(data)
-
-    def _keep(self) -> None:
-        """Start the node again whenever it ends."""
-        pause = FIRST_PAUSE
-        self._tell(f"Connecting to {self._server}.")
-        while not self._ending.is_set():
-            started = time.monotonic()
-            try:
-                reason = self._reason(self._run_once())
-            except OSError as error:  # no memory for a process, no room for its log
-                reason = f"the node could not be started ({error.strerror})"
-            if self._ending.is_set():
-                return
-            self._tell_outage(reason)
-            if time.monotonic() - started > STEADY_SECONDS:
-                pause = FIRST_PAUSE
-            self._ending.wait(pause * _JITTER.uniform(0.7, 1.3))
-            pause = min(2 * pause, LONGEST_PAUSE)
-
-    def _run_once(self) -> int:
-        """Run one node to its end and return its exit code."""
-        ours, theirs = socket.socketpair()
-        with self._log.open("wb") as output, theirs:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "hanse_client.flower_node", *self._arguments, str(theirs.fileno())],
-                pass_fds=(theirs.fileno(),),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
+    def _publish(self, state: State, note: str) -> None:
+        """Let the owner's commands and page see how things are, when they changed and from time to time."""
+        now = datetime.now(UTC)
+        if (state, note) == (self._state, self._text) and time.monotonic() - self._published < STATUS_SECONDS:
+            return
+        if state is not self._state:
+            self._since = now
+        self._state, self._text, self._published = state, note, time.monotonic()
+        counts = self._preparation.counts or (None, None)
+        waiting = sum(standing is Standing.WAITING for standing in self._approvals.list().values())
+        paused = self._control.paused_until(now)
+        self._control.publish(
+            Status(
+                version=version("hanse"),
+                pid=os.getpid(),
+                started=self._started,
+                updated=now,
+                state=state,
+                since=self._since,
+                note=note,
+                server=self._server,
+                plan=self._plan or None,
+                round=self._round,
+                rounds=self._rounds,
+                photos=counts[0],
+                problems=counts[1],
+                preparing=self._preparation.progress,
+                waiting_plans=waiting,
+                megabytes=round(self._traffic.megabytes, 1),
+                paused_until=paused,
             )
-        self._process = process
-        if self._ending.is_set():
-            process.kill()
-        self._connection = connection = Connection(ours.detach())
-        try:
-            if connection.recv_bytes(len(CONNECTED)) == CONNECTED:
-                self._well = True
-                self._tell("Connected. Waiting for the league.")
-            while True:  # from here on whatever comes is the server's
-                self._hear(connection, connection.recv_bytes(MAX_DOCUMENT_BYTES))
-        except (EOFError, OSError):
-            pass  # the node ended, or sent more than any node does
-        finally:
-            self._connection = None
-            connection.close()
-        try:
-            return process.wait(END_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            return process.wait()
+        )
 
-    def _hear(self, node: Connection, data: bytes) -> None:
-        try:
-            self.assignments.put_nowait((node, data))
-        except queue.Full:
-            log.warning("An assignment was dropped: %d are waiting already.", MAX_WAITING)
 
-    def _reason(self, code: int) -> str:
-        known = _REASONS.get(NodeExit(code)) if code in set(NodeExit) else None
-        return known or f"the node ended with code {code}; see {self._log}"
+class _Farewell(threading.Event):
+    """Set once `wanted` says so, but for a round that is paid for and not over, for which it waits a while."""
 
-    def _tell_outage(self, reason: str) -> None:
-        """Tell the owner of an outage once, not at every attempt."""
-        if self._well:
-            self._tell(f"No connection to {self._server}: {reason}. Trying again until it works.")
-        self._well = False
+    def __init__(self, wanted: Callable[[], bool], participant: Participant) -> None:
+        super().__init__()
+        self._wanted = wanted
+        self._participant = participant
+        self._since: float | None = None
+
+    def is_set(self) -> bool:
+        if not super().is_set() and self._wanted():
+            now = time.monotonic()
+            self._since = self._since or now
+            if not self._participant.owes or now - self._since > FAREWELL_SECONDS:
+                self.set()
+        return super().is_set()

@@ -9,38 +9,35 @@ stays cached and one that changes does not, and a new head costs nothing. The ca
 computed again: a damaged one is thrown away. Embeddings tell of photos, so nobody else may read the file.
 """
 
-import logging
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Protocol, Self, TypeVar
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from hanse_common.errors import CatalogError, PhotoError
+from hanse_client.photo_index import DisposableDatabase
+from hanse_common.errors import PhotoError
 from hanse_common.vision.backbones import load_backbone
 from hanse_common.vision.centring import centred, load_centre
-from hanse_common.vision.extraction import extract
+from hanse_common.vision.extraction import extract, network_rows
 from hanse_common.vision.recipe import Recipe
-
-log = logging.getLogger(__name__)
 
 CHUNK = 256
 """Photos embedded between two writes to the cache: what an interruption may lose."""
 
+MAX_RECIPES = 3
+"""Recipes whose embeddings are kept."""
+
+_USED_NOW = "INTO recipe SELECT ?, 1 + coalesce(max(used), 0) FROM recipe"
+
 FLOAT = np.dtype("<f4")
 
 Progress = Callable[[int, int], None]
-
-_DAMAGE = {sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
-"""What SQLite reports of a file with other tables, with damaged pages, or of another kind."""
-
-T = TypeVar("T")
 
 
 class Photo(Protocol):
@@ -65,70 +62,15 @@ class Embedded:
     problems: tuple[str, ...]
 
 
-class EmbeddingCache:
-    """Embeddings in a SQLite file (mode 0600), made when missing, with its folder.
+class EmbeddingCache(DisposableDatabase):
+    """Embeddings in the SQLite file `path`; see `DisposableDatabase`."""
 
-    A damaged file is made anew, whenever that is noticed. All methods raise `CatalogError` when the file can't
-    be used at all: no permission, no space, another process that does not finish.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._open()
-        except OSError as error:
-            raise CatalogError(
-                f"{path}: cannot make the embedding cache ({error.strerror}); check the folder `state`."
-            ) from None
-        except sqlite3.DatabaseError as error:
-            self._make_anew(error)
-
-    def _open(self) -> None:
-        self._path.touch()
-        self._path.chmod(0o600)
-        self._database = sqlite3.connect(self._path, timeout=30, isolation_level=None)
-        self._database.execute("PRAGMA journal_mode = WAL")
-        self._database.execute("PRAGMA synchronous = NORMAL")
-        self._database.execute(
-            "CREATE TABLE IF NOT EXISTS embedding (recipe BLOB, content BLOB, vector BLOB NOT NULL, "
-            "PRIMARY KEY (recipe, content)) WITHOUT ROWID"
-        )
-
-    def _make_anew(self, error: sqlite3.DatabaseError) -> None:
-        """Replace a damaged file by an empty one. Raises `CatalogError` when `error` is no damage."""
-        if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _DAMAGE:
-            raise CatalogError(
-                f"{self._path}: cannot use the embedding cache ({error}); check the folder and the disk."
-            ) from None
-        log.warning("The embedding cache %s was damaged and is made anew.", self._path)
-        self._database.close()
-        for suffix in ("", "-wal", "-shm"):
-            self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
-        self._open()
-
-    def _run(self, action: Callable[[sqlite3.Connection], T]) -> T:
-        """Return what `action` returns, on a new file when this one is damaged."""
-        try:
-            return action(self._database)
-        except sqlite3.DatabaseError as error:
-            self._make_anew(error)
-        return action(self._database)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._database.close()
+    name = "embedding cache"
+    schema = (
+        """CREATE TABLE IF NOT EXISTS embedding
+        (recipe BLOB, content BLOB, vector BLOB NOT NULL, PRIMARY KEY (recipe, content)) WITHOUT ROWID""",
+        "CREATE TABLE IF NOT EXISTS recipe (name BLOB PRIMARY KEY, used INTEGER NOT NULL) WITHOUT ROWID",
+    )
 
     def get(
         self, recipe: bytes, contents: Iterable[bytes], dimension: int
@@ -155,12 +97,17 @@ class EmbeddingCache:
         def write(database: sqlite3.Connection) -> None:
             database.execute("BEGIN IMMEDIATE")
             with database:
+                database.execute(f"INSERT OR IGNORE {_USED_NOW}", (recipe,))
                 database.executemany("INSERT OR REPLACE INTO embedding VALUES (?, ?, ?)", rows)
 
         self._run(write)
 
     def evict(self, recipe: bytes, contents: Iterable[bytes]) -> int:
-        """Forget all but the embeddings of `contents` under `recipe`; return how many were forgotten."""
+        """Forget all photos but `contents`, and return how many embeddings were forgotten.
+
+        `recipe` counts as used now; those of `MAX_RECIPES` stay, the most recently used, so that a league that changes
+        between recipes makes nobody embed their photos again each time.
+        """
         rows = [(content,) for content in contents]
 
         def delete(database: sqlite3.Connection) -> int:
@@ -169,9 +116,17 @@ class EmbeddingCache:
             with database:
                 database.execute("DELETE FROM kept")
                 database.executemany("INSERT OR IGNORE INTO kept VALUES (?)", rows)
-                return database.execute(
-                    "DELETE FROM embedding WHERE recipe != ? OR content NOT IN (SELECT content FROM kept)",
+                database.execute(
+                    "INSERT OR REPLACE INTO recipe SELECT ?, 1 + coalesce(max(used), 0) FROM recipe",
                     (recipe,),
+                )
+                database.execute(
+                    "DELETE FROM recipe WHERE name NOT IN (SELECT name FROM recipe ORDER BY used DESC LIMIT ?)",
+                    (MAX_RECIPES,),
+                )
+                return database.execute(
+                    "DELETE FROM embedding WHERE recipe NOT IN (SELECT name FROM recipe) "
+                    "OR content NOT IN (SELECT content FROM kept)"
                 ).rowcount
 
         return self._run(delete)
@@ -186,14 +141,15 @@ def embed(
     weights: Path | None = None,
     whitening: Path | None = None,
     centre: Path | None = None,
+    memory: int | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Embedded:
     """Return the embeddings of `photos`: cached ones as they are, others computed and cached.
 
     A photo that can't be decoded any more is left out and named in `problems`. Without a backbone (a net trained
     whole) the "embedding" is the preprocessed image, which is not cached. `weights`, `whitening` and `centre` are
-    local files, where the recipe names them; what is cached does not depend on the centre. `progress` hears (done,
-    total) after each chunk.
+    local files, where the recipe names them; what is cached does not depend on the centre. `memory` bounds a batch, see
+    `extract`. `progress` hears (done, total) after each chunk.
     """
     if recipe.backbone is None:
         cached: dict[bytes, NDArray[np.float32]] = {}
@@ -216,7 +172,7 @@ def embed(
     for first in range(0, len(todo), CHUNK):
         chunk = todo[first : first + CHUNK]
         opened: list[int] = []
-        rows = extract(network, _open(photos, chunk, opened, problems), recipe.views, device)
+        rows = extract(network, _open(photos, chunk, opened, problems), recipe.views, device, memory)
         features[opened] = rows
         if network is not None:
             cache.put(name, zip((photos[index].digest for index in opened), rows, strict=True))
@@ -225,6 +181,53 @@ def embed(
     kept = np.array([index for index in range(len(photos)) if index not in problems], dtype=np.intp)
     features = centred(features[kept] if problems else features, recipe, middle)
     return Embedded(features, kept, tuple(problems.values()))
+
+
+def embed_ahead(
+    photos: Sequence[Photo],
+    recipe: Recipe,
+    cache: EmbeddingCache,
+    stop: Callable[[], bool],
+    *,
+    device: str = "cpu",
+    weights: Path | None = None,
+    whitening: Path | None = None,
+    memory: int | None = None,
+    give_way: Callable[[Callable[[], bool]], None] = lambda stop: None,
+    progress: Progress = lambda done, total: None,
+) -> bool:
+    """Embed and cache those of `photos` that are not cached yet, in idle time; return whether none was left out.
+
+    What is cached is what `embed` would have made, to the bit. After each batch it asks `stop`, and ends when told so;
+    before each it calls `give_way`, which waits while others want the machine (`resources.OtherWork.give_way`). A photo
+    that can't be decoded is passed over. A recipe without a backbone has nothing to embed. Other arguments are as in
+    `embed`.
+    """
+    if recipe.backbone is None:
+        return True
+    name = recipe.embedding_digest()
+    cached = cache.get(name, (photo.digest for photo in photos), recipe.feature_dimension)
+    todo = [photo for photo in photos if photo.digest not in cached]
+    done = len(photos) - len(todo)
+    progress(done, len(photos))
+    if not todo:
+        return True
+    give_way(stop)
+    if stop():
+        return False
+    network = load_backbone(recipe, device=device, weights=weights, whitening=whitening)
+    step = network_rows(network, recipe.views, device, memory)
+    for first in range(0, len(todo), step):
+        give_way(stop)
+        if stop():
+            return False
+        chunk = todo[first : first + step]
+        opened: list[int] = []
+        rows = extract(network, _open(chunk, range(len(chunk)), opened, {}), recipe.views, device, memory)
+        cache.put(name, zip((chunk[index].digest for index in opened), rows, strict=True))
+        done += len(chunk)
+        progress(done, len(photos))
+    return True
 
 
 def _open(

@@ -9,6 +9,7 @@ whatever they are, they contribute one clipped gradient. Adding or removing a pr
 the sum by at most C, as adding or removing a photo does in the other unit.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hanse_client.resources import DEVICES
 from hanse_common.errors import ConfigError
 from hanse_common.privacy.sampling import poisson_sample
 from hanse_common.randomness import Randomness
@@ -103,15 +105,26 @@ class Examples:
 
 
 def resolve_device(name: str) -> str:
-    """Return the device that `name` means: "auto" is CUDA when it is there, else the CPU.
+    """Return the device that `name` means: "auto" is CUDA when it is there, else the CPU; "cuda:1" the second GPU.
 
-    Raises `ConfigError` for CUDA where there is none.
+    Raises `ConfigError` for a GPU that is not there, naming those that are, and for any other name.
     """
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device: found cuda, but torch sees no CUDA device here; choose auto or cpu.")
-    return name
+    if not re.fullmatch(DEVICES, name):
+        raise ConfigError(f"device: found {name!r}, expected auto, cpu, cuda or cuda:INDEX, such as cuda:0.")
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return "cpu"
+    if not torch.cuda.is_available():
+        raise ConfigError(f"device: found {name}, but torch sees no CUDA device here; choose auto or cpu.")
+    _, _, index = name.partition(":")
+    if index and int(index) >= torch.cuda.device_count():
+        there = ", ".join(
+            f"cuda:{number} ({torch.cuda.get_device_name(number)})"
+            for number in range(torch.cuda.device_count())
+        )
+        raise ConfigError(
+            f"device: found {name}, but torch sees {there} here; choose one of these, auto or cpu."
+        )
+    return f"cuda:{int(index)}" if index else "cuda"
 
 
 def _numbered(products: Sequence[str | None]) -> NDArray[np.int64]:

@@ -1,11 +1,12 @@
 """A merchant's node in Flower's network, as a process of its own that has no way to run what a server pushes.
 
-    python -m hanse_client.flower_node SERVER AUTHORITY NODE_KEY DESCRIPTOR
+    python -m hanse_client.flower_node SERVER AUTHORITY DESCRIPTOR
 
 A stock SuperNode fetches the operator's bundle and executes it. This one speaks the same Fleet API and never asks
 for a bundle: each `train` message goes to the one ClientApp written below, which hands its bytes to the merchant's
-daemon over the inherited socket and replies with the report that comes back. It holds the node key and nothing
-else: no photo, no ledger, no identity. Every reply is a report, which is a code; no text leaves.
+daemon over the inherited socket and replies with the report that comes back. The first bytes on that socket are the
+node key, and it holds nothing else: no photo, no ledger, no identity. Every reply is a report, which is a code; no
+text leaves.
 
 flwr ends its own process when a connection fails (`flwr_exit`), and interrupts itself when a server no longer
 knows it; here that ends this process alone, and the daemon starts another. Exit codes are `NodeExit`.
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.supercore.inflatable.inflatable_object import (
@@ -40,11 +42,11 @@ from flwr.supercore.inflatable.inflatable_utils import (
 )
 from flwr.supercore.run import RunNotRunningException
 from flwr.supercore.task_identity import TaskIdentity
-from flwr.supernode.fleet_http_connection import http_request_response
+from flwr.supernode import fleet_http_connection
+from flwr.supernode.fleet_http_client import FleetHttpClient
 
 from hanse_client.node_protocol import CONNECTED, NodeExit
 from hanse_common import wire
-from hanse_common.credentials import load_node_key
 from hanse_common.errors import WireError
 from hanse_common.flower import from_record, to_record
 from hanse_common.session import BlockReport, ReportCode
@@ -55,6 +57,7 @@ MAX_OBJECTS = 8
 """An assignment is three of Flower's objects. What has more is not fetched."""
 
 MAX_REPORT_BYTES = 1024
+MAX_KEY_BYTES = 4096
 MAX_MEMORY_BYTES = 4 << 30
 """Address space of this process: no answer of a server can use up the merchant's memory."""
 
@@ -114,6 +117,24 @@ def make_app(daemon: _Daemon) -> ClientApp:
 
 def _report(code: ReportCode) -> RecordDict:
     return to_record(wire.encode(BlockReport(block=bytes(16), code=code)))
+
+
+class _PlainFleetHttpClient(FleetHttpClient):
+    """Flower's client, but for answers that are more than they seem.
+
+    It would follow a redirect to wherever only the merchant's machine gets, and unpack a compressed answer to any size.
+    """
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self._client.follow_redirects = False
+        self._client.event_hooks = {"response": [_require_plain]}
+
+
+def _require_plain(response: httpx.Response) -> None:
+    """Raise `httpx.DecodingError`, before a body is read, for an answer that leads elsewhere or is compressed."""
+    if response.has_redirect_location or "content-encoding" in response.headers:
+        raise httpx.DecodingError("a redirect, or a compressed answer", request=response.request)
 
 
 class _Node:
@@ -203,15 +224,17 @@ def _leave(number: int, frame: Any) -> None:
     sys.exit()
 
 
-def main(server: str, authority: str, node_key: str, descriptor: str) -> NodeExit:
+def main(server: str, authority: str, descriptor: str) -> NodeExit:
     """Connect, serve, and return why it ended."""
     resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_FILE_BYTES, MAX_FILE_BYTES))
     # The node sits in a session of its own, so an interrupt is flwr's way to say that it is no longer welcome.
     signal.signal(signal.SIGINT, lambda number, frame: os._exit(NodeExit.UNKNOWN_KEY))
-    daemon = _Daemon(Connection(int(descriptor)))
-    key = load_node_key(Path(node_key))
-    connection = http_request_response(
+    socket_ = Connection(int(descriptor))
+    key: Any = load_pem_private_key(socket_.recv_bytes(MAX_KEY_BYTES), None)
+    daemon = _Daemon(socket_)
+    fleet_http_connection.FleetHttpClient = _PlainFleetHttpClient  # type: ignore[misc]
+    connection = fleet_http_connection.http_request_response(
         server,
         insecure=False,
         root_certificates=Path(authority).read_bytes(),

@@ -21,7 +21,8 @@ What is guaranteed
   another order when the matrix has another height (here: below four rows) or the row another alignment in
   memory (here: widths that are no multiple of 4, before fewer than 16 outputs). Small as they are, thousands
   of such changes add up to more than C has room for. So the model always runs on exactly `microbatch` rows,
-  aligned to 64 bytes, the last ones padded with zeros. That a row's bits then depend neither on the other rows
+  aligned to 64 bytes, the last ones padded with zeros. How many they are is found out on random numbers before
+  the first sum (`extraction.fitting_rows`), and never again. That a row's bits then depend neither on the other rows
   nor on its own position is a property of today's kernels, not a promise of theirs. So it is tried out
   before the first sum, on random numbers in every position; where it fails, rows are computed one at a time,
   which is slow and needs no such property. The tests compare bits, too.
@@ -57,6 +58,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from hanse_client.layer_gradients import DEFAULT_MODE, GradSampleMode, LayerGradients
 from hanse_common.errors import RecognizerError
 from hanse_common.randomness import AesCtrStream
+from hanse_common.vision.extraction import device_index, fitting_rows, full_precision
 
 __all__ = ["ClippedSum", "GradSampleMode"]
 
@@ -70,7 +72,10 @@ _BLOCK = {
     "cpu": 2**16,
     "cuda": 2**24,
 }  # numbers quantised at a time: what a core's L2 cache holds, or a kernel's worth
-_STORE = 2**28  # numbers of a microbatch's gradients: a GiB of float32
+_ROWS = {
+    "cpu": 32,
+    "cuda": 128,
+}  # more are hardly faster, and the last, padded microbatch costs as much as a full one
 
 
 class ClippedSum:
@@ -85,8 +90,8 @@ class ClippedSum:
         clipping_norm: C > 0.
         fine_exponent: the unit of the result is 2**fine_exponent.
         mode: see `GradSampleMode`.
-        microbatch: rows computed at once, which takes about 4·d·microbatch bytes; by default up to 32, and a
-            GiB. The last, padded one costs as much as a full one.
+        microbatch: rows computed at once; by default as many as fit in `memory`, up to 32, on a GPU 128.
+        memory: what a microbatch may take, in bytes; for the default see `fitting_rows`.
 
     Raises:
         RecognizerError: the model has layers that mix examples or that Opacus cannot handle, or nothing to
@@ -102,6 +107,7 @@ class ClippedSum:
         *,
         mode: GradSampleMode = DEFAULT_MODE,
         microbatch: int | None = None,
+        memory: int | None = None,
     ) -> None:
         if not 0 < clipping_norm < math.inf:
             raise ValueError(f"Expected a finite clipping_norm > 0, found {clipping_norm}.")
@@ -117,7 +123,9 @@ class ClippedSum:
             )
         self._model = model
         self._gradients = LayerGradients(model, mode)
-        self._microbatch = microbatch or max(1, min(32, _STORE // self.dimension))
+        self._wanted = microbatch
+        self._memory = memory
+        self._microbatch = 0
         self._tried: tuple[int, ...] = ()
         self._open = True
 
@@ -140,6 +148,30 @@ class ClippedSum:
         """d, the number of trainable parameters."""
         return self._gradients.dimension
 
+    @property
+    def microbatch(self) -> int:
+        """How many rows are computed at once; 0 before `prepare`."""
+        return self._microbatch
+
+    def prepare(self, like: Tensor) -> None:
+        """Find out, on random numbers alone, how many rows like those of `like`, (n, …), are computed at once.
+
+        `sum` does it where it was not done before. Raises `RecognizerError` as `sum` does, and when not even one row
+        fits in `memory`; what torch raises when memory runs out at one row.
+        """
+        shape = tuple(like.shape[1:])
+        if self._tried == shape:
+            return
+        full_precision()
+        # Dropout masks must not shift with what is tried out here.
+        with torch.random.fork_rng(devices=cuda_devices(like.device)):
+            self._microbatch = self._wanted or self._fitting(like)
+            if self._position_matters(_aligned(self._microbatch, like)):
+                log.warning("Here a row's gradient depends on its position; rows are computed one at a time.")
+                self._microbatch = 1
+                self._position_matters(_aligned(1, like))
+        self._tried = shape
+
     def sum(self, inputs: Tensor, targets: Tensor) -> NDArray[np.int64]:
         """Return the sum of the examples' clipped gradients.
 
@@ -159,7 +191,8 @@ class ClippedSum:
         self._check(inputs, targets)
         device = inputs.device
         total = torch.zeros(self.dimension, dtype=torch.int64, device=device)
-        rows = self._rows(inputs)
+        self.prepare(inputs)
+        rows = _aligned(self._microbatch, inputs)
         labels = torch.zeros(self._microbatch, dtype=torch.int64, device=device)
         loss = partial(_loss, labels=labels)
         for start in range(0, len(inputs), self._microbatch):
@@ -193,14 +226,19 @@ class ClippedSum:
                 f"Expected a sum within int64, found {len(inputs)} examples. Sum fewer at a time."
             )
 
-    def _rows(self, inputs: Tensor) -> Tensor:
-        """Return the block of memory for a microbatch of `inputs`, after a trial of what rests on it."""
-        if self._tried != inputs.shape[1:]:
-            if self._position_matters(_aligned(self._microbatch, inputs)):
-                log.warning("Here a row's gradient depends on its position; rows are computed one at a time.")
-                self._microbatch = 1
-            self._tried = tuple(inputs.shape[1:])
-        return _aligned(self._microbatch, inputs)
+    def _fitting(self, like: Tensor) -> int:
+        """Return how many rows like those of `like` fit in the memory there is for them."""
+
+        def trial(count: int) -> None:
+            rows = _aligned(count, like)
+            labels = torch.zeros(count, dtype=torch.int64, device=like.device)
+            total = torch.zeros(self.dimension, dtype=torch.int64, device=like.device)
+            self._add_quantised(total, self._gradients.of(rows, partial(_loss, labels=labels)))
+            self._gradients.in_order(total)
+            self._gradients.release()
+
+        most = _ROWS["cuda" if like.device.type == "cuda" else "cpu"]
+        return fitting_rows(trial, most, like.device, self._memory)
 
     def _position_matters(self, rows: Tensor) -> bool:
         """Return whether equal rows get gradients that differ. Uses random numbers, no photo.
@@ -255,6 +293,11 @@ class ClippedSum:
             truncated = wide[: part.numel()].view(part.shape).copy_(part).mul_(factors).trunc_()
             for some in torch.split(truncated, exactly):
                 sums += some.sum(dim=0).to(torch.int64)
+
+
+def cuda_devices(device: torch.device) -> list[int]:
+    """Return the GPUs whose random generator a computation on `device` moves."""
+    return [device_index(device)] if device.type == "cuda" else []
 
 
 def _loss(logits: Tensor, labels: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ of addition, and those products add up in int64.
 
 **Sensitivity.** An example added must not change another's ρ, not even by a bit. ρ comes from its own row, but a
 matrix kernel may round a row by its position; see `gradients`, where the property is explained. It is tried out before
-the first sum here too; where it fails, rows are computed one at a time.
+the first sum, when a `HeadSum` is made; where it fails, rows are computed one at a time.
 
 References: Goodfellow 2015, "Efficient Per-Example Gradient Computations" (the norm of an outer product); Casacuberta,
 Shoemate, Vadhan, Wagaman 2022 (why float sums do not do).
@@ -34,6 +34,7 @@ from torch.nn import functional as F
 
 from hanse_common.privacy.encoding import NORM_BITS
 from hanse_common.randomness import AesCtrStream
+from hanse_common.vision.extraction import full_precision
 
 log = logging.getLogger(__name__)
 
@@ -86,8 +87,8 @@ class HeadSum:
         self._longest = math.ldexp(clipping_norm, -fine_exponent - _FEATURE_BITS)
         self._scale = math.ldexp(1.0, -fine_exponent - _FEATURE_BITS)
         self._examples, self._norms, self._usable = _prepared(features)
-        self._rows = _ROWS
-        self._tried = False
+        full_precision()
+        self._rows = _ROWS if self._positions_do_not_matter() else 1
 
     def sum(self, weights: NDArray[np.float64], sample: NDArray[np.intp]) -> NDArray[np.int64]:
         """Return the sum of the sampled photos' clipped gradients.
@@ -108,8 +109,6 @@ class HeadSum:
         if len(sample) > MAX_SAMPLE:
             raise ValueError(f"Expected at most {MAX_SAMPLE} photos in a sample, found {len(sample)}.")
         head = self._padded(weights)
-        if not self._tried:
-            self._try_positions(head)
         device = self._examples.device
         chosen = torch.from_numpy(sample).to(device)
         total = torch.zeros((self._classes, self._width + 1), dtype=torch.int64, device=device)
@@ -152,20 +151,20 @@ class HeadSum:
         chosen = torch.where(too_long[:, None], shorter, nearest)
         return torch.where(usable[:, None], chosen, torch.zeros_like(chosen))
 
-    def _try_positions(self, head: Tensor) -> None:
-        """Compute rows one at a time if equal rows get residuals that differ. Uses random numbers, no photo."""
+    def _positions_do_not_matter(self) -> bool:
+        """Return whether equal rows get equal residuals. Uses random numbers, no photo."""
         source = AesCtrStream(bytes(32))
-        rows = torch.zeros((self._rows, head.shape[1]), device=head.device)
-        labels = torch.zeros(self._rows, dtype=torch.int64, device=head.device)
+        device, width = self._examples.device, self._examples.shape[1]
+        rows = torch.zeros((_ROWS, width), device=device)
+        labels = torch.zeros(_ROWS, dtype=torch.int64, device=device)
         for _ in range(_TRIALS):
-            random_head = _random(head.shape, source).to(head.device)
-            rows[:] = _random((1, head.shape[1]), source).to(head.device)
-            found = _residuals(rows, labels, random_head)
+            head = _random((self._classes, width), source).to(device)
+            rows[:] = _random((1, width), source).to(device)
+            found = _residuals(rows, labels, head)
             if not torch.equal(found, found[:1].expand_as(found)):
                 log.warning("Here a row's residual depends on its position; rows are computed one at a time.")
-                self._rows = 1
-                break
-        self._tried = True
+                return False
+        return True
 
 
 def _prepared(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:

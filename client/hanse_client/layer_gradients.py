@@ -76,11 +76,15 @@ class LayerGradients:
 
     def close(self) -> None:
         """Leave the model as it was."""
-        self._store, self._slots = torch.empty(0), {}
+        self.release()
         for layer in self._layers:
             layer.__dict__.pop("ft_compute_sample_grad", None)  # Opacus' own, in mode functorch
         for layer in self._in_place:
             layer.inplace = True  # type: ignore[assignment]
+
+    def release(self) -> None:
+        """Give back the block of memory; the next call of `of` takes another."""
+        self._store, self._slots = torch.empty(0), {}
 
     @property
     def dimension(self) -> int:
@@ -105,6 +109,7 @@ class LayerGradients:
             # Float32 holds the numbers of every shorter type.
             wide = any(parameter.dtype == torch.float64 for parameter in self.parameters)
             dtype = torch.float64 if wide else torch.float32
+            self.release()
             self._store = torch.empty((len(rows), self.dimension), dtype=dtype, device=rows.device)
             self._slots = dict(zip(self.parameters, self._parts(self._store), strict=True))
         self._missing = set(self.parameters)

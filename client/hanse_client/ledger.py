@@ -30,16 +30,16 @@ import hashlib
 import os
 import sqlite3
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import msgpack
 
-from hanse_client.charges import PARAMETERS, Account, Budget, Charge, Event, Spent
+from hanse_client.charges import PARAMETERS, Account, Budget, Charge, Event, Seen, Spent, since
 from hanse_common.errors import BudgetExceeded, LedgerError
 
 APPLICATION_ID = 0x48616E73
@@ -89,6 +89,8 @@ _INSERT = f"INSERT INTO charge VALUES ({', '.join('?' * (len(_COLUMNS) + 1))})" 
 
 _CARE = "Take part in nothing until this is understood: a backup lacks all that was charged after it."
 
+_FULL = "the disk is full, so nothing was charged; free some space and try again."
+
 _OLDER = (
     "this release does not know the filter and the units that it was kept by. Take part with the release that made "
     "it, and do not delete it: what it holds stays spent."
@@ -110,24 +112,36 @@ class Ledger:
     """The ledger in the file `path`, made (mode 0600) when missing, with its folder.
 
     Every method opens the file anew, so one object may serve several threads, and a file that was replaced is
-    noticed. `timeout` is how long to wait for another process that is writing, in seconds.
+    noticed. `timeout` is how long to wait for another process that is writing, in seconds; `now` is the clock, UTC.
 
     Raises:
         LedgerError: the file is damaged, locked, no ledger, of another version, or was made with another filter
             or unit than the budget's. All methods may raise it.
     """
 
-    def __init__(self, path: Path, budget: Budget, timeout: float = 10.0) -> None:
+    def __init__(
+        self,
+        path: Path,
+        budget: Budget,
+        timeout: float = 10.0,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
         self.path = path
         self.budget = budget
         self._timeout = timeout
+        self._now = now
         try:
             if not path.exists():
                 _create(path, budget)
             elif path.stat().st_mode & 0o777 != 0o600:
                 path.chmod(0o600)
-        except (OSError, sqlite3.Error) as error:
-            raise LedgerError(f"{path}: cannot make or protect the ledger ({error}).") from None
+        except sqlite3.Error as error:
+            raise LedgerError(f"{path}: cannot make the ledger: {_in_words(error)}") from None
+        except OSError as error:
+            raise LedgerError(
+                f"{path}: cannot make or protect the ledger ({error.strerror}); check its folder, and whether the disk "
+                "is full."
+            ) from None
         self.verify()
 
     @property
@@ -153,11 +167,11 @@ class Ledger:
         Spent.of([Account(charge.plan_digest, charge.parameters)], self.budget)
         with self._transaction("IMMEDIATE") as (db, seen):
             accounts = {**seen.accounts, charge.plan_digest: self._account_with(seen, charge)}
-            spent = self._within_budget(charge, accounts)
-            now = datetime.now(UTC).isoformat(timespec="seconds")
+            now = self._now().isoformat(timespec="seconds")
+            spent = self._within_budget(charge, accounts, seen.monthly(now))
             work = (charge.plan_digest, charge.round, charge.attempt)
             row = (seen.number + 1, now, *work, charge.mechanism.steps, *charge.parameters)
-            seen = _Seen(seen.number + 1, _hash(seen.hash, row), accounts)
+            seen = seen.after(_hash(seen.hash, row), now, accounts)
             db.execute(_INSERT, (*row, seen.hash))
         self._seen = seen
         return spent
@@ -169,7 +183,9 @@ class Ledger:
         """
         with self._transaction("DEFERRED") as (_, seen):
             account = replace(self._account_with(seen, charge), steps=charge.plan_steps)
-            return self._within_budget(charge, {**seen.accounts, charge.plan_digest: account})
+            now = self._now().isoformat(timespec="seconds")
+            accounts = {**seen.accounts, charge.plan_digest: account}
+            return self._within_budget(charge, accounts, seen.monthly(now))
 
     def spent(self) -> Spent:
         """Return what is spent."""
@@ -193,14 +209,14 @@ class Ledger:
 
     def verify(self) -> None:
         """Read the whole ledger again. Raises `LedgerError` that names the first row which is not sound."""
-        self._seen = _Seen(0, genesis(self.budget), {})
+        self._seen = Seen(0, genesis(self.budget), {}, "", {})
         with self._transaction("DEFERRED") as (db, _):
             (found,) = db.execute("PRAGMA integrity_check(1)").fetchone()
             if found != "ok":
                 raise self._damaged(f"SQLite finds: {found}")
 
     @contextmanager
-    def _transaction(self, kind: str) -> Iterator[tuple[sqlite3.Connection, "_Seen"]]:
+    def _transaction(self, kind: str) -> Iterator[tuple[sqlite3.Connection, Seen]]:
         """Open the file, check what is new in it, and commit unless the body raises."""
         try:
             uri = f"{self.path.absolute().as_uri()}?mode=rw"
@@ -251,10 +267,11 @@ class Ledger:
                     f"when a ledger is made, since {why}. Put `{key}: {found}` back into the policy."
                 )
 
-    def _read_on(self, db: sqlite3.Connection) -> "_Seen":
+    def _read_on(self, db: sqlite3.Connection) -> Seen:
         """Check the rows added since the last look, and that the last one then seen is still there."""
         known = self._seen
-        number, previous, accounts = known.number, known.hash, dict(known.accounts)
+        seen, accounts = known, dict(known.accounts)
+        number, previous = known.number, known.hash
         last = db.execute("SELECT hash FROM charge WHERE number = ?", (number,)).fetchone()
         if number and last != (previous,):
             raise self._damaged(f"row {number} is gone or another; perhaps an older ledger was put here")
@@ -265,11 +282,10 @@ class Ledger:
                 raise self._damaged(f"row {row[0]} is not what was written")
             number, previous = row[0], hash_
             digest = row[2]
-            accounts[digest] = self._account_after(accounts.get(digest), row)
-        if number == known.number:
-            return known
-        self._seen = _Seen(number, previous, accounts)
-        return self._seen
+            before, accounts = accounts, {**accounts, digest: self._account_after(accounts.get(digest), row)}
+            seen = replace(seen, accounts=before).after(previous, row[1], accounts)
+        self._seen = seen
+        return seen
 
     def _account_after(self, account: Account | None, row: Sequence[Any]) -> Account:
         """Return the plan's account with `row`, whose hash is right already."""
@@ -286,7 +302,7 @@ class Ledger:
             raise self._damaged(f"row {number} does not go with its plan's rows before")
         return account.after(round_, attempt, steps)
 
-    def _account_with(self, seen: "_Seen", charge: Charge) -> Account:
+    def _account_with(self, seen: Seen, charge: Charge) -> Account:
         """Return the plan's account with `charge`, which is not in the ledger yet. Raises as `charge` does."""
         name, unit = _name(charge), self.budget.unit
         if charge.unit != unit:
@@ -312,8 +328,13 @@ class Ledger:
             )
         return account
 
-    def _within_budget(self, charge: Charge, accounts: Mapping[bytes, Account]) -> Spent:
-        """Return what `accounts` cost, `charge` among them, or raise `BudgetExceeded`."""
+    def _within_budget(
+        self, charge: Charge, accounts: Mapping[bytes, Account], before: Mapping[bytes, Account]
+    ) -> Spent:
+        """Return what `accounts` cost, `charge` among them, or raise `BudgetExceeded`.
+
+        `before` are the accounts as this month began.
+        """
         spent, budget = Spent.of(accounts.values(), self.budget), self.budget
         if spent.epsilon > budget.epsilon or spent.delta > budget.delta * (1 + _DELTA_SLACK):
             raise BudgetExceeded(
@@ -321,19 +342,18 @@ class Ledger:
                 f"budget of ε = {budget.epsilon:g} and δ = {budget.delta:g}. No photo was touched. Taking "
                 "part needs a larger budget in the policy."
             )
+        if budget.monthly is not None:
+            new = Spent.of(since(before, accounts, budget.filter), budget).epsilon
+            if new > budget.monthly:
+                raise BudgetExceeded(
+                    f"{_name(charge)}: with it ε = {new:.4g} would be spent this month, of {budget.monthly:g} "
+                    "(monthly_epsilon). No photo was touched. The next month has room again; a clock that was once set "
+                    "forward makes this month longer."
+                )
         return spent
 
     def _damaged(self, what: str) -> LedgerError:
         return LedgerError(f"{self.path}: the ledger is damaged: {what}. {_CARE}")
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """What was read and found sound: the last row's number and hash, and what its rows add up to by plan."""
-
-    number: int
-    hash: bytes
-    accounts: Mapping[bytes, Account]
 
 
 def genesis(budget: Budget) -> bytes:
@@ -387,7 +407,8 @@ def _in_words(error: sqlite3.Error) -> str:
     name = getattr(error, "sqlite_errorname", "")
     texts = {
         "SQLITE_BUSY": "another process is writing to the ledger and did not finish; try again, or stop it.",
-        "SQLITE_FULL": "the disk is full, so nothing was charged; free some space and try again.",
+        "SQLITE_FULL": _FULL,
+        "SQLITE_IOERR_SHMSIZE": _FULL,  # even a reader needs 32 kB for the index of the journal
         "SQLITE_NOTADB": f"this is no SQLite database, expected a ledger. {_CARE}",
         "SQLITE_CORRUPT": f"the ledger is damaged ({error}). {_CARE}",
         "SQLITE_CANTOPEN": f"the ledger cannot be opened ({error}); check that it and its folder are there.",

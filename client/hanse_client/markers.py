@@ -2,30 +2,51 @@
 
     markers = Markers(Path("markers.sqlite"))
     markers.begin(plan_digest, attempt)          # before this merchant joins; raises when it is not the next one
-    markers.see_directory(league_key, directory) # raises when an earlier version comes back
+    markers.see_directory(pinned, directory, charter)  # raises when an earlier one comes back, or has strangers
     markers.remember(counters)                   # other merchants' ledgers
 
 Secrets of a set-up are never on disk: a merchant that crashed can answer nothing of it, and joins none a second time.
-That a round's photos are used once is in the ledger itself. One SQLite file, WAL, synchronous=FULL.
+That a round's photos are used once is in the ledger itself. One SQLite file, WAL, synchronous=FULL; a seal, the SHA-256
+of all marks, finds what a damaged disk made of them.
 """
 
+import hashlib
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
+from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
-from hanse_common.directory import Directory
+import msgpack
+
+from hanse_common import wire
+from hanse_common.charter import Charter
+from hanse_common.directory import MAX_DIRECTORY_BYTES, Directory, require_admitted
 from hanse_common.errors import DirectoryRefused, LedgerError
 from hanse_common.secagg.witness import Witness
 
 APPLICATION_ID = 0x48616E6D
 """Marks the SQLite file as ours ("Hanm")."""
 
+SCHEMA_VERSION = 3
+
 _SCHEMA = (
-    "CREATE TABLE attempt (plan_digest BLOB PRIMARY KEY, attempt INTEGER NOT NULL) STRICT",
-    "CREATE TABLE directory (league_key BLOB PRIMARY KEY, version INTEGER NOT NULL, digest BLOB NOT NULL) STRICT",
-    "CREATE TABLE peer (identity BLOB PRIMARY KEY, counter INTEGER NOT NULL, signature BLOB NOT NULL) STRICT",
+    "CREATE TABLE mark (kind TEXT, key BLOB, value BLOB NOT NULL, PRIMARY KEY (kind, key)) STRICT",
+    "CREATE TABLE seal (digest BLOB NOT NULL) STRICT",
 )
+
+
+class _Kind(StrEnum):
+    ATTEMPT = "attempt"
+    """By plan digest: the last attempt."""
+    DIRECTORY = "directory"
+    """By pinned charter: the version of the charter in force, and the last directory."""
+    PEER = "peer"
+    """By identity: the highest ledger counter and its signature."""
+
+
+_Marks = dict[tuple[str, bytes], bytes]
 
 
 class Begun(LedgerError):
@@ -51,46 +72,91 @@ class Markers:
             if application == 0 and not db.execute("SELECT 1 FROM sqlite_schema").fetchone():
                 for statement in _SCHEMA:
                     db.execute(statement)
+                db.execute("INSERT INTO seal VALUES (?)", (_seal({}),))
                 db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+                db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
             elif application != APPLICATION_ID:
                 raise LedgerError(f"{path}: found another program's file; move it away.")
+            else:
+                self._require_version(db)
+        with self._marks():
+            pass
 
     def begin(self, plan_digest: bytes, attempt: int) -> None:
         """Note that `attempt` at the plan begins. Raises `Begun` unless it is a later one than any before."""
-        with self._transaction() as db:
-            last = db.execute("SELECT attempt FROM attempt WHERE plan_digest = ?", (plan_digest,)).fetchone()
-            if last is not None and attempt <= last[0]:
-                raise Begun(f"attempt {attempt + 1} was begun before; the last one was {last[0] + 1}.")
-            db.execute("INSERT OR REPLACE INTO attempt VALUES (?, ?)", (plan_digest, attempt))
+        with self._marks() as marks:
+            last = _get(marks, _Kind.ATTEMPT, plan_digest)
+            if last is not None and attempt <= last:
+                raise Begun(f"attempt {attempt + 1} was begun before; the last one was {last + 1}.")
+            marks[_Kind.ATTEMPT, plan_digest] = msgpack.packb(attempt)
 
-    def see_directory(self, league_key: bytes, directory: Directory) -> None:
-        """Note the directory's version. Raises `DirectoryRefused` for an earlier one, or another of the same."""
-        found = (directory.version, directory.digest)
-        with self._transaction() as db:
-            seen = db.execute(
-                "SELECT version, digest FROM directory WHERE league_key = ?", (league_key,)
-            ).fetchone()
-            if seen is not None and (found[0] < seen[0] or (found[0] == seen[0] and found != seen)):
+    def see_directory(self, pinned: bytes, directory: Directory, charter: Charter) -> None:
+        """Take `directory`, which `charter` allows, for the league whose founding charter has the digest `pinned`.
+
+        Raises `DirectoryRefused` for an earlier version, or another of the same, for an earlier charter, and for a
+        member whom those seen before did not admit; `SignatureInvalid` for a forged word.
+        """
+        with self._marks() as marks:
+            version, data = _get(marks, _Kind.DIRECTORY, pinned) or (0, b"")
+            before = wire.decode(Directory, data, MAX_DIRECTORY_BYTES) if data else None
+            if before == directory and charter.version == version:
+                return
+            if before is not None and directory.version <= before.version:
                 raise DirectoryRefused(
-                    f"The league's directory: found version {found[0]}, have seen version {seen[0]} before; "
+                    f"The league's directory: found version {directory.version}, have seen version {before.version} "
+                    "before; expected a later one, or the same."
+                )
+            if charter.version < version:
+                raise DirectoryRefused(
+                    f"The league's charter: found version {charter.version}, have seen version {version} before; "
                     "expected a later one, or the same."
                 )
-            db.execute("INSERT OR REPLACE INTO directory VALUES (?, ?, ?)", (league_key, *found))
+            require_admitted(directory, pinned, charter.endorsements, before)
+            marks[_Kind.DIRECTORY, pinned] = msgpack.packb([charter.version, wire.encode(directory)])
+
+    def directory(self, pinned: bytes) -> Directory | None:
+        """Return the last directory that was taken, None before the first."""
+        with self._marks() as marks:
+            seen = _get(marks, _Kind.DIRECTORY, pinned)
+        return None if seen is None else wire.decode(Directory, seen[1], MAX_DIRECTORY_BYTES)
 
     def remember(self, counters: Mapping[bytes, Witness]) -> None:
         """Remember other merchants' counters, by identity; one lower than remembered is left out."""
-        with self._transaction() as db:
-            db.executemany(
-                "INSERT INTO peer VALUES (?1, ?2, ?3) ON CONFLICT (identity) DO UPDATE "
-                "SET counter = ?2, signature = ?3 WHERE ?2 > counter",
-                [(identity, found.counter, found.signature) for identity, found in counters.items()],
-            )
+        with self._marks() as marks:
+            for identity, found in counters.items():
+                known = _get(marks, _Kind.PEER, identity)
+                if known is None or found.counter > known[0]:
+                    marks[_Kind.PEER, identity] = msgpack.packb([found.counter, found.signature])
 
     def witnesses(self) -> dict[bytes, Witness]:
         """Return the highest counter seen of each merchant, by identity."""
+        with self._marks() as marks:
+            return {key: Witness(*_get(marks, _Kind.PEER, key)) for kind, key in marks if kind == _Kind.PEER}
+
+    @contextmanager
+    def _marks(self) -> Iterator[_Marks]:
+        """Yield all marks, once the seal is found whole, and write down what the body changed of them."""
         with self._transaction() as db:
-            rows = db.execute("SELECT identity, counter, signature FROM peer").fetchall()
-        return {identity: Witness(counter, signature) for identity, counter, signature in rows}
+            self._require_version(db)
+            found = {
+                (kind, key): value for kind, key, value in db.execute("SELECT kind, key, value FROM mark")
+            }
+            if db.execute("SELECT digest FROM seal").fetchall() != [(_seal(found),)]:
+                raise self._damaged("its marks are not those that were written")
+            marks = dict(found)
+            yield marks
+            changed = [(*key, value) for key, value in marks.items() if found.get(key) != value]
+            if changed:
+                db.executemany("INSERT OR REPLACE INTO mark VALUES (?, ?, ?)", changed)
+                db.execute("UPDATE seal SET digest = ?", (_seal(marks),))
+
+    def _require_version(self, db: sqlite3.Connection) -> None:
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        if version != SCHEMA_VERSION:
+            raise LedgerError(
+                f"{self._path}: found marks of another release (version {version}), expected {SCHEMA_VERSION}. "
+                "Use the release that made them, or move the file away while no training runs."
+            )
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -103,7 +169,32 @@ class Markers:
                 yield db
                 db.execute("COMMIT")
         except sqlite3.Error as error:
-            raise LedgerError(
-                f"{self._path}: cannot be read or written ({error}). If it is damaged and not to be repaired, sign "
-                "off from running plans before you move it away."
-            ) from None
+            name = getattr(error, "sqlite_errorname", "")
+            if name.startswith(("SQLITE_FULL", "SQLITE_IOERR")):
+                raise LedgerError(
+                    f"{self._path}: cannot be written ({error}); free some space on the disk and try again."
+                ) from None
+            if name.startswith("SQLITE_BUSY"):
+                raise LedgerError(
+                    f"{self._path}: locked by another process that did not finish; try again, or stop it."
+                ) from None
+            raise self._damaged(str(error)) from None
+        except UnicodeDecodeError:  # Python's, for SQLite's message about a damaged name
+            raise self._damaged("a name in it is no text") from None
+
+    def _damaged(self, what: str) -> LedgerError:
+        return LedgerError(
+            f"{self._path}: cannot be used ({what}); move it away while no training runs. Then it is made anew, and "
+            "other members' counters and the directory's version are learned again."
+        )
+
+
+def _get(marks: Mapping[tuple[str, bytes], bytes], kind: _Kind, key: bytes) -> Any:
+    """Return what the mark says, None when there is none. Its bytes are ours: the seal was whole."""
+    value = marks.get((kind, key))
+    return None if value is None else msgpack.unpackb(value)
+
+
+def _seal(marks: Mapping[tuple[str, bytes], bytes]) -> bytes:
+    """Return the SHA-256 of all marks, in order, 32 bytes."""
+    return hashlib.sha256(msgpack.packb([(*key, marks[key]) for key in sorted(marks)])).digest()

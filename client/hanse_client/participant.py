@@ -13,8 +13,9 @@ signed changes nothing.
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -22,7 +23,6 @@ from hanse_client.charges import Charge, Spent
 from hanse_client.ledger import Ledger, Repeated
 from hanse_client.markers import Begun, Markers
 from hanse_client.policy import Policy
-from hanse_client.training import Trainer
 from hanse_common import messages, signing, wire
 from hanse_common.directory import Directory
 from hanse_common.errors import (
@@ -39,6 +39,7 @@ from hanse_common.secagg import ring
 from hanse_common.secagg.faults import Fault, Refusal
 from hanse_common.secagg.merchant import Merchant
 from hanse_common.secagg.messages import (
+    Agreed,
     Agreement,
     Delivery,
     Joined,
@@ -51,6 +52,9 @@ from hanse_common.secagg.messages import (
 )
 from hanse_common.secagg.suite import Setup
 from hanse_common.vision.taxonomy import Taxonomy
+
+if TYPE_CHECKING:  # it brings torch, which the protocol does without
+    from hanse_client.training import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -74,20 +78,21 @@ class _Declines(Exception):
 
 @dataclass(frozen=True)
 class PinnedLeague:
-    """What a merchant pins: who signs plans, who signs the directory (32 bytes each), and the classes."""
+    """What a merchant pins: who signs plans, the digest of the league's charter (32 bytes each), and the classes."""
 
     operator_key: bytes
-    league_key: bytes
+    charter: bytes
     taxonomy: Taxonomy
 
 
 @dataclass
 class _Session:
-    """The set-up that this merchant is in, and the identities of its roster once that is known."""
+    """The set-up that this merchant is in, when its directory expires, and its roster's identities once known."""
 
     setup: Setup
     plan: Plan
     merchant: Merchant
+    expires: int
     roster: tuple[bytes, ...] = ()
 
 
@@ -105,7 +110,7 @@ class Participant:
         identity: Ed25519PrivateKey,
         ledger: Ledger,
         markers: Markers,
-        trainer: Trainer,
+        trainer: "Trainer",
         tell: Callable[[str], None] = log.warning,
         on_upload: Callable[[Plan, int], None] = lambda plan, round_: None,
         clock: Callable[[], float] = time.time,
@@ -123,6 +128,8 @@ class Participant:
         self._wait = wait
         self._monotonic = time.monotonic
         self._session: _Session | None = None
+        self.owes = False
+        """Whether a round was paid for and its sum has not been opened yet."""
 
     def handle(self, request: bytes) -> bytes:
         """Return the reply to `request`, untrusted bytes. Never raises for what the server may send."""
@@ -154,16 +161,18 @@ class Participant:
             case Start():
                 return self._upload(message)
             case Survivors():
-                return self._joined(message).merchant.agree(message)
+                return self._agree(message)
             case Agreement():
-                return self._joined(message).merchant.unmask(message)
+                unmasked = self._joined(message).merchant.unmask(message)
+                self.owes = False
+                return unmasked
             case _:
                 raise WireError("a message of a kind that no merchant is asked.")
 
     def _join(self, invitation: Invitation) -> Joined:
         """Judge the plan, the directory and the budget, and make fresh keys for the set-up."""
         plan = self._accepted_plan(invitation)
-        self._session = None
+        self._session, self.owes = None, False
         if invitation.round + invitation.rounds > plan.training.rounds:
             raise _Declines(
                 DeclineCode.UNEXPECTED,
@@ -178,13 +187,14 @@ class Participant:
             raise _Declines(DeclineCode.REPEATED, str(error)) from None
         setup = Setup(**invitation.work, rounds=invitation.rounds, directory_digest=directory.digest)
         merchant = Merchant(setup, plan.cohort.parameters, self._identity, directory.entities(self._clock()))
-        self._session = _Session(setup, plan, merchant)
+        self._session = _Session(setup, plan, merchant, directory.expires)
         return merchant.join()
 
     def _share(self, roster: Roster) -> Shares:
         """Check who takes part, and deal them the shares of this set-up's secrets."""
         session = self._joined(roster)
         session.roster = tuple(member.identity for member in roster.members)
+        self._require_verified(session.roster, DeclineCode.ROSTER)
         return session.merchant.share(roster, self._ledger.counter, self._markers.witnesses())
 
     def _receive(self, delivery: Delivery) -> Ready:
@@ -200,12 +210,15 @@ class Participant:
         """Charge, train, mask, once for each round."""
         session = self._joined(start)
         plan = session.plan
+        if session.expires <= self._clock():
+            raise _Declines(DeclineCode.DIRECTORY, "the league's directory has expired since this set-up.")
         try:
             model = messages.model_from_bytes(start.model, plan.dimension)
         except WireError as error:
             raise _Declines(DeclineCode.MODEL, str(error)) from None
         session.merchant.open_round(start.round, messages.model_digest(start.model))
         self._ledger_says(self._ledger.charge, plan, start)
+        self.owes = True
         # From here on photos are read. Nothing that happens may show outside: an upload leaves at the plan's slot.
         began = self._monotonic()
         residues = self._trainer.contribution(plan, start.round, model)
@@ -213,6 +226,24 @@ class Participant:
         self._on_upload(plan, start.round)
         self._wait(_until_slot(self._monotonic() - began, plan.cohort.upload_slot))
         return Upload(**start.work, vector=ring.to_bytes(residues))
+
+    def _agree(self, survivors: Survivors) -> Agreed:
+        """Say who survived, once enough of them are merchants that the owner knows."""
+        session = self._joined(survivors)
+        roster = session.roster
+        known = [roster[place] for place in survivors.places if place < len(roster)]
+        self._require_verified(known, DeclineCode.SURVIVORS)
+        return session.merchant.agree(survivors)
+
+    def _require_verified(self, identities: Collection[bytes], code: DeclineCode) -> None:
+        """Decline unless as many of `identities` as the policy asks for are of members that the owner verified."""
+        found = len(self._policy.trusted & set(identities))
+        if found < self._policy.minimum_verified:
+            raise _Declines(
+                code,
+                f"{found} of the merchants in this sum are ones that you verified; your policy needs "
+                f"{self._policy.minimum_verified} (minimum_verified).",
+            )
 
     def _joined(self, message: Work) -> _Session:
         """Return the set-up that the message is of."""
@@ -243,14 +274,19 @@ class Participant:
     def _believed_directory(self, invitation: Invitation, plan: Plan) -> Directory:
         """Return the directory, once it is the league's, of this league, in date, and no earlier than any seen."""
         try:
-            directory = invitation.signed_directory.open(self._league.league_key, self._clock())
+            charter = invitation.signed_directory.charter(self._league.charter)
+            if self._league.operator_key in charter.holders:
+                raise DirectoryRefused(
+                    "the operator is one of those who hold the league's key and could admit invented members."
+                )
+            directory = invitation.signed_directory.open(self._league.charter, self._clock())
             if directory.league != plan.league:
                 raise DirectoryRefused(
                     f"found the directory of {directory.league}, expected {plan.league}'s."
                 )
             if signing.public_bytes(self._identity) not in directory.entities(self._clock()):
                 raise DirectoryRefused("this shop is not in the league's directory, or no longer.")
-            self._markers.see_directory(self._league.league_key, directory)
+            self._markers.see_directory(self._league.charter, directory, charter)
         except (SignatureInvalid, DirectoryRefused) as error:
             raise _Declines(DeclineCode.DIRECTORY, str(error)) from None
         return directory

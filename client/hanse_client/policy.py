@@ -14,9 +14,9 @@ References:
 
 import math
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from hanse_client.charges import Budget
 from hanse_common.config import Section
@@ -29,6 +29,9 @@ from hanse_common.vision.taxonomy import Taxonomy
 from hanse_common.wire import Name
 
 Mode = Literal["local", "distributed", "merchant-level", "mean"]
+
+Identity = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+RecipeDigest = Annotated[str, Field(pattern=r"^[0-9a-f]{16,64}$")]
 
 SUSPICION = 0.01
 """The prior probability in the example that `explain` gives."""
@@ -70,6 +73,8 @@ class Policy(Section):
         league: the name of the league whose plans are taken.
         epsilon: the most privacy, ε, that one photo (or `unit`) may ever pay, for all plans together. Lower is
             safer: at 1 a suspicion of 1 % can grow to 2.7 %, at 3 to 17 %, at 8 to 97 %.
+        monthly_epsilon: the most ε that plans which begin in one calendar month (UTC) may cost together, or rounds that
+            are paid in it: a pace, to have some left later. None sets none.
         delta: the most δ, the chance that this bound fails, for all plans together. Each plan takes its own δ
             out of it. Keep it below one in the number of photos.
         unit: what a plan's ε must be said of, as the ledger keeps account of that alone: one `photo`, one
@@ -82,6 +87,12 @@ class Policy(Section):
         minimum_cohort: how many merchants, this one included, must be in every sum that is unmasked.
         corrupt_merchants: how many members of the league you reckon with that are in league with the operator.
             A plan must hold against that many, in all the league's directory, or more.
+        verified: members whose identity the owner has checked in person: their names, and their public identities.
+        minimum_verified: how many of these must be in every sum that is unmasked.
+        recipes: the digests, or at least their first 16 digits, of the only recipes that are embedded and trained.
+            None allows all. Each new one is work for this machine.
+        approval: `manual` keeps a plan waiting until the owner approves it with hanse-client approve.
+        report: what the operator may be told beyond the protocol: `epsilon`, what was spent in all after each block.
         modes: the ways of training that are allowed. In `local` the noise that protects the photos is added
             on this machine in full, so that no one else need be trusted for it. In the others each merchant adds
             a share, and ε holds while no more members conspire with the operator than the plan reckons with.
@@ -94,11 +105,17 @@ class Policy(Section):
 
     league: Name
     epsilon: Annotated[float, Field(gt=0, le=1000)]
+    monthly_epsilon: Annotated[float, Field(gt=0, le=1000)] | None = None
     delta: Annotated[float, Field(gt=0, lt=1e-2)] = 1e-5
     unit: Unit = "photo"
     accounting: str = filters.SUM.name
     minimum_cohort: Annotated[int, Field(ge=3, le=MAX_ROSTER)] = 3
     corrupt_merchants: Annotated[int, Field(ge=1, le=MAX_ROSTER)] = 1
+    verified: Annotated[dict[Name, Identity], Field(max_length=MAX_ROSTER)] = Field(default_factory=dict)
+    minimum_verified: Annotated[int, Field(ge=0, le=MAX_ROSTER)] = 0
+    recipes: Annotated[tuple[RecipeDigest, ...], Field(min_length=1, max_length=32)] | None = None
+    approval: Literal["automatic", "manual"] = "automatic"
+    report: tuple[Literal["epsilon"], ...] = ()
     modes: Annotated[tuple[Mode, ...], Field(min_length=1)] = (
         "local",
         "distributed",
@@ -109,6 +126,15 @@ class Policy(Section):
     max_steps: Annotated[int, Field(ge=1, le=STEPS_MAX)] = 20_000
     upload_slot: Annotated[float, Field(ge=0, le=86_400)] = 0.0
 
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.minimum_verified > len(self.verified):
+            raise ValueError(
+                f"minimum_verified: found {self.minimum_verified}, expected at most {len(self.verified)}, as many as "
+                "there are under verified"
+            )
+        return self
+
     @field_validator("accounting")
     @classmethod
     def _known(cls, name: str) -> str:
@@ -117,7 +143,12 @@ class Policy(Section):
     @property
     def budget(self) -> Budget:
         """The ledger's budget."""
-        return Budget(self.epsilon, self.delta, self.accounting, self.unit)
+        return Budget(self.epsilon, self.delta, self.accounting, self.unit, self.monthly_epsilon)
+
+    @property
+    def trusted(self) -> frozenset[bytes]:
+        """The public identities, 32 bytes each, that the owner has verified in person."""
+        return frozenset(bytes.fromhex(identity) for identity in self.verified.values())
 
     def check(self, plan: Plan, taxonomy: Taxonomy) -> None:
         """Return if the policy allows `plan` in a shop that uses `taxonomy`.
@@ -179,6 +210,9 @@ class Policy(Section):
                 f"unit: its ε is said of one {training.unit}, your policy keeps account of one {self.unit}; the two do "
                 "not add up."
             )
+        recipe = plan.recipe.digest().hex()
+        if self.recipes is not None and not any(recipe.startswith(allowed) for allowed in self.recipes):
+            yield f"recipe: found {recipe}, your policy allows others alone (recipes)."
         rounds = training.rounds + training.repeats
         if rounds > self.max_rounds:
             yield f"rounds: found {rounds} with repeats, your policy allows at most {self.max_rounds}."
@@ -218,6 +252,11 @@ class Policy(Section):
             return
         if math.isinf(epsilon):
             yield "ε: the noise is too weak for any promise (no finite ε)."
+        elif self.monthly_epsilon is not None and epsilon > self.monthly_epsilon:
+            yield (
+                f"ε: the whole plan costs {upward(epsilon, 3)}, your policy allows {self.monthly_epsilon:g} a month "
+                "(monthly_epsilon)."
+            )
         elif epsilon > self.epsilon:
             yield (
                 f"ε: the whole plan costs {upward(epsilon, 3)}, your policy allows {self.epsilon:g} in all "
@@ -243,6 +282,7 @@ def _explain_work(plan: Plan) -> Iterator[str]:
         f"They leave masked: the operator sees the sum over at least {cohort.min_merchants} merchants and nothing of "
         f"yours alone, unless more than {cohort.max_corrupt} of the league's members are in league with the operator."
     )
+    yield f"Its recipe, which says what your machine computes of each photo, is {plan.recipe.digest().hex()[:16]}."
 
 
 def _explain_step(training: Training) -> str:

@@ -9,19 +9,21 @@ Nothing here talks to a network.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from hanse_client.catalog import Catalog
+from hanse_client.catalog import Catalog, Record
 from hanse_client.config import ClientConfig
-from hanse_client.embeddings import EmbeddingCache, Progress, embed
+from hanse_client.embeddings import EmbeddingCache, Progress, embed, embed_ahead
 from hanse_client.examples import Examples, resolve_device
+from hanse_client.keys import load_identity
 from hanse_client.ledger import Ledger
 from hanse_client.markers import Markers
 from hanse_client.participant import Participant, PinnedLeague
+from hanse_client.photo_index import PhotoIndex
 from hanse_client.training import ShopTrainer
-from hanse_common import signing
 from hanse_common.errors import ConfigError
 from hanse_common.files import write_atomically
 from hanse_common.plan import Plan
@@ -46,14 +48,17 @@ class Shop:
         return LabelMap.load(self.config.labels, taxonomy)
 
     def catalog(self, progress: Progress | None = None) -> Catalog:
-        """Return the catalog. Raises `CatalogError`, `ConfigError`."""
-        return Catalog.load(
-            self.config.photos,
-            self.labels(),
-            holdout_key=self._holdout_key(),
-            holdout_fraction=self.config.holdout_fraction,
-            progress=progress,
-        )
+        """Return the catalog; files that have not changed are not read again. Raises `CatalogError`, `ConfigError`."""
+        key = self._holdout_key()
+        with PhotoIndex(self.config.state / "photos.sqlite") as index:
+            return Catalog.load(
+                self.config.photos,
+                self.labels(),
+                holdout_key=key,
+                holdout_fraction=self.config.holdout_fraction,
+                progress=progress,
+                index=index,
+            )
 
     def examples(
         self, catalog: Catalog, recipe: Recipe, progress: Progress = lambda done, total: None
@@ -62,26 +67,79 @@ class Shop:
 
         All photos are embedded, the holdout's too; embeddings of photos that are gone are forgotten.
         """
-        records = catalog.records
-        with EmbeddingCache(self.config.state / "embeddings.sqlite") as cache:
-            embedded = embed(
-                records,
+        with self._cache() as cache:
+            found = self._examples(catalog.records, recipe, cache, progress)
+            if recipe.backbone is not None:
+                cache.evict(recipe.embedding_digest(), (record.digest for record in catalog.records))
+        return found
+
+    def embedded(self, catalog: Catalog, recipe: Recipe) -> tuple[Examples, tuple[str, ...]]:
+        """Return as `examples` does, of those photos alone that were embedded before."""
+        with self._cache() as cache:
+            records = catalog.records
+            if recipe.backbone is not None:
+                known = cache.get(
+                    recipe.embedding_digest(),
+                    (record.digest for record in records),
+                    recipe.feature_dimension,
+                )
+                records = tuple(record for record in records if record.digest in known)
+            return self._examples(records, recipe, cache, lambda done, total: None)
+
+    def embed_ahead(
+        self,
+        catalog: Catalog,
+        recipe: Recipe,
+        stop: Callable[[], bool],
+        give_way: Callable[[Callable[[], bool]], None],
+        progress: Progress,
+    ) -> bool:
+        """Embed what is new, in idle time; return whether all of it was. See `embeddings.embed_ahead`."""
+        with self._cache() as cache:
+            return embed_ahead(
+                catalog.records,
                 recipe,
                 cache,
-                device=resolve_device(self.config.device),
+                stop,
+                device=self._device,
                 weights=self.config.backbone_weights,
                 whitening=self.config.whitening,
-                centre=self.config.centre,
+                memory=self._memory,
+                give_way=give_way,
                 progress=progress,
             )
-            if recipe.backbone is not None:
-                cache.evict(recipe.embedding_digest(), (record.digest for record in records))
+
+    def _cache(self) -> EmbeddingCache:
+        return EmbeddingCache(self.config.state / "embeddings.sqlite")
+
+    def _examples(
+        self, records: Sequence[Record], recipe: Recipe, cache: EmbeddingCache, progress: Progress
+    ) -> tuple[Examples, tuple[str, ...]]:
+        embedded = embed(
+            records,
+            recipe,
+            cache,
+            device=self._device,
+            weights=self.config.backbone_weights,
+            whitening=self.config.whitening,
+            centre=self.config.centre,
+            memory=self._memory,
+            progress=progress,
+        )
         kept = [records[index] for index in embedded.kept]
         training = np.flatnonzero([not record.holdout for record in kept])
         labels = np.array([record.label for record in kept], dtype=np.int64)[training]
         products = [kept[index].sku for index in training]
         features = embedded.features[training]
-        return Examples.of(features, labels, self.config.device, products), embedded.problems
+        return Examples.of(features, labels, self._device, products), embedded.problems
+
+    @property
+    def _device(self) -> str:
+        return resolve_device(self.config.device)
+
+    @property
+    def _memory(self) -> int | None:
+        return self.config.resources.batch_bytes(self._device)
 
     def ledger(self) -> Ledger:
         """Return the ledger, made when missing. Raises `LedgerError`."""
@@ -94,19 +152,21 @@ class Shop:
         tell: Callable[[str], None],
         randomness: Randomness | None = None,
         on_upload: Callable[[Plan, int], None] = lambda plan, round_: None,
+        identity: Ed25519PrivateKey | None = None,
     ) -> Participant:
-        """Return the participant of rounds over `examples`; randomness is the operating system's by default."""
+        """Return the participant of rounds over `examples`; randomness is the operating system's by default.
+
+        Without `identity` it is read from its file.
+        """
         league = self.config.league
         taxonomy = league.taxonomy
         return Participant(
-            league=PinnedLeague(
-                bytes.fromhex(league.operator_key), bytes.fromhex(league.league_key), taxonomy
-            ),
+            league=PinnedLeague(bytes.fromhex(league.operator_key), bytes.fromhex(league.charter), taxonomy),
             policy=self.config.policy,
-            identity=signing.load_key(self.config.identity_path),
+            identity=identity or load_identity(self.config),
             ledger=self.ledger(),
             markers=Markers(self.config.markers_path),
-            trainer=ShopTrainer(recipe, taxonomy, examples, randomness or OsRandomness()),
+            trainer=ShopTrainer(recipe, taxonomy, examples, randomness or OsRandomness(), self._memory),
             tell=tell,
             on_upload=on_upload,
         )

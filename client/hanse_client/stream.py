@@ -217,7 +217,7 @@ class _Block:
         except ssl.SSLCertVerificationError as error:
             reason = f"{self._assignment.aggregator} is not the league's server: {error.verify_message}."
             raise _Ended(ReportCode.LOST, reason) from None
-        except (OSError, OverflowError) as error:
+        except (OSError, OverflowError, UnicodeError) as error:  # a port, or a name, that there cannot be
             raise _Lost(str(error)) from None
         if not certificate:
             raise _Lost("the server showed no certificate")

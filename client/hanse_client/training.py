@@ -60,16 +60,21 @@ class Trainer(Protocol):
 
 
 class ShopTrainer:
-    """Trains one recipe's model on one merchant's examples."""
+    """Trains one recipe's model on one merchant's examples. `memory` bounds a microbatch; see `ExactSums`."""
 
     def __init__(
-        self, recipe: Recipe, taxonomy: Taxonomy, examples: Examples, randomness: Randomness
+        self,
+        recipe: Recipe,
+        taxonomy: Taxonomy,
+        examples: Examples,
+        randomness: Randomness,
+        memory: int | None = None,
     ) -> None:
         self._recipe = recipe
         self._taxonomy = taxonomy
         self._examples = examples
         self._randomness = randomness
-        self._sums = ExactSums(recipe, taxonomy, examples)
+        self._sums = ExactSums(recipe, taxonomy, examples, memory)
 
     def accepts(self, plan: Plan) -> bool:
         """Return whether the plan's recipe, classes and dimension are the ones prepared for.
@@ -84,6 +89,8 @@ class ShopTrainer:
         try:
             if isinstance(plan.training, LocalTraining | DistributedTraining):
                 self._sums.prepare(plan.mechanism(1).grid)
+            elif isinstance(plan.training, MerchantLevelTraining):
+                self._sums.prepare_plain()
         except Exception:
             log.exception("This plan's training cannot be prepared here.")
             return False

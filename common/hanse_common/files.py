@@ -1,7 +1,10 @@
 """Reading files no further than a bound, and writing them so that a crash leaves the old content or the new."""
 
 import os
+import stat
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from hanse_common.errors import ConfigError, HanseError
@@ -16,8 +19,15 @@ def read_bounded(path: Path, max_bytes: int, expected: str, error: type[HanseErr
     Raises `error`, with a text that names the file, when it cannot be read or has more than `max_bytes` bytes.
     """
     try:
-        with path.open("rb") as file:
-            data = file.read(max_bytes + 1)
+        # Without O_NONBLOCK, opening a FIFO that somebody packed into a folder would wait for a writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise error(f"{path}: found no regular file, expected {expected}.")
+            with open(descriptor, "rb", closefd=False) as file:
+                data = file.read(max_bytes + 1)
+        finally:
+            os.close(descriptor)
     except OSError as fault:
         raise error(f"{path}: cannot be read ({fault.strerror}), expected {expected}.") from None
     if len(data) > max_bytes:
@@ -26,20 +36,17 @@ def read_bounded(path: Path, max_bytes: int, expected: str, error: type[HanseErr
 
 
 def create_secret(path: Path, data: bytes) -> None:
-    """Write the new file `path` with mode 0600 and sync it.
+    """Write the new file `path` with mode 0600, whole or not at all, and sync it and its folder.
 
     Raises `ConfigError` when `path` exists: a key that was used is never overwritten.
     """
     try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with _beside(path, data, 0o600) as temporary:
+            path.hardlink_to(temporary)  # unlike a rename it replaces nothing
     except FileExistsError:
         raise ConfigError(f"{path}: there is a key already; move it away to make another.") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot write a key here ({error.strerror}).") from None
-    with os.fdopen(handle, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
@@ -49,17 +56,24 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
 
     Raises `OSError` as the file system does; the old content is then still there.
     """
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with _beside(path, data, mode) as temporary:
+        temporary.replace(path)
+
+
+@contextmanager
+def _beside(path: Path, data: bytes, mode: int) -> Iterator[Path]:
+    """Yield a temporary file with `data` beside `path`, synced; take it away then, and sync the folder."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             os.fchmod(file.fileno(), mode)
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

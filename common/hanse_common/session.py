@@ -100,6 +100,8 @@ class ReportCode(StrEnum):
     POLICY = "policy"
     BUDGET = "budget"
     UNAVAILABLE = "unavailable"
+    LATER = "later"
+    """Not yet: photos are being prepared, or the owner is being asked. It may be asked again in the same block."""
 
 
 class Assignment(Message):
@@ -116,7 +118,7 @@ class Assignment(Message):
 class BlockReport(Message):
     """The merchant's only reply to an assignment. An assignment that can't be read is answered with block 0¹⁶.
 
-    `nonce` makes each report another: Flower names objects by their content, keeps equal ones once, and drops one
+    `epsilon` is what the merchant has spent in all, where its policy lets it say so. `nonce` makes each report another: Flower names objects by their content, keeps equal ones once, and drops one
     that several merchants send at the same time.
     """
 
@@ -124,6 +126,7 @@ class BlockReport(Message):
 
     block: BlockId
     code: Annotated[ReportCode, Field(strict=False)]
+    epsilon: Annotated[float, Field(ge=0, le=1e6)] | None = None
     nonce: Annotated[bytes, Field(min_length=16, max_length=16)] = Field(
         default_factory=lambda: os.urandom(16)
     )

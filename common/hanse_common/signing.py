@@ -5,19 +5,22 @@ else. Keys are files: the private one PKCS #8 PEM with mode 0600, the public one
 enough to read out over the telephone.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
     Encoding,
+    KeySerializationEncryption,
     NoEncryption,
     PrivateFormat,
     load_pem_private_key,
 )
 
 from hanse_common.errors import ConfigError, SignatureInvalid
-from hanse_common.files import create_secret, read_bounded
+from hanse_common.files import PUBLIC, create_secret, read_bounded, write_atomically
 
 MAX_KEY_FILE_BYTES = 4096
 
@@ -40,33 +43,53 @@ def public_bytes(key: Ed25519PrivateKey) -> bytes:
     return key.public_key().public_bytes_raw()
 
 
-def create_key(path: Path) -> Ed25519PrivateKey:
+def create_key(path: Path, passphrase: bytes = b"") -> Ed25519PrivateKey:
     """Make a key, write it to `path` (mode 0600) and its public half to `path` with `.pub` added.
+
+    The private half is encrypted when there is a passphrase.
 
     Raises `ConfigError` when `path` exists: a key that signed something is never overwritten.
     """
     key = Ed25519PrivateKey.generate()
-    write_key(path, key)
+    write_key(path, key, passphrase)
     return key
 
 
-def write_key(path: Path, key: Ed25519PrivateKey) -> None:
+def write_key(path: Path, key: Ed25519PrivateKey, passphrase: bytes = b"") -> None:
     """Write `key` as `create_key` does. Raises `ConfigError` when `path` exists."""
-    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    create_secret(path, pem)
-    path.with_name(path.name + ".pub").write_text(public_bytes(key).hex() + "\n", encoding="ascii")
+    create_secret(path, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption(passphrase)))
+    line = public_bytes(key).hex() + "\n"
+    write_atomically(path.with_name(path.name + ".pub"), line.encode("ascii"), PUBLIC)
 
 
-def load_key(path: Path) -> Ed25519PrivateKey:
-    """Return the private key in the file `path`. Raises `ConfigError` when there is none."""
+def load_key(path: Path, passphrase: Callable[[Path], bytes] | None = None) -> Ed25519PrivateKey:
+    """Return the private key in the file `path`; `passphrase` is asked for an encrypted one's.
+
+    Raises `ConfigError` when there is no key, or it is encrypted with another passphrase or nobody to ask for it.
+    """
     data = read_bounded(path, MAX_KEY_FILE_BYTES, "a signing key", ConfigError)
-    try:
-        key = load_pem_private_key(data, None)
-    except (ValueError, TypeError):
-        raise ConfigError(f"{path}: found no PEM private key without passphrase, expected one.") from None
+    key = load_pem(path, data, passphrase)
     if not isinstance(key, Ed25519PrivateKey):
         raise ConfigError(f"{path}: found a key of another kind, expected Ed25519.")
     return key
+
+
+def load_pem(path: Path, data: bytes, passphrase: Callable[[Path], bytes] | None) -> object:
+    """Return the private key in `data`, PEM, of the file `path`. Raises `ConfigError` as `load_key` does."""
+    encrypted = data.startswith(b"-----BEGIN ENCRYPTED")
+    if encrypted and passphrase is None:
+        raise ConfigError(f"{path}: found a key with a passphrase, expected one without.")
+    try:
+        return load_pem_private_key(data, passphrase(path) if encrypted and passphrase else None)
+    except (ValueError, TypeError):
+        if encrypted:
+            raise ConfigError(f"{path}: this is not the key's passphrase, or the file is damaged.") from None
+        raise ConfigError(f"{path}: found no PEM private key, expected one; restore it from a backup.") from None
+
+
+def encryption(passphrase: bytes) -> KeySerializationEncryption:
+    """Return how a private key is written: encrypted when there is a passphrase."""
+    return BestAvailableEncryption(passphrase) if passphrase else NoEncryption()
 
 
 def load_public(path: Path) -> bytes:

@@ -17,6 +17,7 @@ types, no nesting deeper than the models), and validated after (pydantic, strict
 """
 
 import hashlib
+import itertools
 import re
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, TypeVar
@@ -33,6 +34,9 @@ MAX_DOCUMENT_BYTES = 1 << 20
 
 MAX_ITEMS = 1024
 """Bound of the entries of one array or map: a taxonomy's classes are the most that any has."""
+
+MAX_CONTAINERS = 1 << 14
+"""Bound of the arrays and maps of one message, however they nest: a full directory has some thousands."""
 
 
 class Value(BaseModel):
@@ -102,6 +106,13 @@ def decode_any(expected: Sequence[type[M]], data: bytes, max_bytes: int = MAX_DO
 
 
 def _unpack(names: str, data: bytes) -> tuple[Any, Any, Any]:
+    made = itertools.count(1)
+
+    def bounded(container: Any) -> Any:
+        if next(made) > MAX_CONTAINERS:
+            raise ValueError
+        return container
+
     try:
         parts = msgpack.unpackb(
             data,
@@ -112,6 +123,8 @@ def _unpack(names: str, data: bytes) -> tuple[Any, Any, Any]:
             # An empty map costs one byte here and a hundred in memory.
             max_array_len=MAX_ITEMS,
             max_map_len=MAX_ITEMS,
+            list_hook=bounded,
+            object_hook=bounded,
         )
     except (ValueError, TypeError, RecursionError, msgpack.exceptions.UnpackException):
         raise WireError(f"{names}: the bytes are not MessagePack.") from None

@@ -13,6 +13,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Protocol, Self
 
 from hanse_common.errors import RoundFailed
@@ -27,6 +28,9 @@ POLL_SECONDS = 0.25
 
 RETURN_SECONDS = 2.0
 """How long a round waits for merchants whose stream was lost since the round before, in seconds."""
+
+FIRST_PAUSE, LONGEST_PAUSE = 2.0, 60.0
+"""Seconds after which a merchant that said "later" is asked again, at first and at most."""
 
 FAREWELL_SECONDS = 5.0
 """How long the last block waits for its reports, in seconds."""
@@ -77,10 +81,19 @@ class Membership(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class _Again:
+    """When to ask a merchant again, and how long the pause before was, both in seconds."""
+
+    due: float
+    pause: float
+
+
 class BlockTransport:
     """A `Transport` over streams, which begins a block whenever merchants are to gather.
 
-    `listed` are all merchants of the league. `tell` hears a line for the operator.
+    `listed` returns all merchants of the league, as of the beginning of a block. `tell` hears a line for the
+    operator.
     """
 
     def __init__(
@@ -90,7 +103,7 @@ class BlockTransport:
         signed_plan: SignedPlan,
         plan: Plan,
         address: str,
-        listed: frozenset[str],
+        listed: Callable[[], frozenset[str]],
         settings: Blocks,
         tell: Callable[[str], None] = log.info,
     ) -> None:
@@ -100,13 +113,15 @@ class BlockTransport:
         self._cohort = plan.cohort
         self._record_bytes = record_bytes(plan.dimension)
         self._address = address
-        self._listed = listed
+        self._members = listed
+        self._listed: frozenset[str] = frozenset()
         self._settings = settings
         self._tell = tell
         self._assignment: Assignment | None = None
         self._assigned: frozenset[str] = frozenset()
         self._seen: frozenset[str] = frozenset()
         self._told: set[str] = set()
+        self._again: dict[str, _Again] = {}
         self._awaits_all = True
 
     def __enter__(self) -> Self:
@@ -150,6 +165,8 @@ class BlockTransport:
             rounds=self._settings.rounds,
             aggregator=self._address,
         )
+        self._listed = self._members()
+        self._again.clear()
         self._assigned = self._seen = frozenset()
         self._told.clear()
         self._streams.open_block(self._assignment.block, self._record_bytes)
@@ -193,13 +210,30 @@ class BlockTransport:
             self._assigned |= new
 
     def _reported(self) -> frozenset[str]:
-        """Return who is done with the block, and tell the operator of those who declined it."""
-        reports = self._membership.reports()
-        for name, code in reports.items():
+        """Return who is done with the block, and tell the operator of those who declined it.
+
+        Who said "later" is not done, and is asked again, each time after a longer pause.
+        """
+        due, done = set(), set()
+        for name, code in self._membership.reports().items():
+            later = code is ReportCode.LATER
             if code is not ReportCode.DONE and name not in self._told:
                 self._told.add(name)
-                self._tell(f"{name} does not take part in this block ({code}).")
-        return frozenset(reports)
+                self._tell(
+                    f"{name} is not ready yet." if later else f"{name} does not take part in this block ({code})."
+                )
+            if not later:
+                done.add(name)
+                continue
+            now = time.monotonic()
+            again = self._again.setdefault(name, _Again(now + FIRST_PAUSE, FIRST_PAUSE))
+            if again.due <= now:
+                pause = min(2 * again.pause, LONGEST_PAUSE)
+                self._again[name] = _Again(now + pause, pause)
+                due.add(name)
+        if due and self._assignment is not None:
+            self._membership.assign(self._assignment, frozenset(due))
+        return frozenset(done)
 
     def _declines(self) -> str:
         return ", ".join(f"{name} ({code})" for name, code in sorted(self._membership.reports().items()))

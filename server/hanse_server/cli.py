@@ -15,8 +15,10 @@ from PIL import Image
 from hanse_common import commands, signing, wire
 from hanse_common.commands import out
 from hanse_common.config import load
+from hanse_common.credentials import fingerprint
 from hanse_common.errors import CatalogError, ConfigError, PhotoError
-from hanse_common.files import PUBLIC, write_atomically
+from hanse_common.files import PUBLIC, read_bounded, write_atomically
+from hanse_common.league_card import LeagueCard
 from hanse_common.plan import Plan, SignedPlan, noise_shares
 from hanse_common.vision import photo
 from hanse_common.wire import NAME
@@ -35,6 +37,8 @@ app = commands.new_app(
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="Your configuration.", metavar="FILE")]
 MIN_MERCHANTS = 3
 """With fewer, each would know the others' updates from the sum."""
+
+MAX_PEM_BYTES = 60_000
 
 DEFAULT_CONFIG = Path("hanse-server.yaml")
 
@@ -95,7 +99,7 @@ def keys(
     """Make keys for trying a league out: an authority, the server's certificate, your token, merchants' keys.
 
     In production bring a certificate of your own, let merchants make their own keys (hanse-client keygen), and let
-    somebody else hold the league's key, which signs the list of members (hanse-client sign-directory).
+    others hold the league's key, which signs the list of members (hanse-client league).
     """
     names = merchant or []
     if len(set(names)) != len(names) or not all(NAME.fullmatch(name) for name in (*names, league)):
@@ -117,11 +121,8 @@ def keys(
         "admin": {"token": str(made.token)},
     }
     if made.merchants:
-        lines["merchants"] = {
-            name: {"node_key": str(own / "node.key.pub")} for name, own in made.merchants.items()
-        }
         lines["directory"] = str(made.directory)
-        lines["league_key"] = signing.load_public(made.league_key.with_name("league.key.pub")).hex()
+        lines["charter"] = made.pinned
     out.print(textwrap.indent(yaml.safe_dump(lines, sort_keys=False), "  ").rstrip(), markup=False)
     out.print(f"\nEvery merchant gets {made.authority}, and nobody else's keys.", markup=False)
     for own in made.merchants.values():
@@ -129,6 +130,38 @@ def keys(
     out.print(
         f"The certificate is good for {CERTIFICATE_DAYS} days. The authority's own key was dropped, so nobody can "
         "sign another with it.",
+        markup=False,
+    )
+
+
+@app.command()
+def card(
+    config: ConfigOption = DEFAULT_CONFIG,
+    card_file: Annotated[
+        Path, typer.Option("--out", "-o", help="Where to write the card.", metavar="FILE")
+    ] = Path("league.yaml"),
+) -> None:
+    """Write the league's card, with which a merchant sets itself up (hanse-client init). Nothing in it is secret."""
+    settings = load(ServerConfig, config)
+    if settings.service is None:
+        raise ConfigError("service: missing; expected a section with the charter, tls, …")
+    service = settings.service
+    host = service.aggregator.address.rpartition(":")[0]
+    authority = read_bounded(service.tls.authority, MAX_PEM_BYTES, "a PEM certificate", ConfigError)
+    fingerprint(authority)
+    made = LeagueCard(
+        league=settings.plan.league,
+        charter=service.charter,
+        operator_key=signing.load_public(
+            settings.signing_key.with_name(settings.signing_key.name + ".pub")
+        ).hex(),
+        server=f"{host}:{service.fleet.port}",
+        authority=authority.decode("ascii", "replace"),
+        taxonomy=settings.plan.taxonomy,
+    )
+    write_atomically(card_file, made.to_yaml().encode(), PUBLIC)
+    out.print(
+        f"Wrote {card_file}. Its words, for merchants to compare with each other:\n\n  {made.words()}",
         markup=False,
     )
 

@@ -99,23 +99,18 @@ class Blocks(Section):
     gather: Seconds = 30.0
 
 
-class Merchant(Section):
-    """A merchant of the league, by its name in the directory: the file with its Flower node's public key."""
-
-    node_key: ConfigPath
-
-
 class Service(Section):
     """What `hanse-server run` needs besides the plan.
 
     `plan` is the signed plan, `state` a folder for checkpoints and the recognizer, `whitening` and `centre` the
-    recipe's files where it names them. `directory` is the league's signed directory, `league_key` the public key that
-    signed it. `database` is "memory", or a file for Flower's own state.
+    recipe's files where it names them. `directory` is the league's signed directory, which says who is a member and is
+    read again before each block, `charter` the digest of the league's founding charter. `database` is "memory", or a
+    file for Flower's own state.
     """
 
     plan: ConfigPath
     directory: ConfigPath
-    league_key: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    charter: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     state: ConfigPath
     whitening: ConfigPath | None = None
     centre: ConfigPath | None = None
@@ -125,7 +120,6 @@ class Service(Section):
     aggregator: AggregatorListener
     database: Literal["memory"] | ConfigPath = "memory"
     blocks: Blocks = Blocks()
-    merchants: Annotated[dict[Name, Merchant], Field(min_length=3, max_length=1000)]
 
 
 class ServerConfig(Section):

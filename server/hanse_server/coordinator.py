@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,13 +73,24 @@ class LeagueDirectory:
     signed: SignedDirectory
     opened: Directory
 
+    @cached_property
+    def identities(self) -> dict[str, bytes]:
+        """The identity of each name."""
+        return self.opened.identities()
+
+    @cached_property
+    def names(self) -> dict[bytes, str]:
+        """The name of each identity."""
+        return {identity: name for name, identity in self.identities.items()}
+
 
 class MaskedRounds:
     """Runs rounds one after the other; implements `hanse_server.league.Rounds`.
 
-    `next_attempt` returns a number that was never used for this plan, once it is recorded. A round is tried
-    `attempts` times at most. `clock` returns seconds since 1970. `watch`, for those who want to see what the server
-    sees, hears each masked upload's name and residues, and each sum under the name "".
+    `directory` returns the league's directory as of now, asked at each set-up. `next_attempt` returns a number that
+    was never used for this plan, once it is recorded. A round is tried `attempts` times at most. `clock` returns
+    seconds since 1970. `watch`, for those who want to see what the server sees, hears each masked upload's name and
+    residues, and each sum under the name "".
     """
 
     def __init__(
@@ -86,7 +98,7 @@ class MaskedRounds:
         transport: Transport,
         signed_plan: SignedPlan,
         plan: Plan,
-        directory: LeagueDirectory,
+        directory: Callable[[], LeagueDirectory],
         next_attempt: Callable[[], int],
         *,
         setup_rounds: int,
@@ -98,8 +110,7 @@ class MaskedRounds:
         self._signed_plan = signed_plan
         self._plan = plan
         self._directory = directory
-        self._identities = directory.opened.identities()
-        self._names = {identity: name for name, identity in self._identities.items()}
+        self._listed = directory()
         self._next_attempt = next_attempt
         self._setup_rounds = setup_rounds
         self._attempts = attempts
@@ -151,37 +162,37 @@ class MaskedRounds:
             round=round_,
             rounds=min(self._setup_rounds, self._plan.training.rounds - round_),
             attempt=self._next_attempt(),
-            directory_digest=self._directory.opened.digest,
+            directory_digest=self._listed.opened.digest,
         )
-        entities = self._directory.opened.entities(self._clock())
+        entities = self._listed.opened.entities(self._clock())
         aggregator = Aggregator(setup, cohort.parameters, entities)
         invitation = Invitation(
             **setup.work,
             rounds=setup.rounds,
             signed_plan=self._signed_plan,
-            signed_directory=self._directory.signed,
+            signed_directory=self._listed.signed,
         )
         for merchant, joined in self._trip(Joined, dict.fromkeys(invited, invitation), roll):
             with _blaming(merchant, roll):
-                aggregator.add_member(self._identities[merchant], joined)
+                aggregator.add_member(self._listed.identities[merchant], joined)
         try:
             roster = aggregator.roster()
         except Refusal as refusal:
             raise RoundFailed(
                 f"{len(invited)} merchants were invited. {refusal}: {roll.describe()}."
             ) from None
-        there = [self._names[member.identity] for member in roster.members]
+        there = [self._listed.names[member.identity] for member in roster.members]
 
         for merchant, shares in self._trip(Shares, dict.fromkeys(there, roster), roll):
             with _blaming(merchant, roll):
-                aggregator.add_shares(self._identities[merchant], shares)
+                aggregator.add_shares(self._listed.identities[merchant], shares)
         self._settle_disputes(roll)
-        missing = [self._names[identity] for identity in aggregator.missing_shares()]
+        missing = [self._listed.names[identity] for identity in aggregator.missing_shares()]
         if missing:
             self._excluded |= {name for name in missing if name in roll.blamed}
             raise _Again(f"no shares came from {', '.join(missing)}", missing)
 
-        deliveries = {name: aggregator.delivery(self._identities[name]) for name in there}
+        deliveries = {name: aggregator.delivery(self._listed.identities[name]) for name in there}
         ready = {name for name, _ in self._trip(Ready, deliveries, roll)}
         # Who names a culprit is there, and may come again once the dispute is settled.
         lost_now = set(there) - ready - {name for name, identity in roll.accused.items() if identity}
@@ -196,18 +207,18 @@ class MaskedRounds:
         """Train and upload, agree on who survived, unmask the sum."""
         model_bytes = messages.model_to_bytes(model)
         sum_ = aggregator.open_round(round_, messages.model_digest(model_bytes), self._plan.dimension)
-        roster = [self._names[member.identity] for member in aggregator.members]
+        roster = [self._listed.names[member.identity] for member in aggregator.members]
         reachable = set(self._transport.merchants())
         start = Start(**sum_.work, model=model_bytes)
         asked = {name: start for name in roster if name in reachable}
         for merchant, upload in self._trip(Upload, asked, roll, self._plan.cohort.upload_deadline):
             with _blaming(merchant, roll):
-                sum_.add_upload(self._identities[merchant], upload)
+                sum_.add_upload(self._listed.identities[merchant], upload)
                 self._show(merchant, upload.vector)
         try:
             total = self._unmasked(sum_, roster, roll)
         except SumLost as lost:
-            self._excluded |= {self._names[identity] for identity in lost.culprits}
+            self._excluded |= {self._listed.names[identity] for identity in lost.culprits}
             raise RoundFailed(f"{lost}: {roll.describe()}.") from None
         survivors = [roster[place] for place in sum_.places]
         if self._watch is not None:
@@ -226,23 +237,25 @@ class MaskedRounds:
         there = [roster[place] for place in survivors.places]
         for merchant, agreed in self._trip(Agreed, dict.fromkeys(there, survivors), roll):
             with _blaming(merchant, roll):
-                sum_.add_agreed(self._identities[merchant], agreed)
+                sum_.add_agreed(self._listed.identities[merchant], agreed)
         agreement = sum_.agreement()
         for merchant, unmasked in self._trip(Unmasked, dict.fromkeys(there, agreement), roll):
             with _blaming(merchant, roll):
-                sum_.add_unmasked(self._identities[merchant], unmasked)
+                sum_.add_unmasked(self._listed.identities[merchant], unmasked)
         return sum_.total(UNMASK_THREADS)
 
     def _gather(self, lost: frozenset[str]) -> list[str]:
-        """Return who is invited: members of the directory that are there and not left out."""
-        invited = [name for name in self._transport.gather() if name in self._identities]
+        """Return who is invited: members of the directory, as of now, that are there and not left out."""
+        gathered = self._transport.gather()
+        self._listed = self._directory()
+        invited = [name for name in gathered if name in self._listed.identities]
         invited = [name for name in invited if name not in self._excluded | lost]
         return invited[: self._plan.cohort.max_merchants]
 
     def _settle_disputes(self, roll: Roll) -> None:
         """Leave out both sides where one says that the other's shares are bad."""
         for accuser, identity in roll.accused.items():
-            accused = self._names.get(identity)
+            accused = self._listed.names.get(identity)
             if accused is not None and accused != accuser and accused not in self._excluded:
                 self._excluded |= {accuser, accused}
                 roll.blamed[accused] = f"{accuser} says that its part in the set-up is bad"

@@ -9,13 +9,11 @@ Flower run that ended, however it did, is followed by another that goes on from 
 
 import hashlib
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from hanse_common.credentials import load_node_public, node_public_pem
 from hanse_common.errors import ConfigError, HanseError, RunStopped
 from hanse_common.files import read_bounded
 from hanse_server.blocks import BlockTransport
@@ -24,6 +22,7 @@ from hanse_server.flower_executor import Executor, RunContext
 from hanse_server.flower_grid import FlowerMembership
 from hanse_server.flower_link import SuperLink
 from hanse_server.league import RoundReport
+from hanse_server.members import Members
 from hanse_server.stream import StreamServer
 from hanse_server.training import Training
 
@@ -54,14 +53,7 @@ class Daemon:
         self._service: Service = config.service
         self._tell = tell
         self._training = Training.open(config, self._service)
-        self._nodes = {
-            node_public_pem(load_node_public(merchant.node_key)): name
-            for name, merchant in self._service.merchants.items()
-        }
-        if len(self._nodes) != len(self._service.merchants):
-            raise ConfigError("service.merchants: two merchants have the same node_key; expected one each.")
-        identities = self._training.directory(time.time()).opened.identities()
-        self._identities = {identities[name]: name for name in self._service.merchants}
+        self._members = Members(self._service, self._training.plan.league)
         self._ended = threading.Event()
         self._failure: Exception | None = None
 
@@ -107,13 +99,12 @@ class Daemon:
                         tls.certificate, MAX_PEM_BYTES, "a PEM certificate", ConfigError
                     ),
                     key=read_bounded(tls.key, MAX_PEM_BYTES, "a PEM key", ConfigError),
-                    identities=self._identities,
+                    identities=lambda: self._members.identities,
                 )
             )
             link = stack.enter_context(SuperLink(service))
-            for pem in self._nodes:
-                link.register(pem)
-            executor = Executor(link.state, lambda context: self._run(context, streams), streams.abort)
+            self._register(link)
+            executor = Executor(link.state, lambda context: self._run(context, streams, link), streams.abort)
             stack.enter_context(executor)
             self._say(
                 "listening",
@@ -125,7 +116,7 @@ class Daemon:
             )
             yield link
 
-    def _run(self, context: RunContext, streams: StreamServer) -> None:
+    def _run(self, context: RunContext, streams: StreamServer, link: SuperLink) -> None:
         """Be the pinned ServerApp: train, publish. What went wrong is kept for `train` and goes to Flower, too."""
         training, plan = self._training, self._training.plan
         self._failure = None
@@ -133,6 +124,11 @@ class Daemon:
         def say(kind: str, text: str, **facts: Any) -> None:
             context.log(text)
             self._say(kind, text, **facts)
+
+        def refresh() -> frozenset[str]:
+            self._members.refresh(lambda text: say("directory", text))
+            self._register(link)
+            return self._members.names
 
         def on_round(report: RoundReport) -> None:
             outcome = report.outcome
@@ -155,18 +151,24 @@ class Daemon:
             done = training.rounds_done()
             if done:
                 say("resumed", f"Going on after round {done} of {plan.training.rounds}.", rounds_done=done)
-            membership = FlowerMembership(context.grid, self._nodes)
+            membership = FlowerMembership(
+                context.grid,
+                lambda: self._members.nodes,
+                lambda name, epsilon: say(
+                    "spent", f"{name} has spent ε = {epsilon:.3f} in all.", merchant=name, epsilon=epsilon
+                ),
+            )
             with BlockTransport(
                 streams,
                 membership,
                 training.signed_plan,
                 plan,
                 self._service.aggregator.address,
-                frozenset(self._service.merchants),
+                refresh,
                 self._service.blocks,
                 lambda text: say("merchants", text),
             ) as transport:
-                model = training.run(transport, on_round)
+                model = training.run(transport, lambda: self._members.current, on_round)
             published = training.publish(model)
             if published.is_dir():
                 text = f"The recognizer is in {published}."
@@ -184,6 +186,11 @@ class Daemon:
             raise
         finally:
             self._ended.set()
+
+    def _register(self, link: SuperLink) -> None:
+        """Let every member's node in. One that is no member any more may come, but is asked nothing."""
+        for pem in self._members.nodes:
+            link.register(pem)
 
     def _say(self, kind: str, text: str, **facts: Any) -> None:
         self._tell(Event(kind, text, facts))

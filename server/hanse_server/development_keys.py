@@ -21,10 +21,12 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from hanse_common import signing, wire
-from hanse_common.credentials import create_node_key
+from hanse_common.charter import CharterFile, SignedCharter, founded
+from hanse_common.credentials import create_node_key, load_node_public, node_point
 from hanse_common.directory import Directory, Entry, SignedDirectory
 from hanse_common.errors import ConfigError
 from hanse_common.files import PUBLIC, create_secret, write_atomically
+from hanse_common.membership import Request, SignedRequest
 
 AUTHORITY_DAYS = 365
 CERTIFICATE_DAYS = 90
@@ -44,8 +46,15 @@ class DevelopmentKeys:
     key: Path
     token: Path
     league_key: Path
+    charter: Path
     directory: Path
     merchants: dict[str, Path]
+
+    @property
+    def pinned(self) -> str:
+        """The digest of the league's charter, 64 hexadecimal digits."""
+        charters = wire.decode(CharterFile, self.charter.read_bytes()).charters
+        return charters[0].read().digest.hex()
 
 
 def make_keys(
@@ -71,6 +80,7 @@ def make_keys(
         key=folder / "server.key",
         token=folder / "admin.token",
         league_key=folder / "league.key",
+        charter=folder / "charter.hanse",
         directory=folder / "directory.hanse",
         merchants={name: folder / name for name in merchants},
     )
@@ -82,32 +92,45 @@ def make_keys(
     write_atomically(made.certificate, certificate.public_bytes(Encoding.PEM), PUBLIC)
     create_secret(made.key, server_key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     create_secret(made.token, secrets.token_urlsafe(32).encode() + b"\n")
-    identities = {}
-    for name, own in made.merchants.items():
+    for own in made.merchants.values():
         own.mkdir(mode=0o700)
-        identities[name] = signing.public_bytes(signing.create_key(own / "identity.key"))
+        signing.create_key(own / "identity.key")
         create_node_key(own / "node.key")
-    if identities:
+    if merchants:
         key = signing.create_key(made.league_key)
-        signed = sign_directory(league, identities, key, datetime.now(UTC))
+        charter = founded(league, key)
+        write_atomically(made.charter, wire.encode(CharterFile(charters=(charter,))), PUBLIC)
+        signed = sign_directory(charter, made.merchants, key, datetime.now(UTC))
         write_atomically(made.directory, wire.encode(signed), PUBLIC)
     return made
 
 
 def sign_directory(
-    league: str, identities: Mapping[str, bytes], key: Ed25519PrivateKey, now: datetime
+    charter: SignedCharter, shops: Mapping[str, Path], key: Ed25519PrivateKey, now: datetime
 ) -> SignedDirectory:
-    """Return a directory of the merchants with these identities, each an entity called like it, for a year."""
+    """Return a directory for a year of the merchants whose keys are in these folders, each an entity of its name."""
+    opened = charter.read()
     expires = int((now + timedelta(days=AUTHORITY_DAYS)).timestamp())
-    entries = tuple(
-        Entry(name=name, entity=name, identity=identity, expires=expires)
-        for name, identity in sorted(identities.items())
+    entries = []
+    for name, own in sorted(shops.items()):
+        identity = signing.load_key(own / "identity.key")
+        request = Request(
+            charter=opened.digest,
+            name=name,
+            entity=name,
+            identity=signing.public_bytes(identity),
+            node_key=node_point(load_node_public(own / "node.key.pub")),
+        )
+        entries.append(Entry.of(SignedRequest.make(request, identity), expires))
+    directory = Directory(
+        league=opened.league,
+        charter=opened.digest,
+        # Later ones are of a later version, as merchants ask of a directory.
+        version=int(now.timestamp()) - VERSIONS_SINCE,
+        expires=expires,
+        entries=tuple(entries),
     )
-    # Later ones are of a later version, as merchants ask of a directory.
-    version = int(now.timestamp()) - VERSIONS_SINCE
-    return SignedDirectory.sign(
-        Directory(league=league, version=version, expires=expires, entries=entries), key
-    )
+    return SignedDirectory.of(directory, (charter,)).signed_by(key)
 
 
 def _authority(key: ec.EllipticCurvePrivateKey) -> x509.Certificate:

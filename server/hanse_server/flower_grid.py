@@ -1,13 +1,13 @@
 """Who is there and takes part, by Flower: one message to each merchant's node for a block, and one reply.
 
-    membership = FlowerMembership(context.grid, {node_public_pem: "alder"})
+    membership = FlowerMembership(context.grid, lambda: {node_public_pem: "alder"})
 
 Implements `hanse_server.blocks.Membership`. A node counts by its public key, which Flower has checked.
 """
 
 import logging
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from flwr.app import Message
 from flwr.common.constant import ErrorCode
@@ -33,11 +33,20 @@ NO_REPLY = frozenset(
 
 
 class FlowerMembership:
-    """The merchants of `names`, by their nodes' public keys (PEM), on Flower's `grid`."""
+    """The merchants on Flower's `grid`. `names` returns them as of now, by their nodes' public keys (PEM).
 
-    def __init__(self, grid: Grid, names: Mapping[bytes, str]) -> None:
+    `on_spent` hears a merchant's name and the ε that it spent in all, where its policy lets it say so.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        names: Callable[[], Mapping[bytes, str]],
+        on_spent: Callable[[str, float], None] = lambda name, epsilon: None,
+    ) -> None:
         self._grid = grid
-        self._names = dict(names)
+        self._names = names
+        self._on_spent = on_spent
         self._block = b""
         self._waiting: dict[str, str] = {}
         self._reports: dict[str, ReportCode] = {}
@@ -75,31 +84,34 @@ class FlowerMembership:
         What is no report of this block counts as malformed; what Flower says will never come, as lost.
         """
         for asked, name in tuple(self._waiting.items()):
-            code = self._pull(asked)
+            code = self._pull(asked, name)
             if code is not None:
                 del self._waiting[asked]
                 self._reports[name] = code
         return dict(self._reports)
 
     def _nodes(self) -> dict[str, int]:
-        found = {self._names.get(node.public_key): node.node_id for node in self._grid.get_nodes()}
+        names = self._names()
+        found = {names.get(node.public_key): node.node_id for node in self._grid.get_nodes()}
         return {name: node for name, node in found.items() if name is not None}
 
-    def _pull(self, asked: str) -> ReportCode | None:
+    def _pull(self, asked: str, name: str) -> ReportCode | None:
         """Return what the reply to one message says, None while there is none. It is released before the next."""
         try:
             replies = list(self._grid.pull_messages([asked]))
-            return self._code(replies[0]) if replies else None
+            return self._code(replies[0], name) if replies else None
         except Exception as error:
             # flwr puts a reply together out of what its sender chose to upload, and fails in many ways.
             log.info("A reply could not be read (%s).", type(error).__name__)
             return ReportCode.MALFORMED
 
-    def _code(self, reply: Message) -> ReportCode:
+    def _code(self, reply: Message, name: str) -> ReportCode:
         if reply.has_error():
             return ReportCode.LOST if reply.error.code in NO_REPLY else ReportCode.MALFORMED
         try:
             report = wire.decode(BlockReport, from_record(reply.content, MAX_REPORT_BYTES), MAX_REPORT_BYTES)
         except WireError:
             return ReportCode.MALFORMED
+        if report.epsilon is not None:
+            self._on_spent(name, report.epsilon)
         return report.code if report.block in (self._block, bytes(16)) else ReportCode.MALFORMED

@@ -28,6 +28,7 @@ import grpc
 
 from hanse_common import wire
 from hanse_common.credentials import fingerprint
+from hanse_common.directory import MAX_MEMBERS
 from hanse_common.errors import ConfigError, RunStopped, SignatureInvalid, WireError
 from hanse_common.session import (
     FRAME_BYTES,
@@ -104,21 +105,27 @@ class _Block:
 
 
 class StreamServer:
-    """Implements `hanse_server.blocks.Streams`. `identities` maps each directory identity to the merchant's name.
+    """Implements `hanse_server.blocks.Streams`. `identities` returns the merchants' names, as of now, by their
+    directory identities.
 
     `certificate` and `key` are PEM. `port` may be 0; the bound one is in `port` once started. Raises
     `ConfigError` when certificate, key, host or port can't be used.
     """
 
     def __init__(
-        self, host: str, port: int, certificate: bytes, key: bytes, identities: Mapping[bytes, str]
+        self,
+        host: str,
+        port: int,
+        certificate: bytes,
+        key: bytes,
+        identities: Callable[[], Mapping[bytes, str]],
     ) -> None:
         self.port = port
         self._host = host
         self._certificate = certificate
         self._key = key
         self._fingerprint = fingerprint(certificate)
-        self._identities = dict(identities)
+        self._identities = identities
         self._pending: Counter[str] = Counter()
         self._block: _Block | None = None
         self._replies: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -254,7 +261,7 @@ class StreamServer:
     async def _start(self) -> None:
         # Beyond every merchant, one replaced stream of each, and those that have not said who they are, there is
         # nobody to serve.
-        limit = 2 * len(self._identities) + MAX_PENDING
+        limit = 2 * MAX_MEMBERS + MAX_PENDING
         self._server = grpc.aio.server(options=_OPTIONS, maximum_concurrent_rpcs=limit)
         self._server.add_generic_rpc_handlers((_Handler(self._serve),))
         try:
@@ -274,7 +281,7 @@ class StreamServer:
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many streams")
         self._pending[address] += 1
         try:
-            hello, block = await asyncio.wait_for(self._meet(context), HELLO_SECONDS)
+            name, block = await asyncio.wait_for(self._meet(context), HELLO_SECONDS)
         except (TimeoutError, WireError, SignatureInvalid) as error:
             log.info("A stream from %s was refused: %s", address, _reason(error))
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "no valid hello")
@@ -285,7 +292,7 @@ class StreamServer:
         if block is None:
             await context.abort(grpc.StatusCode.NOT_FOUND, "no such block")
             return  # never reached: abort raises
-        stream = self._join(block, self._identities[hello.identity])
+        stream = self._join(block, name)
         try:
             status = await self._converse(block, stream, context)
         except (WireError, _Violation) as error:
@@ -296,19 +303,20 @@ class StreamServer:
         if status is not grpc.StatusCode.OK:
             await context.abort(status, "")
 
-    async def _meet(self, context: Any) -> tuple[Hello, _Block | None]:
-        """Return the merchant's hello, once it is proven, and its block if that is open.
+    async def _meet(self, context: Any) -> tuple[str, _Block | None]:
+        """Return the merchant's name, once it has proven who it is, and its block if that is open.
 
         Raises `SignatureInvalid`, `WireError`.
         """
         nonce = os.urandom(32)
         await _write(context, wire.encode(Challenge(nonce=nonce)))
         hello = wire.decode(Hello, await _read(context, RecordReader(MAX_HELLO_BYTES)), MAX_HELLO_BYTES)
-        if hello.identity not in self._identities:
+        name = self._identities().get(hello.identity)
+        if name is None:
             raise SignatureInvalid("not a merchant of this league")
         hello.verify(nonce, self._fingerprint)
         block = self._block
-        return hello, block if block is not None and block.id == hello.block else None
+        return name, block if block is not None and block.id == hello.block else None
 
     def _join(self, block: _Block, name: str) -> _Stream:
         """Make the stream the merchant's only one: a reconnect must not wait until the old one is missed."""

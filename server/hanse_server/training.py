@@ -7,7 +7,6 @@
 torch is loaded when a training starts, not before.
 """
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hanse_common import wire
-from hanse_common.directory import MAX_DIRECTORY_BYTES, SignedDirectory
 from hanse_common.errors import ConfigError, SignatureInvalid, WireError
 from hanse_common.files import PUBLIC, read_bounded, write_atomically
 from hanse_common.plan import MeanTraining, Plan, SignedPlan
@@ -68,37 +66,15 @@ class Training:
         checkpoint = self.store.load(self.plan.digest, self.plan.dimension)
         return checkpoint.rounds_done if checkpoint else 0
 
-    def directory(self, now: float) -> LeagueDirectory:
-        """Return the league's directory.
-
-        Raises `ConfigError` when a merchant of the configuration is not in it, `SignatureInvalid`, `WireError`,
-        `DirectoryRefused`.
-        """
-        path = self.service.directory
-        data = read_bounded(path, MAX_DIRECTORY_BYTES, "the league's signed directory", ConfigError)
-        try:
-            signed = wire.decode(SignedDirectory, data)
-            opened = signed.open(bytes.fromhex(self.service.league_key), now)
-        except WireError as error:
-            raise WireError(f"{path}: not a directory. {error}") from None
-        except SignatureInvalid:
-            raise SignatureInvalid(
-                f"{path}: not signed with the key under service.league_key; ask who holds the league's key."
-            ) from None
-        unknown = sorted(self.service.merchants.keys() - opened.identities().keys())
-        if unknown:
-            raise ConfigError(
-                f"service.merchants: {', '.join(unknown)}: not in the league's directory {path}, version "
-                f"{opened.version}; expected its names."
-            )
-        if opened.league != self.plan.league:
-            raise ConfigError(
-                f"{path}: found the directory of {opened.league}, the plan is {self.plan.league}'s."
-            )
-        return LeagueDirectory(signed, opened)
-
-    def run(self, transport: Transport, on_round: Callable[[RoundReport], None]) -> NDArray[np.float32]:
+    def run(
+        self,
+        transport: Transport,
+        directory: Callable[[], LeagueDirectory],
+        on_round: Callable[[RoundReport], None],
+    ) -> NDArray[np.float32]:
         """Run the rounds that are left, if any, and return the published model, shape (d,), float32.
+
+        `directory` returns the league's directory as of now, asked at each set-up.
 
         Raises as `league.train` does.
         """
@@ -114,7 +90,7 @@ class Training:
             transport,
             self.signed_plan,
             self.plan,
-            self.directory(time.time()),
+            directory,
             self.store.next_attempt,
             setup_rounds=self.service.blocks.rounds,
             attempts=self.optimization.attempts,

@@ -175,11 +175,12 @@ def gradients(
 def dp_step(
     quick: Annotated[bool, typer.Option("--quick", help="Repeat less: rougher.")] = False,
     as_json: JsonOption = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:INDEX.", metavar="DEVICE")] = "cpu",
 ) -> None:
-    """What privacy costs: one training step with it over one without, beside Opacus; with peak memory."""
+    """What privacy costs: one training step with it over one without, beside Opacus; with peak memory and ε."""
     from hanse_simulations.benchmarks import dp_step as benchmark
 
-    figures = benchmark.run(quick)
+    figures = benchmark.run(quick, device=device)
     benchmark.show(figures)
     _write_json(as_json, figures)
 

@@ -23,6 +23,7 @@ from hanse_client.config import ClientConfig
 from hanse_client.examples import Examples
 from hanse_client.ledger import Ledger
 from hanse_common import signing, wire
+from hanse_common.charter import CharterFile, founded
 from hanse_common.config import load
 from hanse_common.credentials import create_node_key
 from hanse_common.errors import RoundFailed
@@ -60,13 +61,18 @@ def make_server(experiment: Experiment, folder: Path, shops: Mapping[str, Path],
     plan = make_plan(experiment.plan, serial)
     signed = SignedPlan.sign(plan, key)
     write_atomically(folder / "plan.hanse", wire.encode(signed))
-    identities = {name: _make_keys(shop / "state") for name, shop in shops.items()}
+    states = {name: shop / "state" for name, shop in shops.items()}
+    for state in states.values():
+        _make_keys(state)
     # Not the operator's: in a real league somebody else holds this key, elsewhere.
     league = folder.with_name("league")
     shutil.rmtree(league, ignore_errors=True)
     league.mkdir()
     league_key = signing.create_key(league / "league.key")
-    directory = sign_directory(experiment.plan.league, identities, league_key, datetime.now(UTC))
+    charter = founded(experiment.plan.league, league_key)
+    pinned = charter.read().digest.hex()
+    write_atomically(league / "charter.hanse", wire.encode(CharterFile(charters=(charter,))), PUBLIC)
+    directory = sign_directory(charter, states, league_key, datetime.now(UTC))
     write_atomically(folder / "directory.hanse", wire.encode(directory), PUBLIC)
     admin, fleet, streams = free_ports(3)
     text = yaml.safe_dump(
@@ -77,7 +83,7 @@ def make_server(experiment: Experiment, folder: Path, shops: Mapping[str, Path],
             "service": {
                 "plan": "plan.hanse",
                 "directory": "directory.hanse",
-                "league_key": signing.public_bytes(league_key).hex(),
+                "charter": pinned,
                 "state": "state",
                 "whitening": f"../result/{WHITENING_FILE}",
                 "tls": {
@@ -93,10 +99,6 @@ def make_server(experiment: Experiment, folder: Path, shops: Mapping[str, Path],
                     "address": f"localhost:{streams}",
                 },
                 "blocks": {"rounds": 20, "patience": 600, "gather": 60},
-                "merchants": {
-                    name: {"node_key": str((shop / "state" / "node.key.pub").resolve())}
-                    for name, shop in shops.items()
-                },
             },
         },
         sort_keys=False,
@@ -104,22 +106,18 @@ def make_server(experiment: Experiment, folder: Path, shops: Mapping[str, Path],
     )
     (folder / "hanse-server.yaml").write_text(text, encoding="utf-8")
     for shop in shops.values():
-        pinned = {
-            "operator_key": signing.public_bytes(key).hex(),
-            "league_key": signing.public_bytes(league_key).hex(),
-        }
-        _connect(shop / "hanse-client.yaml", f"localhost:{fleet}", pinned)
+        believed = {"operator_key": signing.public_bytes(key).hex(), "charter": pinned}
+        _connect(shop / "hanse-client.yaml", f"localhost:{fleet}", believed)
     return signed
 
 
-def _make_keys(state: Path) -> bytes:
-    """Make a shop's keys, anew, as `hanse-client keygen` does, and return its public identity."""
+def _make_keys(state: Path) -> None:
+    """Make a shop's keys, anew, as `hanse-client init` does."""
     state.mkdir(mode=0o700, exist_ok=True)
     for path in (*state.glob("identity.key*"), *state.glob("node.key*")):
         path.unlink()
-    identity = signing.create_key(state / "identity.key")
+    signing.create_key(state / "identity.key")
     create_node_key(state / "node.key")
-    return signing.public_bytes(identity)
 
 
 def _connect(path: Path, server: str, pinned: dict[str, str]) -> None:

@@ -30,7 +30,7 @@ from hanse_simulations import daemons, datasets, partition, run
 from hanse_simulations.console import bar, console
 from hanse_simulations.experiment import Experiment
 from hanse_simulations.shops import deal, make_test_examples, require_classes, whitened
-from hanse_simulations.simulation import League, Member, identity_key, league_key, operator_key
+from hanse_simulations.simulation import League, Member, identity_key, operator_key, simulated_charter
 
 HOLDOUT_FRACTION = 0.1
 
@@ -120,7 +120,7 @@ def client_config(experiment: Experiment) -> dict[str, Any]:
         "whitening": f"../../result/{WHITENING_FILE}",
         "league": {
             "operator_key": signing.public_bytes(operator_key(experiment)).hex(),
-            "league_key": signing.public_bytes(league_key(experiment)).hex(),
+            "charter": simulated_charter(experiment).read().digest.hex(),
             "taxonomy": {"classes": list(plan.taxonomy.classes)},
         },
         "policy": {

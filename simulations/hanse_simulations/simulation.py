@@ -31,6 +31,7 @@ from hanse_client.participant import Participant, PinnedLeague
 from hanse_client.policy import Policy
 from hanse_client.training import ShopTrainer
 from hanse_common import signing, wire
+from hanse_common.charter import SignedCharter, founded
 from hanse_common.directory import Directory, Entry, SignedDirectory
 from hanse_common.errors import WireError
 from hanse_common.messages import MAX_MESSAGE_BYTES, Start
@@ -102,11 +103,12 @@ class League:
 
     def train(self, on_round: Callable[[RoundReport], None] = lambda report: None) -> NDArray[np.float32]:
         """Run all rounds, or those that are left, and return the published model, shape (d,), float32."""
+        directory = directory_of(self.experiment, self.members)
         rounds = MaskedRounds(
             self.grid,
             self.signed_plan,
             self.plan,
-            directory_of(self.experiment, self.members),
+            lambda: directory,
             self.store.next_attempt,
             setup_rounds=SETUP_ROUNDS,
             attempts=self.experiment.optimization.attempts,
@@ -182,8 +184,21 @@ def directory_of(experiment: Experiment, merchants: Iterable[str]) -> LeagueDire
         )
         for name in sorted(merchants)
     )
-    directory = Directory(league=experiment.plan.league, version=1, expires=NEVER, entries=entries)
-    return LeagueDirectory(SignedDirectory.sign(directory, league_key(experiment)), directory)
+    charter = simulated_charter(experiment)
+    directory = Directory(
+        league=experiment.plan.league,
+        charter=charter.read().digest,
+        version=1,
+        expires=NEVER,
+        entries=entries,
+    )
+    signed = SignedDirectory.of(directory, (charter,)).signed_by(league_key(experiment))
+    return LeagueDirectory(signed, directory)
+
+
+def simulated_charter(experiment: Experiment) -> SignedCharter:
+    """Return the charter of the simulated league, whose key has one holder."""
+    return founded(experiment.plan.league, league_key(experiment))
 
 
 def _key(experiment: Experiment, holder: str) -> Ed25519PrivateKey:
@@ -233,7 +248,7 @@ def seeded_members(
     policy = simulated_policy(experiment, budget)
     league = PinnedLeague(
         operator_key=signing.public_bytes(operator_key(experiment)),
-        league_key=signing.public_bytes(league_key(experiment)),
+        charter=simulated_charter(experiment).read().digest,
         taxonomy=settings.taxonomy,
     )
     members = {}

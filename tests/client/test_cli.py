@@ -42,7 +42,7 @@ recognizer: recognizer
 holdout_fraction: 0.25
 league:
   operator_key: {key}
-  league_key: a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1
+  charter: a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1
   taxonomy: {{classes: [shirt, shoe, bag]}}
 policy:
   league: test

@@ -2,17 +2,19 @@
 
 import hashlib
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from hanse_client import embeddings
-from hanse_client.embeddings import CHUNK, EmbeddingCache, embed
+from hanse_client.embeddings import CHUNK, EmbeddingCache, embed, embed_ahead
 from hanse_common.errors import CatalogError, PhotoUnreadable
+from hanse_common.vision.extraction import network_rows
 from hanse_common.vision.recipe import Linear, Preprocessing, Projection, Recipe, Scattering, SmallCnn
 
 RECIPE = Recipe(
@@ -114,15 +116,135 @@ def test_another_head_costs_nothing(cache: EmbeddingCache) -> None:
     assert opened(photos) == [0] * 3
 
 
-def test_stale_embeddings_are_forgotten(cache: EmbeddingCache) -> None:
+def test_photos_that_are_gone_are_forgotten_under_every_recipe(cache: EmbeddingCache) -> None:
     photos = pictures(6)
     embed(photos, RECIPE, cache)
-    cache.put(bytes(32), [(photos[0].digest, np.zeros(6, np.float32))])
+    cache.put(bytes(32), [(photo.digest, np.zeros(6, np.float32)) for photo in photos])
     kept = [photo.digest for photo in photos[:4]]
-    assert cache.evict(NAME, [*kept, kept[0]]) == 3, "two photos that are gone, one of another recipe"
-    assert cache.get(NAME, (photo.digest for photo in photos), 6).keys() == set(kept)
-    assert cache.get(bytes(32), [photos[0].digest], 6) == {}
+    assert cache.evict(NAME, [*kept, kept[0]]) == 4, "two photos that are gone, under two recipes"
+    for name in (NAME, bytes(32)):
+        assert cache.get(name, (photo.digest for photo in photos), 6).keys() == set(kept)
     assert cache.evict(NAME, kept) == 0
+
+
+def test_the_recipes_used_last_are_kept(cache: EmbeddingCache) -> None:
+    """A league that changes between recipes makes nobody embed anew."""
+    photo = pictures(1)[0].digest
+    names = [bytes([number]) * 32 for number in range(5)]
+
+    def use(number: int) -> int:
+        cache.put(names[number], [(photo, np.full(6, number, np.float32))])
+        return cache.evict(names[number], [photo])
+
+    def kept() -> set[int]:
+        return {number for number, name in enumerate(names) if cache.get(name, [photo], 6)}
+
+    assert [use(number) for number in (0, 1, 2, 0, 1, 2, 0)] == [0] * 7
+    assert kept() == {0, 1, 2}
+    assert use(3) == 1
+    assert kept() == {0, 2, 3}, "1 was used least recently"
+    cache.put(names[4], [(photo, np.zeros(6, np.float32))])
+    assert kept() == {0, 2, 3, 4}, "embedded ahead, and used before the others are looked through again"
+    assert use(3) == 1
+    assert kept() == {0, 3, 4}
+
+
+def test_a_cache_that_knows_no_recipes_yet_keeps_the_one_in_use(path: Path) -> None:
+    with EmbeddingCache(path) as cache:
+        embed(pictures(3), RECIPE, cache)
+        cache.put(bytes(32), [(bytes(32), np.zeros(6, np.float32))])
+    with sqlite3.connect(path) as database:
+        database.execute("DROP TABLE recipe")
+    database.close()
+    photos = pictures(3)
+    with EmbeddingCache(path) as cache:
+        assert cache.evict(NAME, (photo.digest for photo in photos)) == 1
+        embed(photos, RECIPE, cache)
+    assert opened(photos) == [0] * 3
+
+
+# In advance
+
+
+def test_what_is_embedded_ahead_is_what_would_be_embedded_later(tmp_path: Path) -> None:
+    photos = pictures(150)
+    heard: list[tuple[int, int]] = []
+    with EmbeddingCache(tmp_path / "ahead.sqlite") as cache:
+        embed(photos[:7], RECIPE, cache)
+        assert embed_ahead(photos, RECIPE, cache, lambda: False, progress=lambda *done: heard.append(done))
+        assert opened(photos) == [1] * 150
+        ahead = embed(photos, RECIPE, cache).features
+        assert embed_ahead(photos, RECIPE, cache, lambda: False)
+    assert opened(photos) == [1] * 150, "nothing is opened twice"
+    assert heard == [(7, 150), (71, 150), (135, 150), (150, 150)]
+    with EmbeddingCache(tmp_path / "later.sqlite") as cache:
+        assert ahead.tobytes() == embed(photos, RECIPE, cache).features.tobytes()
+
+
+def test_embedding_ahead_stops_within_a_batch_and_goes_on_there(cache: EmbeddingCache) -> None:
+    photos = pictures(150)
+    stop = False
+
+    def progress(done: int, total: int) -> None:
+        nonlocal stop
+        stop = done > 0
+
+    assert not embed_ahead(photos, RECIPE, cache, lambda: stop, progress=progress)
+    assert sum(opened(photos)) == 64
+    stop = False
+    assert embed_ahead(photos, RECIPE, cache, lambda: stop)
+    assert opened(photos) == [1] * 150
+    assert not embed_ahead(pictures(1, first=500), RECIPE, cache, lambda: True)
+
+
+def test_embedding_ahead_gives_way_before_every_batch(cache: EmbeddingCache) -> None:
+    photos = pictures(150)
+    done_at = []
+    assert embed_ahead(
+        photos, RECIPE, cache, lambda: False, give_way=lambda stop: done_at.append(sum(opened(photos)))
+    )
+    assert done_at == [0, 0, 64, 128], "first before the network is loaded"
+
+
+def test_embedding_ahead_stops_while_it_waits(cache: EmbeddingCache) -> None:
+    stop = False
+
+    def waiting(asked: Callable[[], bool]) -> None:
+        nonlocal stop
+        stop = True
+        assert asked()
+
+    photos = pictures(3)
+    assert not embed_ahead(photos, RECIPE, cache, lambda: stop, give_way=waiting)
+    assert opened(photos) == [0] * 3
+
+
+def test_embedding_ahead_passes_over_what_cannot_be_decoded(cache: EmbeddingCache) -> None:
+    photos = pictures(5)
+    photos[1].damaged = True
+    assert embed_ahead(photos, RECIPE, cache, lambda: False)
+    assert embed(photos, RECIPE, cache).kept.tolist() == [0, 2, 3, 4]
+    assert opened(photos) == [1, 2, 1, 1, 1]
+
+
+def test_a_net_trained_whole_has_nothing_to_embed_ahead(cache: EmbeddingCache) -> None:
+    recipe = Recipe(preprocessing=Preprocessing(size=8, channels=3), backbone=None, model=SmallCnn())
+    photos = pictures(3)
+    assert embed_ahead(photos, recipe, cache, lambda: False)
+    assert opened(photos) == [0] * 3
+
+
+def test_embedding_keeps_to_its_memory(cache: EmbeddingCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int | None] = []
+
+    def rows(*arguments: Any) -> int:
+        asked.append(arguments[3])
+        return network_rows(*arguments)
+
+    monkeypatch.setattr("hanse_common.vision.extraction.network_rows", rows)
+    embed(pictures(3), RECIPE, cache, memory=1 << 20)
+    embed_ahead(pictures(5), RECIPE, cache, lambda: False, memory=1 << 20)
+    assert asked == [1 << 20] * 2
 
 
 def test_an_embedding_depends_on_its_photo_alone(tmp_path: Path) -> None:

@@ -463,3 +463,90 @@ def test_the_trial_leaves_dropout_and_parameters_as_they_were() -> None:
         clipped.sum(torch.randn(5, 6), torch.zeros(5, dtype=torch.int64))
     assert model[0].training
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+# How many rows at once
+
+
+def wide() -> nn.Module:
+    """A net whose gradients are 0.4 MB a photo."""
+    torch.manual_seed(5)
+    return nn.Sequential(nn.Dropout(0.5), nn.Linear(100, 1000), nn.Tanh(), nn.Linear(1000, 3))
+
+
+@pytest.mark.parametrize(("mebibytes", "rows"), [(5, 1), (8, 8), (13, 16), (None, 32)])
+@pytest.mark.parametrize("photos", [1, 70])
+def test_the_microbatch_follows_from_memory_and_not_from_photos(
+    mebibytes: int | None, rows: int, photos: int
+) -> None:
+    memory = None if mebibytes is None else mebibytes * 2**20
+    heights = []
+    model = wide()
+    with ClippedSum(model, NORM, FINE, memory=memory) as clipped:
+        clipped.prepare(torch.full((photos, 100), torch.nan))
+        assert clipped.microbatch == rows
+        model.register_forward_pre_hook(lambda _, inputs: heights.append(len(inputs[0])))
+        for count in (0, 1, 5, photos):
+            clipped.sum(torch.randn(count, 100), torch.zeros(count, dtype=torch.int64))
+        assert clipped.microbatch == rows
+    assert set(heights) == {rows}, "after the trials never another height"
+
+
+def test_one_example_moves_no_other_at_the_microbatch_found() -> None:
+    torch.manual_seed(2)
+    inputs, targets = torch.randn(30, 100), torch.randint(0, 3, (30,))
+    model = wide()[1:]
+    with ClippedSum(model, NORM, FINE, memory=8 * 2**20) as clipped:
+        whole, own = clipped.sum(inputs, targets), clipped.sum(inputs[:1], targets[:1])
+        assert np.array_equal(whole - own, clipped.sum(inputs[1:], targets[1:]))
+
+
+def test_preparing_changes_nothing_and_is_done_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = wide()
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    torch.manual_seed(3)
+    expected = torch.randn(4)
+    torch.manual_seed(3)
+    with ClippedSum(model, NORM, FINE) as clipped:
+        clipped.prepare(torch.zeros(1, 100))
+        assert torch.equal(torch.randn(4), expected), "dropout masks must not depend on when it is done"
+        assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+        for name in ("fitting_rows", "_fill"):
+            monkeypatch.setattr(f"hanse_client.gradients.{name}", None)
+        clipped.sum(torch.randn(40, 100), torch.zeros(40, dtype=torch.int64))
+
+
+def test_a_net_too_large_for_the_memory_is_refused() -> None:
+    with (
+        ClippedSum(wide(), NORM, FINE, memory=2**20) as clipped,
+        pytest.raises(RecognizerError, match=r"One photo at a time takes \d+ MB here, found 1 MB allowed"),
+    ):
+        clipped.prepare(torch.zeros(1, 100))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@every_model
+def test_one_example_moves_no_other_on_cuda(name: str) -> None:
+    model, inputs, targets = make(name, 300)
+    inputs, targets = inputs.cuda(), targets.cuda()
+    with ClippedSum(model.cuda(), NORM, FINE) as clipped:
+        clipped.prepare(inputs)
+        rows = clipped.microbatch
+        whole, own = clipped.sum(inputs, targets), clipped.sum(inputs[:1], targets[:1])
+        assert np.array_equal(whole - own, clipped.sum(inputs[1:], targets[1:]))
+        assert clipped.microbatch == rows > 1, "as many rows as the GPU has room for, not one at a time"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_the_microbatch_keeps_to_its_memory_on_cuda() -> None:
+    inputs, targets = torch.randn(300, 100, device="cuda"), torch.zeros(300, dtype=torch.int64, device="cuda")
+    memory = 200 * 2**20  # the columns quantised at a time take 128 MiB of it
+    with ClippedSum(wide().cuda(), NORM, FINE, memory=memory) as clipped:
+        clipped.prepare(inputs)
+        assert 1 < clipped.microbatch <= 128
+        torch.cuda.reset_peak_memory_stats()
+        held = torch.cuda.memory_allocated()
+        clipped.sum(inputs, targets)
+        assert torch.cuda.max_memory_allocated() - held <= memory

@@ -193,7 +193,7 @@ def write_shop(folder: Path, hostile: Hostile) -> Path:
                 "state": "state",
                 "league": {
                     "operator_key": "0" * 64,
-                    "league_key": "1" * 64,
+                    "charter": "1" * 64,
                     "taxonomy": {"classes": ["shoe", "bag"]},
                 },
                 "policy": {"league": "test", "epsilon": 1.0},

@@ -25,8 +25,10 @@ from hanse_client.participant import Participant, PinnedLeague, _until_slot
 from hanse_client.policy import Policy
 from hanse_client.training import ShopTrainer
 from hanse_common import messages, signing, wire
+from hanse_common.charter import SignedCharter, founded
 from hanse_common.directory import Directory, Entry, SignedDirectory
 from hanse_common.errors import LedgerError
+from hanse_common.membership import Request, SignedRequest
 from hanse_common.messages import DeclineCode, Declined, Invitation, Start
 from hanse_common.plan import Cohort, Plan, SignedPlan
 from hanse_common.randomness import AesCtrStream, OsRandomness
@@ -52,6 +54,7 @@ from hanse_common.secagg.witness import Witness
 from hanse_common.vision.taxonomy import Taxonomy
 
 KEY, LEAGUE_KEY, OWN, *PEERS = (Ed25519PrivateKey.from_private_bytes(bytes([n]) * 32) for n in range(1, 7))
+CHARTER = founded("test", LEAGUE_KEY)
 POLICY = Policy(league="test", epsilon=6.0, delta=2e-5)
 TAXONOMY = Taxonomy(classes=("shirt", "shoe", "bag"))
 NOW = 1_800_000_000
@@ -95,7 +98,7 @@ class Shop:
         self.replies: list[bytes] = []
         self.waits: list[float] = []
         self.participant = Participant(
-            PinnedLeague(signing.public_bytes(KEY), signing.public_bytes(LEAGUE_KEY), TAXONOMY),
+            PinnedLeague(signing.public_bytes(KEY), CHARTER.read().digest, TAXONOMY),
             policy,
             OWN,
             self.ledger,
@@ -130,8 +133,20 @@ def directory(**changes: Any) -> Directory:
         Entry(name=f"m{number}", entity=f"e{number}", identity=signing.public_bytes(key), expires=NOW + 99)
         for number, key in enumerate((OWN, *PEERS))
     )
-    fields = {"league": "test", "version": 3, "expires": NOW + 99, "entries": entries}
+    fields = {
+        "league": "test",
+        "charter": CHARTER.read().digest,
+        "version": 3,
+        "expires": NOW + 99,
+        "entries": entries,
+    }
     return Directory(**(fields | changes))
+
+
+def signed_directory(
+    listed: Directory, key: Ed25519PrivateKey = LEAGUE_KEY, charter: SignedCharter = CHARTER
+) -> SignedDirectory:
+    return SignedDirectory.of(listed, (charter,)).signed_by(key)
 
 
 def invite(
@@ -151,7 +166,7 @@ def invite(
         "attempt": attempt,
         "rounds": rounds,
         "signed_plan": SignedPlan.sign(plan, key),
-        "signed_directory": SignedDirectory.sign(listed or directory(), league_key),
+        "signed_directory": signed_directory(listed or directory(), league_key),
     }
     return Invitation(**(fields | changes))
 
@@ -359,7 +374,22 @@ REFUSED_INVITATIONS: dict[str, tuple[DeclineCode, Callable[[MakePlan], Invitatio
     "directory signed by the operator": (
         DeclineCode.DIRECTORY,
         lambda make: invite(make(), league_key=KEY),
-        "does not verify",
+        "0 of the 1 signatures",
+    ),
+    "directory under a charter of the operator's own": (
+        DeclineCode.DIRECTORY,
+        lambda make: invite(
+            make(),
+            signed_directory=signed_directory(
+                directory(charter=founded("test", KEY).read().digest), KEY, founded("test", KEY)
+            ),
+        ),
+        "another league's",
+    ),
+    "directory under another charter than it names": (
+        DeclineCode.DIRECTORY,
+        lambda make: invite(make(), listed=directory(charter=bytes(32))),
+        "under another charter",
     ),
     "directory of another league": (
         DeclineCode.DIRECTORY,
@@ -993,3 +1023,92 @@ def test_a_signed_invitation_that_is_refused_ends_the_set_up_before(shop: Shop, 
     made = ready(shop, plan)
     assert shop.ask(invite(plan, round_=4, attempt=99)).code == DeclineCode.UNEXPECTED
     assert made.upload().code == DeclineCode.UNEXPECTED
+
+
+def knowing(*peers: int, minimum: int) -> Policy:
+    verified = {f"m{number + 1}": signing.public_bytes(PEERS[number]).hex() for number in peers}
+    return POLICY.model_copy(update={"verified": verified, "minimum_verified": minimum})
+
+
+def test_a_roster_without_those_the_owner_verified_is_left(tmp_path: Path, make_plan: MakePlan) -> None:
+    """An operator who invented the others brings the shop together with these alone."""
+    shop = Shop(tmp_path, knowing(2, minimum=1))
+    setup = SetUp(shop, make_plan())  # PEERS[2] is not in it
+    declined = setup.share()
+    assert isinstance(declined, Declined) and declined.code is DeclineCode.ROSTER
+    assert "your policy needs 1 (minimum_verified)" in shop.told[-1]
+    assert shop.untouched()
+
+
+def test_a_sum_without_those_the_owner_verified_is_not_opened(tmp_path: Path, make_plan: MakePlan) -> None:
+    """They were in the roster, and the server says that they dropped out."""
+    shop = Shop(tmp_path, knowing(0, minimum=1))
+    plan = make_plan()
+    setup = SetUp(shop, plan, peers=3)
+    assert isinstance(setup.ready(), Ready)
+    upload = setup.upload()
+    absent = signing.public_bytes(PEERS[0])
+    places = tuple(place for place, member in enumerate(setup.made.members) if member.identity != absent)
+    declined = shop.ask(Survivors(**setup.start().work, places=places))
+    assert isinstance(declined, Declined) and declined.code is DeclineCode.SURVIVORS
+    assert "your policy needs 1" in shop.told[-1]
+    assert setup.finish(upload, absent=signing.public_bytes(PEERS[1])).shape == (21,), "others may go on"
+
+
+def test_enough_verified_merchants_in_roster_and_sum(tmp_path: Path, make_plan: MakePlan) -> None:
+    shop = Shop(tmp_path, knowing(0, 1, minimum=2))
+    setup = SetUp(shop, make_plan())
+    setup.ready()
+    assert setup.finish(setup.upload()).shape == (21,)
+
+
+def test_a_directory_that_expires_during_a_block_ends_it(tmp_path: Path, make_plan: MakePlan) -> None:
+    shop = Shop(tmp_path)
+    now = [NOW]
+    shop.participant._clock = lambda: now[0]
+    setup = SetUp(shop, make_plan())
+    setup.ready()
+    now[0] = NOW + 99
+    declined = setup.upload()
+    assert isinstance(declined, Declined) and declined.code is DeclineCode.DIRECTORY
+    assert shop.untouched()
+
+
+def test_an_operator_among_the_holders_of_the_leagues_key_is_refused(
+    tmp_path: Path, make_plan: MakePlan
+) -> None:
+    shop = Shop(tmp_path)
+    charter = founded("test", LEAGUE_KEY, KEY)
+    shop.participant._league = PinnedLeague(signing.public_bytes(KEY), charter.read().digest, TAXONOMY)
+    listed = directory(charter=charter.read().digest)
+    signed = SignedDirectory.of(listed, (charter,)).signed_by(LEAGUE_KEY).signed_by(KEY)
+    declined = shop.ask(invite(make_plan(), signed_directory=signed))
+    assert isinstance(declined, Declined) and declined.code is DeclineCode.DIRECTORY
+    assert "the operator is one of those who hold the league's key" in shop.told[-1]
+
+
+def test_a_member_that_nobody_admitted_is_refused_with_its_directory(
+    tmp_path: Path, make_plan: MakePlan
+) -> None:
+    """The holders' key was stolen, or two of them are bought: the members' word is missing all the same."""
+    shop = Shop(tmp_path)
+    holders = [LEAGUE_KEY]
+    charter = founded("test", *holders, endorsements=2)
+    pinned = charter.read().digest
+    shop.participant._league = PinnedLeague(signing.public_bytes(KEY), pinned, TAXONOMY)
+    first = directory(charter=pinned)
+    key = Ed25519PrivateKey.generate()
+    request = Request(charter=pinned, name="zz", entity="Invented", identity=signing.public_bytes(key))
+    for version, vouching, taken in ((4, (), False), (4, PEERS[:1], False), (4, PEERS[:2], True)):
+        assert isinstance(shop.ask(invite(make_plan(), attempt=next(shop.attempts), signed_directory=(
+            SignedDirectory.of(first, (charter,)).signed_by(LEAGUE_KEY)
+        ))), Joined)  # fmt: skip
+        asked = SignedRequest.make(request, key)
+        for peer in vouching:
+            asked = asked.endorsed_by(peer)
+        listed = first.model_copy(
+            update={"version": version, "entries": (*first.entries, Entry.of(asked, int(NOW + 99)))}
+        )
+        signed = SignedDirectory.of(listed, (charter,)).signed_by(LEAGUE_KEY)
+        reply = shop.ask(invite(make_plan(), attempt=next(shop.attempts), signed_directory=signed))
+        assert isinstance(reply, Joined) is taken

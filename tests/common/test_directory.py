@@ -7,12 +7,15 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import ValidationError
 
-from hanse_common import signing, wire
+from hanse_common import wire
+from hanse_common.charter import MAX_ENDORSEMENTS, founded, with_signature
 from hanse_common.directory import MAX_DIRECTORY_BYTES, MAX_MEMBERS, Directory, Entry, SignedDirectory
 from hanse_common.errors import DirectoryRefused, SignatureInvalid, WireError
+from hanse_common.membership import Endorsement
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
-LEAGUE = signing.public_bytes(KEY)
+CHARTER = founded("test", KEY)
+LEAGUE = CHARTER.read().digest
 
 
 def entry(number: int, **changes: Any) -> Entry:
@@ -26,15 +29,19 @@ def entry(number: int, **changes: Any) -> Entry:
 
 
 def directory(*entries: Entry, **changes: Any) -> Directory:
-    fields: dict[str, Any] = {"league": "test", "version": 1, "expires": 100}
+    fields: dict[str, Any] = {"league": "test", "charter": LEAGUE, "version": 1, "expires": 100}
     return Directory(**(fields | {"entries": entries or (entry(1), entry(2), entry(3))} | changes))
 
 
+def sign(made: Directory) -> SignedDirectory:
+    return SignedDirectory.of(made, (CHARTER,)).signed_by(KEY)
+
+
 def test_it_opens_with_the_leagues_key_alone() -> None:
-    signed = SignedDirectory.sign(directory(), KEY)
+    signed = sign(directory())
     assert signed.open(LEAGUE, 99.9) == directory()
-    with pytest.raises(SignatureInvalid):
-        signed.open(signing.public_bytes(Ed25519PrivateKey.generate()), 0)
+    with pytest.raises(DirectoryRefused, match="another league's"):
+        signed.open(founded("test", Ed25519PrivateKey.generate()).read().digest, 0)
     forged = signed.model_copy(update={"directory": wire.encode(directory(version=2))})
     with pytest.raises(SignatureInvalid):
         forged.open(LEAGUE, 0)
@@ -43,13 +50,15 @@ def test_it_opens_with_the_leagues_key_alone() -> None:
 def test_a_plans_signature_is_none_for_a_directory() -> None:
     data = wire.encode(directory())
     with pytest.raises(SignatureInvalid):
-        SignedDirectory(directory=data, signature=signing.sign(KEY, "plan", data)).open(LEAGUE, 0)
+        sign(directory()).model_copy(update={"signatures": with_signature((), KEY, "plan", data)}).open(
+            LEAGUE, 0
+        )
 
 
 def test_it_expires() -> None:
     for now in (100.0, 101.0, 1e9):
         with pytest.raises(DirectoryRefused, match="version 1, has expired"):
-            SignedDirectory.sign(directory(), KEY).open(LEAGUE, now)
+            sign(directory()).open(LEAGUE, now)
 
 
 def test_entries_expire_one_by_one() -> None:
@@ -65,17 +74,18 @@ def test_entries_expire_one_by_one() -> None:
         ({"name": "m0001"}, "one name twice"),
         ({"entity": "entity 1"}, "one entity twice"),  # whatever its spelling
         ({"identity": entry(1).identity}, "one identity twice"),
+        ({"node_key": b"n" * 49}, "one node key twice"),
         ({"name": "a"}, "sorted by name"),
     ],
 )
 def test_each_entity_has_one_entry(other: dict[str, Any], what: str) -> None:
     with pytest.raises(ValidationError, match=what):
-        directory(entry(1), entry(2, **other))
+        directory(entry(1, node_key=b"n" * 49), entry(2, **other))
 
 
 def test_bounds() -> None:
     many = tuple(entry(number) for number in range(MAX_MEMBERS + 1))
-    assert SignedDirectory.sign(directory(*many[:-1]), KEY).open(LEAGUE, 0).entries == many[:-1]
+    assert sign(directory(*many[:-1])).open(LEAGUE, 0).entries == many[:-1]
     for impossible in (
         lambda: directory(*many),
         lambda: directory(version=0),
@@ -90,12 +100,23 @@ def test_bounds() -> None:
 
 @pytest.mark.parametrize("letter", ["x", "ß", "林", "𐂃"])
 def test_the_largest_list_of_members_can_be_signed_and_opened(letter: str) -> None:
+    word = Endorsement(identity=bytes(32), signature=bytes(64))
     many = tuple(
-        entry(n, name=f"m{n:062}", entity=f"{n:04}" + letter * 124, expires=(1 << 40) - 1)
+        entry(
+            n,
+            name=f"m{n:062}",
+            entity=f"{n:04}" + letter * 124,
+            expires=(1 << 40) - 1,
+            node_key=n.to_bytes(49, "big") if n else b"x" * 49,
+            replaces=bytes(32),
+            proof=bytes(64),
+            handover=bytes(64),
+            endorsements=(word,) * MAX_ENDORSEMENTS,
+        )
         for n in range(MAX_MEMBERS)
     )
     made = directory(*many, expires=(1 << 40) - 1, version=(1 << 31) - 1)
-    signed = wire.decode(SignedDirectory, wire.encode(SignedDirectory.sign(made, KEY)))
+    signed = wire.decode(SignedDirectory, wire.encode(sign(made)))
     assert signed.open(LEAGUE, 0) == made
     assert len(wire.encode(signed)) < MAX_DIRECTORY_BYTES  # the bound of its file, too
 
@@ -106,6 +127,7 @@ def test_the_digest_tells_directories_apart() -> None:
         directory(version=2),
         directory(expires=99),
         directory(league="other"),
+        directory(charter=bytes(32)),
         directory(entry(1), entry(2)),
         directory(entry(1), entry(2), entry(3, expires=99)),
         directory(entry(1), entry(2), entry(3, entity="x")),
@@ -131,6 +153,6 @@ def test_signed_bytes_that_are_no_directory() -> None:
         reordered,
         plain.replace(b"\xa7version\x01", b"\xa7version\xcc\x01"),  # a second encoding of the same number
     ):
-        signature = signing.sign(KEY, SignedDirectory.DOMAIN, data)
+        signatures = with_signature((), KEY, SignedDirectory.DOMAIN, data)
         with pytest.raises(WireError):
-            SignedDirectory(directory=data, signature=signature).open(LEAGUE, 0)
+            SignedDirectory(charters=(CHARTER,), directory=data, signatures=signatures).open(LEAGUE, 0)

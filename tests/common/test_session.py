@@ -11,6 +11,13 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from hanse_common import session, signing, wire
+from hanse_common.charter import (
+    MAX_CHARTER_BYTES,
+    MAX_CHARTERS,
+    MAX_HOLDERS,
+    HolderSignature,
+    SignedCharter,
+)
 from hanse_common.directory import MAX_DIRECTORY_BYTES, SignedDirectory
 from hanse_common.errors import SignatureInvalid, WireError
 from hanse_common.messages import Invitation, Start
@@ -267,7 +274,17 @@ def test_a_blocks_records_hold_its_messages_and_little_more(make_plan: Callable[
         **work,  # type: ignore[arg-type]
         rounds=MAX_SETUP_ROUNDS,
         signed_plan=SignedPlan(plan=bytes(MAX_PLAN_BYTES), signature=bytes(64)),
-        signed_directory=SignedDirectory(directory=bytes(MAX_DIRECTORY_BYTES), signature=bytes(64)),
+        signed_directory=SignedDirectory(
+            charters=(
+                SignedCharter(
+                    charter=bytes(MAX_CHARTER_BYTES),
+                    signatures=(HolderSignature(holder=bytes(32), signature=bytes(64)),) * 2 * MAX_HOLDERS,
+                ),
+            )
+            * MAX_CHARTERS,
+            directory=bytes(MAX_DIRECTORY_BYTES),
+            signatures=(HolderSignature(holder=bytes(32), signature=bytes(64)),) * 2 * MAX_HOLDERS,
+        ),
     )
     bound = record_bytes(plan.dimension)
     for message in (largest, Start(**work, model=vector), Upload(**work, vector=vector)):  # type: ignore[arg-type]

@@ -93,7 +93,7 @@ def test_a_plan_with_a_bad_signature_is_refused_with_a_code(make_league: Callabl
 def test_a_directory_of_another_league_is_refused_with_a_code(make_league: Callable[..., Any]) -> None:
     """Damson pins another league's key; the others go on."""
     league = make_league(rounds=2)
-    league.edit_shop("damson", lambda settings: settings["league"].update(league_key="cd" * 32))
+    league.edit_shop("damson", lambda settings: settings["league"].update(charter="cd" * 32))
     server = league.start_server()
     league.start_shops()
     league.until("the server to end", lambda: server.poll() is not None)

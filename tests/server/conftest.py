@@ -39,6 +39,7 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from hanse_common import messages, wire
+from hanse_common.charter import founded
 from hanse_common.credentials import load_node_key, node_public_pem
 from hanse_common.directory import Directory, Entry, SignedDirectory
 from hanse_common.messages import DeclineCode, Declined, Invitation, Start
@@ -211,7 +212,9 @@ class MaskedMerchant:
 
     def _answer(self, message: Any) -> Work:
         if isinstance(message, Invitation):
-            directory = message.signed_directory.open(public_bytes(LEAGUE_KEY), 0.0)
+            directory = message.signed_directory.open(
+                founded(self.plan.league, LEAGUE_KEY).read().digest, 0.0
+            )
             setup = Setup(**message.work, rounds=message.rounds, directory_digest=directory.digest)
             parameters = self.plan.cohort.parameters
             self.merchant = Merchant(setup, parameters, self.key, directory.entities(0.0))
@@ -272,8 +275,11 @@ def league_directory(league: str) -> LeagueDirectory:
         Entry(name=name, entity=name, identity=public_bytes(key), expires=1 << 39)
         for name, key in IDENTITIES.items()
     )
-    directory = Directory(league=league, version=1, expires=1 << 39, entries=entries)
-    return LeagueDirectory(SignedDirectory.sign(directory, LEAGUE_KEY), directory)
+    charter = founded(league, LEAGUE_KEY)
+    directory = Directory(
+        league=league, charter=charter.read().digest, version=1, expires=1 << 39, entries=entries
+    )
+    return LeagueDirectory(SignedDirectory.of(directory, (charter,)).signed_by(LEAGUE_KEY), directory)
 
 
 @pytest.fixture
@@ -291,11 +297,12 @@ def make_masked() -> Callable[..., tuple[MaskedLeague, MaskedRounds]]:
         )
         attempts = iter(range(1_000_000))
         chosen = {"setup_rounds": 3, "attempts": 1, "clock": lambda: 0.0} | settings
+        listed = league_directory(plan.league)
         rounds = MaskedRounds(
             league,
             SignedPlan.sign(plan, Ed25519PrivateKey.generate()),
             plan,
-            league_directory(plan.league),
+            lambda: listed,
             lambda: next(attempts),
             **chosen,
         )

@@ -1,5 +1,6 @@
 """Blocks: who is asked, when enough have come, and what is said when they do not."""
 
+import itertools
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -88,7 +89,7 @@ def transport(
         lines: list[str] = []
         signed = SignedPlan.sign(plan, Ed25519PrivateKey.generate())
         chosen = Blocks(**({"rounds": 3, "patience": 50, "gather": 10} | settings))
-        made = BlockTransport(league, league, signed, plan, "localhost:1", ALL, chosen, lines.append)
+        made = BlockTransport(league, league, signed, plan, "localhost:1", lambda: ALL, chosen, lines.append)
         return made, lines
 
     return make
@@ -188,3 +189,44 @@ def test_the_end_hears_reports_but_not_for_ever(transport: Any) -> None:
     ended.start()
     ended.join(10)
     assert not ended.is_alive()
+
+
+def test_who_says_later_is_asked_again_after_ever_longer_pauses(transport: Any) -> None:
+    """Photos are being prepared, or the owner is being asked; that is no decline."""
+    league = League()
+    made, lines = transport(league, patience=1000)
+    asked: list[float] = []
+    clock = blocks.time
+
+    def come(name: str) -> bool:
+        if name != "damson":
+            return name != "cedar"
+        asked.append(clock.now)
+        league.reported = {"cedar": ReportCode.POLICY}
+        if len(asked) < 5:
+            league.reported["damson"] = ReportCode.LATER
+            return False
+        return True
+
+    league.come = come
+    assert made.gather() == ("alder", "birch", "damson")
+    assert len(asked) == 5
+    pauses = [later - earlier for earlier, later in itertools.pairwise(asked)]
+    assert pauses == sorted(pauses) and pauses[-1] > 2 * pauses[0]
+    assert all(names == {"damson"} for _, names in league.assigned[1:])
+    assert lines.count("damson is not ready yet.") == 1
+
+
+def test_a_block_does_not_wait_for_later_ones_longer_than_it_gathers(transport: Any) -> None:
+    league = League()
+    league.come = lambda name: name != "damson"
+    made, _ = transport(league)
+    assign = league.assign
+
+    def later(assignment: Assignment, names: frozenset[str]) -> None:
+        assign(assignment, names)
+        if "damson" in names:
+            league.reported["damson"] = ReportCode.LATER
+
+    league.assign = later  # type: ignore[method-assign]
+    assert made.gather() == ("alder", "birch", "cedar")

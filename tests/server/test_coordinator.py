@@ -233,7 +233,7 @@ def test_unsigned_shares_are_blamed_and_their_sender_left_out_for_good(plan: Pla
 def test_a_dispute_leaves_out_both_sides(plan: Plan, make_masked: Make) -> None:
     """One of the two lies, and nobody can tell which."""
     league, rounds = make_masked(plan, count=5)
-    accused = rounds._identities["birch"]
+    accused = rounds._listed.identities["birch"]
     league.members["damson"].change = spoiled(
         Delivery,
         lambda asked, reply: wire.encode(Declined(**asked.work, code=DeclineCode.SHARES, culprit=accused)),
@@ -251,7 +251,7 @@ def test_a_dealer_that_spoils_its_shares_to_everyone_costs_one_accuser_and_no_mo
 ) -> None:
     """All the honest name it; they are there, and come again."""
     league, rounds = make_masked(plan, count=5)
-    culprit = rounds._identities["birch"]
+    culprit = rounds._listed.identities["birch"]
     for name, member in league.members.items():
         if name != "birch":
             member.change = lambda asked, reply: (

@@ -13,7 +13,7 @@ import pytest
 from cryptography import x509
 
 from hanse_common import signing, wire
-from hanse_common.credentials import load_node_key, load_node_public
+from hanse_common.credentials import load_node_key, load_node_public, node_public_from_point
 from hanse_common.directory import SignedDirectory
 from hanse_common.errors import ConfigError
 from hanse_server.development_keys import DevelopmentKeys, make_keys
@@ -27,7 +27,15 @@ def files(folder: Path) -> set[Path]:
 
 def test_everything_is_made_and_secrets_are_for_the_user_alone(tmp_path: Path) -> None:
     made = make_keys(tmp_path / "keys", ("localhost",), ("alder", "birch"))
-    named = {made.authority, made.certificate, made.key, made.token, made.directory, made.league_key}
+    named = {
+        made.authority,
+        made.certificate,
+        made.key,
+        made.token,
+        made.directory,
+        made.league_key,
+        made.charter,
+    }
     named.add(made.league_key.with_name("league.key.pub"))
     for folder in made.merchants.values():
         signing.load_key(folder / "identity.key")
@@ -56,12 +64,16 @@ def test_the_directory_lists_the_merchants_under_their_own_identities(tmp_path: 
     made = make_keys(tmp_path / "keys", ("localhost",), ("birch", "alder"), "textiles")
     signed = wire.decode(SignedDirectory, made.directory.read_bytes())
     now = time.time()
-    directory = signed.open(signing.load_public(made.league_key.with_name("league.key.pub")), now)
+    directory = signed.open(bytes.fromhex(made.pinned), now)
     assert directory.league == "textiles"
     assert directory.identities() == {
         name: signing.load_public(folder / "identity.key.pub") for name, folder in made.merchants.items()
     }
     assert len(directory.entities(now)) == 2
+    for entry in directory.entries:
+        entry.asked(bytes.fromhex(made.pinned)).require_sound()
+        node = node_public_from_point(entry.node_key)
+        assert node == load_node_public(made.merchants[entry.name] / "node.key.pub")
 
 
 def test_without_merchants_there_is_no_directory(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def names(link: SuperLink, keys: DevelopmentKeys) -> dict[bytes, str]:
 
 @pytest.fixture
 def membership(running: RunContext, names: dict[bytes, str]) -> Membership:
-    return FlowerMembership(running.grid, names)
+    return FlowerMembership(running.grid, lambda: names)
 
 
 @pytest.fixture

@@ -64,7 +64,7 @@ def pki(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 def make_server(pki: dict[str, bytes], port: int = 0) -> StreamServer:
     identities = {signing.public_bytes(key): name for name, key in KEYS.items()}
-    return StreamServer("127.0.0.1", port, pki["crt"], pki["key"], identities)
+    return StreamServer("127.0.0.1", port, pki["crt"], pki["key"], lambda: identities)
 
 
 @pytest.fixture
@@ -520,7 +520,7 @@ def test_a_server_of_another_name_is_not_spoken_to(pki: dict[str, bytes], tmp_pa
     made = make_keys(tmp_path / "k", ("elsewhere.example",), ())
     identities = {signing.public_bytes(KEYS["alder"]): "alder"}
     certificate, key = made.certificate.read_bytes(), made.key.read_bytes()
-    with StreamServer("127.0.0.1", 0, certificate, key, identities) as server:
+    with StreamServer("127.0.0.1", 0, certificate, key, lambda: identities) as server:
         server.open_block(BLOCK, RECORD_BYTES)
         league = Merchants(made.authority.read_bytes())
         assert league.join(server.port, "alder").result(WAIT) is ReportCode.LOST
@@ -719,7 +719,7 @@ def test_a_busy_port_is_named(server: StreamServer, pki: dict[str, bytes]) -> No
 
 def test_a_certificate_that_is_none_is_refused(pki: dict[str, bytes]) -> None:
     with pytest.raises(ConfigError, match="no PEM certificate"):
-        StreamServer("127.0.0.1", 0, b"nothing", pki["key"], {})
+        StreamServer("127.0.0.1", 0, b"nothing", pki["key"], dict)
 
 
 def test_certificates_are_x509(pki: dict[str, bytes]) -> None:

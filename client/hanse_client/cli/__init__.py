@@ -1,19 +1,47 @@
 """The command `hanse-client`. Each module holds commands of one kind, as plain functions that are listed here."""
 
-from hanse_client.cli.catalog import catalog
+from hanse_client.cli import league
+from hanse_client.cli.catalog import catalog, import_products
+from hanse_client.cli.comparison import compare
 from hanse_client.cli.ledger import ledger
-from hanse_client.cli.membership import keygen, sign_directory
-from hanse_client.cli.plans import explain
+from hanse_client.cli.membership import endorse, init, join, members, rotate, show_words
+from hanse_client.cli.plans import approve, explain, plans, refuse
+from hanse_client.cli.receipts import receipt
 from hanse_client.cli.recognition import classify
-from hanse_client.cli.running import run
+from hanse_client.cli.running import doctor, history, page, pause, resume, run, status
 from hanse_common import commands
 
 app = commands.new_app(
     "The merchant's side of a Hanse league: look at your photos, judge a plan, see what you spent, "
     "and recognize products. Your photos never leave this machine."
 )
-for command in (catalog, keygen, sign_directory, run, explain, ledger, classify):
+for command in (
+    init,
+    join,
+    endorse,
+    rotate,
+    members,
+    catalog,
+    import_products,
+    run,
+    status,
+    history,
+    pause,
+    resume,
+    doctor,
+    page,
+    explain,
+    plans,
+    approve,
+    refuse,
+    ledger,
+    receipt,
+    compare,
+    classify,
+):
     app.command()(command)
+app.command("words")(show_words)
+app.add_typer(league.app, name="league")
 
 
 def main() -> None:

@@ -27,3 +27,8 @@ def say_now(text: str) -> None:
 def photos(count: int) -> str:
     """Return the number of photos in words."""
     return "1 photo" if count == 1 else f"{count} photos"
+
+
+def confirmed(question: str, yes: bool) -> bool:
+    """Return whether the person says yes, or said so beforehand."""
+    return yes or typer.confirm(question, default=False)

@@ -155,6 +155,11 @@ class Recognizer:
                 f"{path}: found SHA-256 {found}, {CARD_FILE} names {card.model_digest}. "
                 "The files do not belong together; get both again from where they came."
             )
+        if len(data) < 4 * dimension:  # else a card of some bytes would have a model of gigabytes built
+            raise RecognizerError(
+                f"{path}: the parameters do not fit the recipe: found {len(data)} bytes, expected {4 * dimension} or "
+                "more."
+            )
         module = build(card.recipe, len(card.taxonomy.classes))
         try:
             module.load_state_dict(safetensors.torch.load(data), strict=True)

@@ -1,16 +1,18 @@
 """What differential privacy costs a training step: the product's own over a plain one, and Opacus' over the same.
 
-    hanse-sim bench dp-step [--quick] [--json FILE]
+    hanse-sim bench dp-step [--quick] [--device cuda:0] [--json FILE]
 
 Three steps on the same photos, in turn, so that they share the machine's mood. `dp` is the product's: draw a Poisson
 sample, sum its clipped gradients exactly, round, add noise, move the weights. `plain` gathers as many photos, and does
 a forward pass, a backward pass and a step of SGD in float32, in pieces of `PIECE` photos, where it is near its best on
-one core. `opacus` is Opacus out of the box (`GradSampleModule`'s hooks and `DPOptimizer`, float32), in the same
-pieces, or in smaller ones where its memory asks for them.
+one core, or on a GPU. `opacus` is Opacus out of the box (`GradSampleModule`'s hooks and `DPOptimizer`, float32), in the
+same pieces, or in smaller ones where its memory asks for them.
 
-Each case runs in a process of its own; so does each way once more, for its peak resident memory. Keys:
-`dp_over_plain` and `opacus_over_plain`, medians of the ratios of samples/s within one repetition (1 is as fast as
-plain); `samples_per_second` and `peak_mib`, by case and way.
+Each case runs in a process of its own, on a CPU on one thread; so does each way once more, for its peak memory: the
+process's resident memory on a CPU, what torch's allocator gave out on a GPU. Keys: `dp_over_plain` and
+`opacus_over_plain`, medians of the ratios of samples/s within one repetition (1 is as fast as plain);
+`samples_per_second` and `peak_mib`, by case and way; `epsilon`, by case: what `TRAINING` steps as the measured one cost
+at `DELTA`, from the very mechanism that added the noise, and so the same on every device; `device`.
 """
 
 import argparse
@@ -22,7 +24,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -33,18 +35,21 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hanse_client.examples import resolve_device
 from hanse_client.gradients import ClippedSum
 from hanse_client.head_gradients import HeadSum
 from hanse_common.privacy.mechanism import Mechanism
 from hanse_common.privacy.sampling import poisson_sample
 from hanse_common.randomness import OsRandomness
 from hanse_common.vision import model as models
+from hanse_common.vision.extraction import full_precision
 from hanse_common.vision.recipe import Preprocessing, Recipe, SmallCnn
 from hanse_common.vision.torchvision_compat import models as torchvision_models
 from hanse_simulations.console import console
 
 CLASSES = 10
-PIECE = 64
+PIECE = {"cpu": 64, "cuda": 512}
+TRAINING, DELTA = 100, 1e-5
 WAYS = ("plain", "dp", "opacus")
 _NORM, _NOISE, _RATE = 1.0, 1.0, 0.1
 
@@ -85,7 +90,7 @@ def _resnet18(side: int) -> nn.Module:
 
 @dataclass(frozen=True)
 class Case:
-    """One model, the shape of its photos, how many there are, and what Opacus' memory allows at once."""
+    """One model, the shape of its photos, how many there are, and what Opacus' memory allows at once on a CPU."""
 
     build: Callable[[int], nn.Module]
     channels: int
@@ -100,64 +105,85 @@ class Case:
 
 
 CASES = {
-    "head": Case(_head, 0, 3580, 8000, PIECE),  # a sample is about 800 photos
-    "cnn": Case(_cnn, 1, 28, 5120, PIECE),
+    "head": Case(_head, 0, 3580, 8000, PIECE["cpu"]),  # a sample is about 800 photos
+    "cnn": Case(_cnn, 1, 28, 5120, PIECE["cpu"]),
     "resnet18": Case(_resnet18, 3, 64, 640, 16),
 }
 TINY = {
-    "head": Case(_head, 0, 8, 100, PIECE),
-    "cnn": Case(_cnn, 1, 8, 100, PIECE),
+    "head": Case(_head, 0, 8, 100, PIECE["cpu"]),
+    "cnn": Case(_cnn, 1, 8, 100, PIECE["cpu"]),
     "resnet18": Case(_resnet18, 3, 16, 20, 2),
 }
 
 
-def run(quick: bool = False, tiny: bool = False) -> dict[str, Any]:
-    """Measure every case and return the figures. `quick` repeats less; `tiny` tells nothing, and is for tests."""
-    found: dict[str, dict[str, Any]] = {
-        key: {} for key in ("dp_over_plain", "opacus_over_plain", "samples_per_second", "peak_mib")
+def run(quick: bool = False, tiny: bool = False, device: str = "cpu") -> dict[str, Any]:
+    """Measure every case on `device` and return the figures. `quick` repeats less; `tiny` is for tests.
+
+    Raises `ConfigError` for a device that is not there.
+    """
+    device = resolve_device(device)
+    found: dict[str, Any] = {
+        key: {} for key in ("dp_over_plain", "opacus_over_plain", "samples_per_second", "peak_mib", "epsilon")
     }
     repetitions = 1 if tiny else 3 if quick else 9
     for name in CASES:
-        figures = _child(name, WAYS, repetitions, tiny)
+        figures = _child(name, WAYS, repetitions, tiny, device)
         for way in ("dp", "opacus"):
             found[f"{way}_over_plain"][name] = figures["over_plain"][way]
         found["samples_per_second"][name] = figures["samples_per_second"]
-        found["peak_mib"][name] = {way: _child(name, (way,), 1, tiny)["peak_mib"] for way in WAYS}
-    return found
+        found["epsilon"][name] = figures["epsilon"]
+        found["peak_mib"][name] = {way: _child(name, (way,), 1, tiny, device)["peak_mib"] for way in WAYS}
+    return found | {"device": device}
 
 
 def show(figures: dict[str, Any]) -> None:
     """Print the figures as a table."""
-    table = Table(title="A training step, one thread")
-    for heading in ("model", "way", "samples/s", "over plain", "peak MiB"):
+    where = "on one thread" if figures["device"] == "cpu" else f"on {figures['device']}"
+    table = Table(title=f"A training step {where}")
+    for heading in ("model", "way", "samples/s", "over plain", "peak MiB", f"ε of {TRAINING} steps"):
         table.add_column(heading, justify="left" if heading in ("model", "way") else "right")
     for name in CASES:
         for way in WAYS:
             ratio = 1.0 if way == "plain" else figures[f"{way}_over_plain"][name]
             speed, peak = figures["samples_per_second"][name][way], figures["peak_mib"][name][way]
-            table.add_row(name, way, f"{speed:,.0f}", f"{ratio:.2f}", f"{peak:,.0f}")
+            epsilon = f"{figures['epsilon'][name]:.3f}" if way == "dp" else ""
+            table.add_row(name, way, f"{speed:,.0f}", f"{ratio:.2f}", f"{peak:,.0f}", epsilon)
     console.print(table)
 
 
-def _child(name: str, ways: tuple[str, ...], repetitions: int, tiny: bool) -> dict[str, Any]:
-    words = [sys.executable, "-m", __name__, name, *ways, f"--repetitions={repetitions}"]
+def _child(
+    name: str, ways: tuple[str, ...], repetitions: int, tiny: bool, device: str = "cpu"
+) -> dict[str, Any]:
+    words = [
+        sys.executable,
+        "-m",
+        __name__,
+        name,
+        *ways,
+        f"--repetitions={repetitions}",
+        f"--device={device}",
+    ]
     done = subprocess.run(words + ["--tiny"] * tiny, stdout=subprocess.PIPE, check=True)
     figures: dict[str, Any] = json.loads(done.stdout)
     return figures
 
 
-def _measure(case: Case, ways: list[str], repetitions: int) -> dict[str, Any]:
+def _measure(case: Case, ways: list[str], repetitions: int, device: str) -> dict[str, Any]:
     torch.set_num_threads(1)
+    full_precision()
     torch.manual_seed(1)
-    inputs = torch.randn(case.photos, *case.shape)
-    labels = torch.randint(0, CLASSES, (case.photos,))
+    inputs = torch.randn(case.photos, *case.shape).to(device)
+    labels = torch.randint(0, CLASSES, (case.photos,)).to(device)
     makers = {"plain": _plain, "dp": _dp, "opacus": _opacus}
     steps = {way: makers[way](case, inputs, labels) for way in ways}
+    on_gpu = torch.device(device).type == "cuda"
     seconds: dict[str, list[float]] = {way: [] for way in ways}  # for one photo
     for repetition in range(repetitions + 1):
         for way, step in steps.items():
             began = time.perf_counter()
             count = step()
+            if on_gpu:
+                torch.cuda.synchronize(device)
             if repetition:  # the first one warms up
                 seconds[way].append((time.perf_counter() - began) / max(count, 1))
     return {
@@ -168,24 +194,38 @@ def _measure(case: Case, ways: list[str], repetitions: int) -> dict[str, Any]:
             )
             for way, taken in seconds.items()
         },
-        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak_mib": torch.cuda.max_memory_allocated(device) / 2**20
+        if on_gpu
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "epsilon": replace(_mechanism(case.build(case.side)), steps=TRAINING).epsilon(DELTA),
     }
+
+
+def _mechanism(model: nn.Module) -> Mechanism:
+    """Return the mechanism of one step of `model`."""
+    return Mechanism(_NORM, sum(p.numel() for p in model.parameters()), _NOISE, sampling_rate=_RATE, steps=1)
+
+
+def _piece(inputs: Tensor, opacus: int | None = None) -> int:
+    """Return how many photos a pass takes; on a GPU, as many times Opacus' number as it is of plain training's."""
+    own = PIECE["cuda" if inputs.device.type == "cuda" else "cpu"]
+    return own if opacus is None else opacus * own // PIECE["cpu"]
 
 
 def _pieces(inputs: Tensor, labels: Tensor, piece: int) -> tuple[int, list[tuple[Tensor, Tensor]]]:
     """Return how many photos a sample has, and them in pieces."""
-    chosen = torch.randperm(len(inputs))[: round(_RATE * len(inputs))]
+    chosen = torch.randperm(len(inputs))[: round(_RATE * len(inputs))].to(inputs.device)
     gathered, targets = inputs[chosen], labels[chosen]
     parts = range(0, len(chosen), piece)
     return len(chosen), [(gathered[i : i + piece], targets[i : i + piece]) for i in parts]
 
 
 def _plain(case: Case, inputs: Tensor, labels: Tensor) -> Step:
-    model = case.build(case.side)
+    model = case.build(case.side).to(inputs.device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
 
     def step() -> int:
-        count, pieces = _pieces(inputs, labels, PIECE)
+        count, pieces = _pieces(inputs, labels, _piece(inputs))
         optimizer.zero_grad()
         for rows, targets in pieces:
             (F.cross_entropy(model(rows), targets, reduction="sum") / count).backward()  # type: ignore[no-untyped-call]
@@ -196,7 +236,7 @@ def _plain(case: Case, inputs: Tensor, labels: Tensor) -> Step:
 
 
 def _opacus(case: Case, inputs: Tensor, labels: Tensor) -> Step:
-    model = GradSampleModule(case.build(case.side), loss_reduction="sum")
+    model = GradSampleModule(case.build(case.side).to(inputs.device), loss_reduction="sum")
     optimizer = DPOptimizer(
         torch.optim.SGD(model.parameters(), lr=0.01),
         noise_multiplier=_NOISE,
@@ -206,7 +246,7 @@ def _opacus(case: Case, inputs: Tensor, labels: Tensor) -> Step:
     )
 
     def step() -> int:
-        count, pieces = _pieces(inputs, labels, case.opacus_piece)
+        count, pieces = _pieces(inputs, labels, _piece(inputs, case.opacus_piece))
         optimizer.zero_grad()
         for number, (rows, targets) in enumerate(pieces, start=1):
             optimizer.signal_skip_step(do_skip=number < len(pieces))
@@ -219,9 +259,9 @@ def _opacus(case: Case, inputs: Tensor, labels: Tensor) -> Step:
 
 
 def _dp(case: Case, inputs: Tensor, labels: Tensor) -> Step:
-    model = case.build(case.side)
+    model = case.build(case.side).to(inputs.device)
     weights = models.to_vector(model).astype(np.float64)
-    mechanism = Mechanism(_NORM, len(weights), _NOISE, sampling_rate=_RATE, steps=1)
+    mechanism = _mechanism(model)
     norm, unit = mechanism.grid.clipping_norm, mechanism.grid.fine_exponent
     randomness = OsRandomness()
     summed: HeadSum | ClippedSum
@@ -236,7 +276,7 @@ def _dp(case: Case, inputs: Tensor, labels: Tensor) -> Step:
             exact = summed.sum(weights, sample)
         else:
             models.load_vector(model, weights.astype(np.float32))
-            chosen = torch.from_numpy(sample)
+            chosen = torch.from_numpy(sample).to(inputs.device)
             exact = summed.sum(inputs[chosen], labels[chosen])
         weights[:] -= 0.01 * mechanism.release(exact, randomness) / (_RATE * len(inputs))
         return len(sample)
@@ -250,6 +290,8 @@ if __name__ == "__main__":
     parser.add_argument("case", choices=CASES)
     parser.add_argument("ways", nargs="+", choices=WAYS)
     parser.add_argument("--repetitions", type=int, required=True)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--tiny", action="store_true")
     words = parser.parse_args()
-    print(json.dumps(_measure((TINY if words.tiny else CASES)[words.case], words.ways, words.repetitions)))
+    case = (TINY if words.tiny else CASES)[words.case]
+    print(json.dumps(_measure(case, words.ways, words.repetitions, words.device)))

@@ -84,7 +84,7 @@ class _Bench:
         }
         certificate, key = self._keys.certificate.read_bytes(), self._keys.key.read_bytes()
         with (
-            StreamServer("127.0.0.1", 0, certificate, key, identities) as streams,
+            StreamServer("127.0.0.1", 0, certificate, key, lambda: identities) as streams,
             SuperLink(self._service(streams.port)) as link,
         ):
             for pem in nodes:
@@ -105,7 +105,7 @@ class _Bench:
 
     def _measure(self, context: RunContext, streams: StreamServer, nodes: dict[bytes, str]) -> None:
         try:
-            membership = FlowerMembership(context.grid, nodes)
+            membership = FlowerMembership(context.grid, lambda: nodes)
             everyone = frozenset(self._names)
             _until(lambda: membership.online() == everyone)
             time.sleep(2.0)  # connections that were made are cleaned up
@@ -202,7 +202,7 @@ class _Bench:
             _Connected(streams),
             SignedPlan.sign(plan, Ed25519PrivateKey.generate()),
             plan,
-            directory,
+            lambda: directory,
             lambda: 0,
             setup_rounds=MASKED_ROUNDS,
             attempts=1,
@@ -216,18 +216,16 @@ class _Bench:
 
     def _service(self, stream_port: int) -> Service:
         keys = self._keys
-        merchants = {name: {"node_key": own / "node.key.pub"} for name, own in keys.merchants.items()}
         return Service.model_validate(
             {
                 "plan": self._folder / "plan.hanse",
                 "directory": keys.directory,
-                "league_key": signing.load_public(keys.league_key.with_name("league.key.pub")).hex(),
+                "charter": keys.pinned,
                 "state": self._folder / "state",
                 "tls": {"authority": keys.authority, "certificate": keys.certificate, "key": keys.key},
                 "admin": {"port": 0, "token": keys.token},
                 "fleet": {"host": "127.0.0.1", "port": 0},
                 "aggregator": {"host": "127.0.0.1", "port": 0, "address": f"localhost:{stream_port}"},
-                "merchants": merchants,
             },
             strict=False,
         )
@@ -239,7 +237,7 @@ class _Bench:
         settings = {
             "photos": "photos",
             "state": "state",
-            "league": {"operator_key": "0" * 64, "league_key": "1" * 64, "taxonomy": {"classes": ["a", "b"]}},
+            "league": {"operator_key": "0" * 64, "charter": "1" * 64, "taxonomy": {"classes": ["a", "b"]}},
             "policy": {"league": "bench", "epsilon": 1.0},
             "connection": {
                 "server": f"localhost:{port}",

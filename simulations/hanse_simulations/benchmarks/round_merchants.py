@@ -9,13 +9,16 @@ when its standard input does.
 
 import sys
 import threading
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from hanse_client.config import ClientConfig
-from hanse_client.daemon import NodeKeeper
+from hanse_client.keys import load_node
+from hanse_client.node_keeper import NodeKeeper
 from hanse_client.stream import Limits, serve_block
 from hanse_common import signing, wire
 from hanse_common.config import load
@@ -91,17 +94,14 @@ def serve(config: ClientConfig, keeper: NodeKeeper, stop: threading.Event) -> No
 def main() -> None:
     """Run the merchants named on the command line."""
     stop = threading.Event()
-    nodes = []
-    for path in sys.argv[1:]:
-        config = load(ClientConfig, Path(path))
-        node = NodeKeeper(config, lambda text, path=path: print(path, text, flush=True))  # type: ignore[misc]
-        node.start()
-        nodes.append(node)
-        threading.Thread(target=serve, args=(config, node, stop), daemon=True).start()
-    sys.stdin.read()
-    stop.set()
-    for node in nodes:
-        node.stop()
+    with ExitStack() as nodes:
+        for path in sys.argv[1:]:
+            config = load(ClientConfig, Path(path))
+            tell = partial(print, path, flush=True)
+            node = nodes.enter_context(NodeKeeper(config, load_node(config), tell))
+            threading.Thread(target=serve, args=(config, node, stop), daemon=True).start()
+        sys.stdin.read()
+        stop.set()
 
 
 if __name__ == "__main__":

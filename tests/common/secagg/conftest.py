@@ -58,6 +58,7 @@ class League:
         keys.sort(key=signing.public_bytes)
         directory = Directory(
             league="test",
+            charter=bytes(32),
             version=1,
             expires=2,
             entries=tuple(

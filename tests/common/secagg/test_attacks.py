@@ -19,6 +19,7 @@ from scipy.stats import chisquare
 
 from hanse_client.markers import Markers
 from hanse_common import signing, wire
+from hanse_common.charter import founded, with_signature
 from hanse_common.directory import Directory, Entry, SignedDirectory
 from hanse_common.errors import DirectoryRefused, SignatureInvalid, WireError
 from hanse_common.messages import Invitation, Start
@@ -250,32 +251,45 @@ def test_two_rosters_for_two_groups_share_no_key(league: Make) -> None:
 # -- the directory ------------------------------------------------------------------------------------------------
 
 
+LEAGUE = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+CHARTER = founded("test", LEAGUE)
+
+
 def directory(version: int = 1, expires: int = 10, *entities: str) -> Directory:
     entries = tuple(
         Entry(name=f"m{k}", entity=entity, identity=bytes([k]) * 32, expires=5 + k)
         for k, entity in enumerate(entities or ("Alder", "Birch"))
     )
-    return Directory(league="test", version=version, expires=expires, entries=entries)
+    return Directory(
+        league="test", charter=CHARTER.read().digest, version=version, expires=expires, entries=entries
+    )
 
 
 def test_a_directory_of_the_servers_own_or_one_that_expired() -> None:
     """Who lists members may list corrupt ones; and an old list has those that the league threw out."""
-    league_key, server_key = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
-    pinned = signing.public_bytes(league_key)
-    signed = SignedDirectory.sign(directory(), league_key)
+    server_key = Ed25519PrivateKey.generate()
+    pinned = CHARTER.read().digest
+    unsigned = SignedDirectory.of(directory(), (CHARTER,))
+    signed = unsigned.signed_by(LEAGUE)
+    own = founded("test", server_key)
     assert signed.open(pinned, now=9) == directory()
     with pytest.raises(DirectoryRefused, match="expired"):
         signed.open(pinned, now=10)
     longer = wire.encode(directory(expires=1000))
     for forged in (
-        SignedDirectory.sign(directory(), server_key),
-        SignedDirectory(directory=longer, signature=signed.signature),
-        SignedDirectory(
-            directory=signed.directory, signature=signing.sign(league_key, "plan", signed.directory)
-        ),
+        unsigned,
+        unsigned.signed_by(server_key),
+        signed.model_copy(update={"directory": longer}),
+        unsigned.model_copy(update={"signatures": with_signature((), LEAGUE, "plan", signed.directory)}),
     ):
         with pytest.raises(SignatureInvalid):
             forged.open(pinned, now=9)
+    for another in (
+        SignedDirectory.of(directory(), (own,)).signed_by(server_key),
+        SignedDirectory.of(directory(), (CHARTER, own)).signed_by(server_key),
+    ):
+        with pytest.raises(DirectoryRefused):
+            another.open(pinned, now=9)
 
 
 def test_one_who_is_no_member_any_more_is_an_outsider() -> None:
@@ -292,15 +306,15 @@ def test_one_entity_is_listed_once() -> None:
 
 def test_a_directory_that_goes_back(tmp_path: Path) -> None:
     """An earlier version, with a member that was thrown out; or two of one version for two merchants."""
-    markers, key = Markers(tmp_path / "markers.sqlite"), bytes(32)
-    markers.see_directory(key, directory(version=2))
+    markers, key, charter = Markers(tmp_path / "markers.sqlite"), bytes(32), CHARTER.read()
+    markers.see_directory(key, directory(version=2), charter)
     for earlier in (directory(version=1), directory(2, 11), directory(2, 10, "Alder", "Cedar")):
         with pytest.raises(DirectoryRefused):
-            Markers(tmp_path / "markers.sqlite").see_directory(key, earlier)
-    markers.see_directory(key, directory(version=2))
-    markers.see_directory(key, directory(version=3))
+            Markers(tmp_path / "markers.sqlite").see_directory(key, earlier, charter)
+    markers.see_directory(key, directory(version=2), charter)
+    markers.see_directory(key, directory(version=3), charter)
     with pytest.raises(DirectoryRefused):
-        markers.see_directory(key, directory(version=2))
+        markers.see_directory(key, directory(version=2), charter)
 
 
 # -- the shares ---------------------------------------------------------------------------------------------------
@@ -850,7 +864,7 @@ ASKED = (
         **WORK,
         rounds=1,
         signed_plan=SignedPlan(plan=b"", signature=bytes(64)),
-        signed_directory=SignedDirectory(directory=b"", signature=bytes(64)),
+        signed_directory=SignedDirectory.of(directory(), (CHARTER,)),
     ),
     Delivery(**WORK, packets=()),
     Start(**WORK, model=bytes(4)),
