@@ -48,7 +48,7 @@ class Approvals:
             waiting = sorted(
                 self._folder.glob(f"*.{Standing.WAITING}"), key=lambda path: path.stat().st_mtime
             )
-            for oldest in waiting[: len(waiting) - MAX_WAITING + 1]:
+            for oldest in waiting[: max(0, len(waiting) - MAX_WAITING + 1)]:
                 oldest.unlink(missing_ok=True)
             write_atomically(self._path(name, Standing.WAITING), wire.encode(signed))
         except OSError as error:

@@ -116,10 +116,7 @@ class EmbeddingCache(DisposableDatabase):
             with database:
                 database.execute("DELETE FROM kept")
                 database.executemany("INSERT OR IGNORE INTO kept VALUES (?)", rows)
-                database.execute(
-                    "INSERT OR REPLACE INTO recipe SELECT ?, 1 + coalesce(max(used), 0) FROM recipe",
-                    (recipe,),
-                )
+                database.execute(f"INSERT OR REPLACE {_USED_NOW}", (recipe,))
                 database.execute(
                     "DELETE FROM recipe WHERE name NOT IN (SELECT name FROM recipe ORDER BY used DESC LIMIT ?)",
                     (MAX_RECIPES,),

@@ -132,9 +132,9 @@ class _PlainFleetHttpClient(FleetHttpClient):
 
 
 def _require_plain(response: httpx.Response) -> None:
-    """Raise `httpx.DecodingError`, before a body is read, for an answer that leads elsewhere or is compressed."""
-    if response.has_redirect_location or "content-encoding" in response.headers:
-        raise httpx.DecodingError("a redirect, or a compressed answer", request=response.request)
+    """Raise `httpx.DecodingError`, before its body is read, for a compressed answer."""
+    if "content-encoding" in response.headers:
+        raise httpx.DecodingError("found a compressed answer", request=response.request)
 
 
 class _Node:
@@ -233,7 +233,7 @@ def main(server: str, authority: str, descriptor: str) -> NodeExit:
     socket_ = Connection(int(descriptor))
     key: Any = load_pem_private_key(socket_.recv_bytes(MAX_KEY_BYTES), None)
     daemon = _Daemon(socket_)
-    fleet_http_connection.FleetHttpClient = _PlainFleetHttpClient  # type: ignore[misc]
+    fleet_http_connection.FleetHttpClient = _PlainFleetHttpClient  # type: ignore[attr-defined]
     connection = fleet_http_connection.http_request_response(
         server,
         insecure=False,

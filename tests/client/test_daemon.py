@@ -5,6 +5,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,16 @@ import msgpack
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from hanse_client import daemon as daemon_module
+from hanse_client.approvals import Approvals, Standing
 from hanse_client.charges import Charge
 from hanse_client.config import ClientConfig
+from hanse_client.control import Control, State
 from hanse_client.daemon import Daemon
+from hanse_client.journal import Journal
 from hanse_client.ledger import Ledger
 from hanse_client.node_protocol import CONNECTED
+from hanse_client.schedule import DAYS
 from hanse_common import signing, wire
 from hanse_common.errors import ConfigError
 from hanse_common.plan import Cohort, Plan, SignedPlan
@@ -317,3 +323,139 @@ def test_one_daemon_for_a_state_folder(
         running.join(WAIT)
     with Daemon(config, told.append):
         pass
+
+
+# -- what its owner lets it do ------------------------------------------------------------------------------------
+
+
+def test_a_plan_waits_for_its_owners_word(
+    settings: dict[str, Any], told: list[str], make_plan: MakePlan
+) -> None:
+    settings["policy"]["approval"] = "manual"
+    config = ClientConfig.model_validate(settings)
+    daemon, plan = Daemon(config, told.append), make_plan(cohort=HASTY)
+    for _ in range(3):
+        assert daemon._serve(assign(plan)).code is ReportCode.LATER
+    assert [line for line in told if "waits for your word" in line] == told
+    assert len(told) == 1, "the owner is asked once"
+    assert not (config.state / "holdout.key").exists(), "no photo was read"
+    approvals = Approvals(config.plans_path)
+    approvals.decide(plan.digest.hex(), Standing.APPROVED)
+    with daemon._preparation:
+        assert served(daemon, assign(plan)).code is ReportCode.LOST  # it goes, and nobody is there
+    approvals.decide(plan.digest.hex(), Standing.REFUSED)
+    assert daemon._serve(assign(plan)).code is ReportCode.POLICY
+    assert "you refused this plan" in told[-1]
+
+
+def test_a_refusal_holds_also_where_plans_need_no_word(
+    daemon: Daemon, config: ClientConfig, make_plan: MakePlan
+) -> None:
+    plan = make_plan(cohort=HASTY)
+    approvals = Approvals(config.plans_path)
+    approvals.standing(plan.digest, SignedPlan.sign(plan, OPERATOR))
+    approvals.decide(plan.digest.hex(), Standing.REFUSED)
+    assert daemon._serve(assign(plan)).code is ReportCode.POLICY
+
+
+def test_what_may_be_reported_is_the_policys_to_say(
+    settings: dict[str, Any], told: list[str], make_plan: MakePlan
+) -> None:
+    plan = make_plan(cohort=HASTY)
+    for report, expected in (((), None), (("epsilon",), 0.0)):
+        settings["policy"]["report"] = report
+        found = Daemon(ClientConfig.model_validate(settings), told.append)._serve(assign(plan, LEAGUE))
+        assert found.code is ReportCode.SIGNATURE and found.epsilon == expected
+    config = ClientConfig.model_validate(settings)
+    spend(config, plan)
+    found = Daemon(config, told.append)._serve(assign(plan, LEAGUE))
+    assert found.epsilon == pytest.approx(plan.epsilon())
+
+
+def test_traffic_that_is_used_up(settings: dict[str, Any], told: list[str], make_plan: MakePlan) -> None:
+    settings["network"] = {"monthly_megabytes": 1}
+    daemon = Daemon(ClientConfig.model_validate(settings), told.append)
+    assert daemon._serve(assign(make_plan(cohort=HASTY))).code is ReportCode.POLICY
+    assert "network.monthly_megabytes" in told[-1]
+
+
+def running(daemon: Daemon, stop: threading.Event) -> threading.Thread:
+    thread = threading.Thread(target=daemon.run, args=(stop,), daemon=True)
+    thread.start()
+    return thread
+
+
+def test_a_pause_ends_the_connection_and_resume_brings_it_back(
+    config: ClientConfig, told: list[str], stand_in: Callable[[str], Path], wait_until: Until
+) -> None:
+    runs = stand_in(f"say({CONNECTED!r})\ntime.sleep(60)")
+    control, stop = Control(config.state), threading.Event()
+
+    def state() -> State | None:
+        found = control.status()
+        return found.state if found else None
+
+    with Daemon(config, told.append) as daemon:
+        thread = running(daemon, stop)
+        wait_until("the connection", lambda: state() is State.WAITING)
+        control.pause(None)
+        wait_until("the pause", lambda: state() is State.PAUSED)
+        pids = [int(path.read_text()) for path in runs.iterdir()]
+        wait_until("the node to end", lambda: not any(map(lives, pids)))
+        control.resume()
+        wait_until("the connection", lambda: state() is State.WAITING)
+        assert len(list(runs.iterdir())) == 2
+        stop.set()
+        thread.join(WAIT)
+    assert state() is State.STOPPED
+    assert [event.kind for event in Journal(config.state).recent(100)][::100] == ["started"]
+
+
+def test_outside_its_hours_it_keeps_no_connection(
+    settings: dict[str, Any], told: list[str], stand_in: Callable[[str], Path], wait_until: Until
+) -> None:
+    today = DAYS[datetime.now().weekday()]
+    tomorrow = DAYS[(datetime.now().weekday() + 1) % 7]
+    settings["schedule"] = {"days": tuple(day for day in DAYS if day not in (today, tomorrow))}
+    config = ClientConfig.model_validate(settings)
+    runs = stand_in(f"say({CONNECTED!r})\ntime.sleep(60)")
+    stop = threading.Event()
+    with Daemon(config, told.append) as daemon:
+        thread = running(daemon, stop)
+        wait_until(
+            "it to be closed", lambda: (s := Control(config.state).status()) and s.state is State.CLOSED
+        )
+        stop.set()
+        thread.join(WAIT)
+    assert not list(runs.iterdir())
+
+
+def lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+class _Paid:
+    """Stands in for a participant: what matters is whether a round is paid for."""
+
+    def __init__(self, owes: bool) -> None:
+        self.owes = owes
+
+
+def test_a_round_that_was_paid_for_is_finished_but_not_waited_for_without_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wanted, participant, now = threading.Event(), _Paid(True), [100.0]
+    monkeypatch.setattr(daemon_module.time, "monotonic", lambda: now[0])
+    farewell = daemon_module._Farewell(wanted.is_set, participant)  # type: ignore[arg-type]
+    assert not farewell.is_set()
+    wanted.set()
+    assert not farewell.is_set(), "the sum is still to be opened"
+    now[0] += daemon_module.FAREWELL_SECONDS - 1
+    assert not farewell.is_set()
+    now[0] += 2
+    assert farewell.is_set()
+    idle = daemon_module._Farewell(lambda: True, _Paid(False))  # type: ignore[arg-type]
+    assert idle.is_set()

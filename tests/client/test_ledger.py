@@ -11,10 +11,12 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -816,3 +818,110 @@ def test_threads_may_share_a_ledger(path):
         list(pool.map(run, range(8)))
     ledger.verify()
     assert ledger.counter == 40
+
+
+# -- a pace: so much a month --------------------------------------------------------------------------------------
+
+
+class Calendar:
+    def __init__(self, *day: int) -> None:
+        self.now = datetime(*day, tzinfo=UTC)  # type: ignore[misc,arg-type]
+
+    def __call__(self) -> datetime:
+        return self.now
+
+
+def paced(path: Path, calendar: Calendar, accounting: str = "sum", monthly: float = 1.5) -> Ledger:
+    return Ledger(path, Budget(100.0, 1e-2, accounting, monthly=monthly), now=calendar)
+
+
+def small(number: int, round_: int = 0, steps: int = 1, plan_steps: int = 10) -> Charge:
+    """ε of all ten steps is about 1.2, of one alone 0.9."""
+    mechanism = Mechanism(1.0, 10, 4.0, 1.0, steps)
+    return Charge(bytes([number]) * 32, round_, 0, mechanism, plan_steps, 1e-5)
+
+
+def test_a_month_has_its_own_bound(tmp_path: Path) -> None:
+    calendar = Calendar(2026, 3, 30)
+    ledger = paced(tmp_path / "ledger.sqlite", calendar, monthly=5.0)
+    one = ledger.charge(small(1)).epsilon
+    assert 2.5 < one < 5.0, "two do not fit"
+    with pytest.raises(BudgetExceeded, match=r"this month, of 5 \(monthly_epsilon\)"):
+        ledger.charge(small(2))
+    ledger.charge(small(1, 1))  # the plan is paid for
+    for ask in (ledger.check, ledger.charge):
+        with pytest.raises(BudgetExceeded, match="this month"):
+            ask(small(2))
+    assert ledger.counter == 2
+    calendar.now = datetime(2026, 4, 1, tzinfo=UTC)
+    ledger.check(small(2))
+    again = paced(tmp_path / "ledger.sqlite", calendar, monthly=5.0)
+    assert again.charge(small(2)).epsilon == pytest.approx(2 * one)
+    again.charge(small(1, 2))  # an earlier month's plan costs nothing more
+    with pytest.raises(BudgetExceeded):
+        again.charge(small(3))
+
+
+def test_a_clock_that_is_set_back_begins_no_month_anew(tmp_path: Path) -> None:
+    calendar = Calendar(2026, 4, 2)
+    ledger = paced(tmp_path / "ledger.sqlite", calendar, monthly=5.0)
+    ledger.charge(small(1))
+    for month in (3, 2, 1):
+        calendar.now = datetime(2026, month, 1, tzinfo=UTC)
+        with pytest.raises(BudgetExceeded, match="a clock that was once set forward"):
+            paced(tmp_path / "ledger.sqlite", calendar, monthly=5.0).charge(small(2))
+    calendar.now = datetime(2026, 4, 30, tzinfo=UTC)
+    with pytest.raises(BudgetExceeded):
+        ledger.charge(small(2))
+
+
+def test_where_steps_are_paid_a_month_has_those_taken_in_it(tmp_path: Path) -> None:
+    calendar = Calendar(2026, 3, 30)
+    budget = Budget(100.0, 1e-5, "rdp-8", monthly=3.0)
+    path = tmp_path / "ledger.sqlite"
+    ledger = Ledger(path, budget, now=calendar)
+    taken = 0
+    with pytest.raises(BudgetExceeded, match="this month"):
+        for round_ in range(100):
+            ledger.charge(small(1, round_, plan_steps=100))
+            taken += 1
+    assert 1 < taken < 100
+    calendar.now = datetime(2026, 4, 1, tzinfo=UTC)
+    again = Ledger(path, budget, now=calendar)
+    before = taken
+    with pytest.raises(BudgetExceeded, match="this month"):
+        for round_ in range(before, 100):
+            again.charge(small(1, round_, plan_steps=100))
+            taken += 1
+    assert taken == 2 * before, "a month is like another"
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 4), st.integers(1, 3)), min_size=1, max_size=12),
+    st.sampled_from(["sum", "rdp-8"]),
+)
+def test_a_ledger_read_anew_knows_its_month_as_well_as_one_that_saw_it_pass(
+    moves: list[tuple[int, int]], accounting: str
+) -> None:
+    """Months pass (or the clock goes back); each charge is let through by both or by neither."""
+    with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
+        path, calendar = Path(folder) / "ledger.sqlite", Calendar(2026, 6, 1)
+        ledger = paced(path, calendar, accounting, monthly=5.0)
+        rounds: Counter[int] = Counter()
+        for month, plan in moves:
+            calendar.now = datetime(2026, month + 4, 1, tzinfo=UTC)
+            charge = small(plan, rounds[plan])
+            fresh = paced(path, calendar, accounting, monthly=5.0)
+            allowed = []
+            for one in (ledger, fresh):
+                try:
+                    one.check(charge)
+                except BudgetExceeded:
+                    allowed.append(False)
+                else:
+                    allowed.append(True)
+            assert allowed[0] == allowed[1]
+            if allowed[0]:
+                ledger.charge(charge)
+                rounds[plan] += 1

@@ -842,10 +842,10 @@ def test_an_answer_larger_than_the_node_may_hold_ends_the_node_and_not_the_daemo
 
 
 class Dribble:
-    """A relay to `port` whose answers come byte by byte after the first `swift` connections."""
+    """A relay to `port` whose answers come byte by byte, from the first connection after `swift` or from `slow` on."""
 
-    def __init__(self, port: int, swift: int) -> None:
-        self.port, self.swift = port, swift
+    def __init__(self, port: int, swift: int, slow: threading.Event) -> None:
+        self.port, self.swift, self.slow = port, swift, slow
         self.connections = 0
         self.over = threading.Event()
         self.listener = socket.create_server(("127.0.0.1", 0))
@@ -865,30 +865,26 @@ class Dribble:
                 near, _ = self.listener.accept()
                 far = socket.create_connection(("127.0.0.1", self.port))
                 self.connections += 1
-                slow = self.connections > self.swift
+                if self.connections > self.swift:
+                    self.slow.set()
                 threading.Thread(target=self._copy, args=(near, far, False), daemon=True).start()
-                threading.Thread(target=self._copy, args=(far, near, slow), daemon=True).start()
+                threading.Thread(target=self._copy, args=(far, near, True), daemon=True).start()
 
-    def _copy(self, one: socket.socket, other: socket.socket, slow: bool) -> None:
+    def _copy(self, one: socket.socket, other: socket.socket, may_be_slow: bool) -> None:
         with suppress(OSError):
             while data := one.recv(65536):
+                slow = may_be_slow and self.slow.is_set()
                 for piece in [data[at : at + 1] for at in range(len(data))] if slow else [data]:
                     other.sendall(piece)
-                    if slow and self.over.wait(0.02):
+                    if slow and self.over.wait(0.05):
                         break
         for end in (one, other):
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
 
 
-def patient(server: Server, frames_in: Any, context: Any) -> Iterator[bytes]:
-    yield from greeting(server, frames_in)
-    for trip in range(1, 1000):
-        yield from frames(wire.encode(Ask(trip=trip, payload=bytes(1000))))
-        server.hear(frames_in)
-
-
-SLOW: dict[str, int] = {"in the handshake": 0, "after the certificate was seen": 1}
+SLOW: dict[str, int] = {"in the handshake": 0, "after the certificate was seen": 1, "in a question": 9}
+"""How many connections go swiftly before."""
 
 
 @pytest.mark.parametrize("stopped", [False, True], ids=["until its limits", "until it is stopped"])
@@ -901,14 +897,22 @@ def test_a_server_that_says_a_byte_at_a_time_holds_nobody(
     limit = WAIT if stopped else 1.5
     if stopped:
         threading.Timer(1.0, merchant.stop.set).start()
+    slow = threading.Event()
     ended: queue.SimpleQueue[ReportCode] = queue.SimpleQueue()
-    with running(patient, keys) as server, Dribble(server.port, SLOW[where]) as port:
+
+    def script(server: Server, frames_in: Any, context: Any) -> Iterator[bytes]:
+        yield from greeting(server, frames_in)
+        slow.set()
+        yield from frames(wire.encode(Ask(trip=1, payload=bytes(100_000))))
+        server.hear(frames_in)
+
+    with running(script, keys) as server, Dribble(server.port, SLOW[where], slow) as port:
         serve = threading.Thread(
             target=lambda: ended.put(merchant.serve(port, patience=limit, deadline=limit)), daemon=True
         )
         serve.start()
-        assert ended.get(timeout=WAIT / 2) is ReportCode.LOST
-    assert len(merchant.handled) < 50
+        assert ended.get(timeout=WAIT / 4) is ReportCode.LOST
+    assert merchant.handled == []
     assert bool(merchant.told) is not stopped
 
 

@@ -121,8 +121,14 @@ def _round_signed(folder: Path) -> Iterator[Parse]:
 
 
 def _round_signed_seeds() -> list[bytes]:
-    listed = wire.encode(seeds.directory())
-    return [msgpack.packb([wire.encode(plan), listed, 0, 1, 1]) for plan in seeds.plans()]
+    """Some are beyond the policy: what is near them must be refused, too."""
+    listed, plan = wire.encode(seeds.directory()), seeds.plans()[0]
+    weak = plan.training.model_copy(update={"noise_multiplier": 0.9, "repeats": 0})
+    plans = [
+        *seeds.plans(),
+        *(plan.model_copy(update=change) for change in ({"training": weak}, {"league": "other"})),
+    ]
+    return [msgpack.packb([wire.encode(plan), listed, 0, 1, 1]) for plan in plans]
 
 
 # -- the daemon, and its node -------------------------------------------------------------------------------------

@@ -48,7 +48,20 @@ TEXTS = [
     "1e999",
     "x" * 5000,
 ]
-DTYPES = ["F64", "F32", "F16", "BF16", "I64", "I8", "U8", "BOOL", "F8_E4M3", "F8_E8M0", "F4", "C64", "X"]
+DTYPES = {
+    "F64": 8,
+    "F32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "I64": 8,
+    "I8": 1,
+    "U8": 1,
+    "BOOL": 1,
+    "F8_E4M3": 1,
+    "C64": 8,
+    "X": 1,
+}
+"""Types of safetensors, and their bytes."""
 
 Tree = Any
 Dialect = Callable[[random.Random, bytes, bytes], bytes | None]
@@ -314,6 +327,14 @@ def json_text(rng: random.Random, data: bytes, other: bytes) -> bytes | None:
     return None
 
 
+def _extent(entry: dict[str, Tree]) -> int:
+    """Return how many bytes a tensor has, as its header says."""
+    match entry.get("data_offsets"):
+        case [int(first), int(last)]:
+            return last - first
+    return 0
+
+
 def safetensors(rng: random.Random, data: bytes, other: bytes) -> bytes | None:
     """A `Dialect`: another header with its length right, types and offsets at borders, or a length that lies."""
     if len(data) < 8:
@@ -330,8 +351,10 @@ def safetensors(rng: random.Random, data: bytes, other: bytes) -> bytes | None:
             name = rng.choice(list(tree))
             entry = tree[name]
             if isinstance(entry, dict):
+                dtype = rng.choice(list(DTYPES))
                 changes = [
-                    {"dtype": rng.choice(DTYPES)},
+                    {"dtype": dtype, "shape": [max(_extent(entry) // DTYPES[dtype], 0)]},
+                    {"dtype": dtype},
                     {
                         "shape": [
                             rng.choice((0, 1, 3, 21, 1 << 31, 1 << 62, -1)) for _ in range(rng.randrange(4))

@@ -18,7 +18,7 @@ from hanse_common.directory import SignedDirectory, require_admitted
 from hanse_common.errors import DirectoryRefused, SignatureInvalid, WireError
 from hanse_common.membership import SignedRequest
 from hanse_common.plan import SignedPlan
-from hanse_common.session import FRAME_BYTES, Answer, Assignment, Hello, RecordReader
+from hanse_common.session import FRAME_BYTES, Answer, Ask, Assignment, Hello, RecordReader
 from hanse_common.wire import Message
 
 from . import mutate, seeds
@@ -149,6 +149,12 @@ def _stream(_: Path) -> Iterator[Parse]:
             answers = [said.get_nowait()[1:] for _ in range(said.qsize())]
             if answers:
                 require(wire.decode(Hello, answers.pop(0)).block == assignment.block, "another hello")
+            asked: dict[int, bytes] = {}
+            for frame in heard[1 : len(answers) + 1]:
+                ask = wire.decode(Ask, frame[1:])
+                require(
+                    asked.setdefault(ask.trip, ask.payload) == ask.payload, "one trip, two questions answered"
+                )
             trips = [wire.decode(Answer, answer).trip for answer in answers]
             require(
                 trips == sorted(trips) and len(set(trips)) == len(handled),
