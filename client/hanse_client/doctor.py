@@ -94,14 +94,9 @@ def _disk(config: ClientConfig) -> Iterator[Finding]:
 
 
 def _stack(config: ClientConfig) -> Iterator[Finding]:
-    import torch  # takes seconds to load
+    from hanse_client.examples import device_name  # torch takes seconds to load
 
-    from hanse_client.examples import resolve_device
-
-    device = resolve_device(config.device)
-    where = "the CPU"
-    if device.startswith("cuda"):
-        where = f"{device}, {torch.cuda.get_device_name(device)}"
+    where = device_name(config.device)
     names = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "opacus", "flwr"))
     yield Finding("computing", Mark.WELL, f"on {where}, with {names}")
 

@@ -127,6 +127,12 @@ def resolve_device(name: str) -> str:
     return f"cuda:{int(index)}" if index else "cuda"
 
 
+def device_name(name: str) -> str:
+    """Return what the device called `name` is, for people. Raises `ConfigError` as `resolve_device` does."""
+    device = resolve_device(name)
+    return f"{device}, {torch.cuda.get_device_name(device)}" if device.startswith("cuda") else "the CPU"
+
+
 def _numbered(products: Sequence[str | None]) -> NDArray[np.int64]:
     """Return a number for each photo, equal for equal names; a photo without a name gets one of its own."""
     known: dict[str, int] = {}

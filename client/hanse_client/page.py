@@ -12,6 +12,7 @@ import os
 import re
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -334,7 +335,14 @@ class Pages:
                     found["privacy"] = Privacy(kept.budget, None, str(error))
         adds_up = self._config.policy.budget.filter.whole_plans
         return self._page(
-            request, "page-ledger.html", known=known, page=page, pages=pages, adds_up=adds_up, told=told, **found
+            request,
+            "page-ledger.html",
+            known=known,
+            page=page,
+            pages=pages,
+            adds_up=adds_up,
+            told=told,
+            **found,
         )
 
     def _receipt(self, request: Request) -> Response:
@@ -457,8 +465,9 @@ def serve(config: Annotated[Path, typer.Argument(help="Your configuration.", met
 
 
 def _end_with_input(stop: threading.Event) -> None:
-    while os.read(0, 1024):
-        pass
+    with suppress(OSError):
+        while os.read(0, 1024):
+            pass
     stop.set()
 
 

@@ -10,7 +10,9 @@ no notice of what another computer changes on it, so such a drive is looked thro
 """
 
 import logging
+import math
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -33,6 +35,9 @@ CHECK_SECONDS = 2.0
 
 POLL_SECONDS = 60.0
 """How often a folder that gives no notices is looked through."""
+
+LOOK_SECONDS = 3600.0
+"""A folder from which nothing was heard for so long counts as changed: notices may be lost."""
 
 _REMOTE = (
     "nfs",
@@ -66,6 +71,7 @@ class Watcher:
         quiet_seconds: float = QUIET_SECONDS,
         check_seconds: float = CHECK_SECONDS,
         poll_seconds: float = POLL_SECONDS,
+        look_seconds: float = LOOK_SECONDS,
         polling: bool | None = None,
     ) -> None:
         self._source = source.absolute()
@@ -73,6 +79,7 @@ class Watcher:
         self._quiet_seconds = quiet_seconds
         self._check_seconds = check_seconds
         self._poll_seconds = poll_seconds
+        self._look_seconds = look_seconds
         self._polling = polling
         self._changed = threading.Event()
         self._stop = threading.Event()
@@ -130,12 +137,12 @@ class Watcher:
             poll_delay_ms=int(self._poll_seconds * 1000),
             ignore_permission_denied=True,
         )
-        first = True  # what changed before the watch stood, nobody noticed
+        told = -math.inf  # what changed before the watch stood, nobody noticed
         for changes in watching:
-            here = _identity(folder) == begun
-            if changes or first or not here:
+            here, now = _identity(folder) == begun, time.monotonic()
+            if changes or not here or now - told > self._look_seconds:
                 self._changed.set()
-            first = False
+                told = now
             if not here:
                 return
 

@@ -251,7 +251,7 @@ class Listener:
                 # A peer may not say in a header that it is another.
                 proxy_headers=False,
                 server_header=False,
-                date_header=False,
+                date_header=True,  # by which a merchant finds that its clock is wrong
                 log_config=None,
                 # A stranger could write as much as it likes into a log of what it did wrong.
                 log_level="critical",

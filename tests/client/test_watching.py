@@ -1,6 +1,7 @@
 """Watching the photos: every change is told, a folder that vanishes is found again, and a deletion is stated."""
 
 import hashlib
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -68,13 +69,21 @@ def test_every_kind_of_change_is_told(photos: Path, watch: Callable[..., Watcher
     for change in (
         lambda: new.parent.mkdir(parents=True),
         lambda: new.write_bytes(b"new"),
-        lambda: new.write_bytes(b"longer than before"),
+        lambda: (
+            new.write_bytes(b"edited"),
+            os.utime(new, (1, 1)),
+        ),  # who looks, compares times by the second
         lambda: new.rename(new.with_name("3.jpg")),
         lambda: new.with_name("3.jpg").unlink(),
     ):
         change()
         assert watcher.wait(WAIT)
         settle(watcher)
+
+
+def test_silence_is_not_trusted_for_ever(photos: Path, watch: Callable[..., Watcher]) -> None:
+    watcher = watch(photos, look_seconds=0.2)
+    assert watcher.wait(WAIT) and watcher.wait(WAIT), "though nothing changed"
 
 
 def test_reading_is_no_change(photos: Path, watch: Callable[..., Watcher]) -> None:

@@ -114,7 +114,8 @@ def _round_signed(folder: Path) -> Iterator[Parse]:
         if isinstance(answer, Joined):
             found = wire.decode(Plan, plan)
             require(found.league == "test" and found.taxonomy == seeds.TAXONOMY, "a plan of another league")
-            require(found.epsilon() <= rounds.POLICY.epsilon, "a plan beyond the policy")
+            require(found.epsilon() <= rounds.POLICY.epsilon, "a plan beyond the budget")
+            require(not rounds.POLICY.reasons(found, seeds.TAXONOMY), "a plan beyond the policy")
             require(round_ + block <= found.training.rounds, "rounds beyond the plan")
 
     yield parse
@@ -123,11 +124,12 @@ def _round_signed(folder: Path) -> Iterator[Parse]:
 def _round_signed_seeds() -> list[bytes]:
     """Some are beyond the policy: what is near them must be refused, too."""
     listed, plan = wire.encode(seeds.directory()), seeds.plans()[0]
-    weak = plan.training.model_copy(update={"noise_multiplier": 0.9, "repeats": 0})
-    plans = [
-        *seeds.plans(),
-        *(plan.model_copy(update=change) for change in ({"training": weak}, {"league": "other"})),
-    ]
+    plans = seeds.plans()
+    for change in (
+        {"noise_multiplier": 0.9, "repeats": 0},
+        {"rounds": 1001, "repeats": 0, "noise_multiplier": 60.0},
+    ):
+        plans.append(plan.model_copy(update={"training": plan.training.model_copy(update=change)}))
     return [msgpack.packb([wire.encode(plan), listed, 0, 1, 1]) for plan in plans]
 
 

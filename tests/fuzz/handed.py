@@ -204,7 +204,7 @@ def targets() -> list[Target]:
         Target("photo", 50_000, mutate.picture, seeds.pictures, plain(_photo), (PhotoError,)),
         Target("config", 5_000, yaml, lambda: [seeds.CONFIG], _config, wrong),
         Target("league-card", 5_000, yaml, lambda: [seeds.LEAGUE_CARD], _league_card, wrong),
-        Target("labels", 15_000, yaml, lambda: [seeds.LABELS], _labels, wrong),
+        Target("labels", 8_000, yaml, lambda: [seeds.LABELS], _labels, wrong),
         Target("certificate", 30_000, yaml, _certificates, plain(credentials.fingerprint), wrong),
         Target("certificate-der", 30_000, flat, _certificate_seeds_in_der, plain(_certificate_in_der), wrong),
     ]

@@ -1,8 +1,8 @@
 """Which language a served page is in: what its reader chose, by a cookie, else a default.
 
-    languages = Languages(templates.FOLDER, "en")
-    languages.of(request).render("overview.html", served=True, ...)
-    return languages.chosen(fields)          # for a form that chooses
+languages = Languages(templates.FOLDER, "en")
+languages.of(request).render("overview.html", served=True, ...)
+return languages.chosen(fields)          # for a form that chooses
 """
 
 import re

@@ -1,7 +1,7 @@
 """Serving pages to this machine alone.
 
-    with listen(8765) as listening, serving(app, listening):
-        stop.wait()
+with listen(8765) as listening, serving(app, listening):
+    stop.wait()
 """
 
 import socket
