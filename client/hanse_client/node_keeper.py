@@ -48,7 +48,9 @@ _JITTER = secrets.SystemRandom()
 _REASONS = {
     NodeExit.UNREACHABLE: "it does not answer",
     NodeExit.UNTRUSTED: "its certificate is not of the authority under connection.authority, or out of date",
-    NodeExit.UNKNOWN_KEY: "it no longer knows this node's key; ask the operator",
+    NodeExit.UNKNOWN_KEY: (
+        "it was started again, or it no longer knows this node's key; if this lasts, ask the operator"
+    ),
     NodeExit.REFUSED: (
         "it does not let the node in yet, as happens for a minute after a crash, or until this shop is in the league's "
         "directory"
@@ -58,7 +60,7 @@ _REASONS = {
 
 
 class NodeKeeper:
-    """One node, kept while entered. `tell` hears a line when it connects, and once of each outage."""
+    """One node, kept while entered. `tell` hears a line when it connects, and once of each reason of an outage."""
 
     def __init__(
         self, config: ClientConfig, key: ec.EllipticCurvePrivateKey, tell: Callable[[str], None]
@@ -76,7 +78,7 @@ class NodeKeeper:
         self._thread = threading.Thread(target=self._keep, name="node", daemon=True)
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
-        self._well = True
+        self._told: set[str] = set()
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -142,7 +144,8 @@ class NodeKeeper:
         try:
             connection.send_bytes(self._key)
             if connection.recv_bytes(len(CONNECTED)) == CONNECTED:
-                self._well = self.connected = True
+                self.connected = True
+                self._told.clear()
                 self._tell("Connected. Waiting for the league.")
             while True:  # from here on whatever comes is the server's
                 self._hear(connection, connection.recv_bytes(MAX_DOCUMENT_BYTES))
@@ -168,7 +171,7 @@ class NodeKeeper:
         return known or f"the node ended with code {code}; see {self._log}"
 
     def _tell_outage(self, reason: str) -> None:
-        """Tell the owner of an outage once, not at every attempt."""
-        if self._well:
+        """Tell each reason of one outage once, not at every attempt: the first may not be the one that lasts."""
+        if reason not in self._told:
+            self._told.add(reason)
             self._tell(f"No connection to {self._server}: {reason}. Trying again until it works.")
-        self._well = False

@@ -3,8 +3,8 @@
     python -m hanse_client.page hanse-client.yaml       # ends when its standard input does
 
 It reads what the daemon writes and leaves word for it in the state folder (`control`, `approvals`), and never asks it
-anything: with the daemon gone, it shows what is on disk. Who may see it, `page_access` says. Pages work without scripts;
-with them, the overview keeps itself up to date.
+anything: with the daemon gone, it shows what is on disk. Who may see it, `page_access` says. Pages work without
+scripts; with them, the overview keeps itself up to date.
 """
 
 import math
@@ -66,8 +66,7 @@ _MONTH = re.compile(r"[0-9]{4}-(0[1-9]|1[0-2])")
 class Privacy:
     """What the ledger says, for a page. Without it, `trouble` is why it can't be read.
 
-    `epsilon`, `left` and `bound` are told upward, downward and upward; `epsilon` and `bound` are None when nothing can be
-    promised. `bound` is the percentage that a suspicion of 1 % can become.
+    `epsilon` and `bound` are told upward, `left` downward; the former are None when nothing can be promised.
     """
 
     budget: Budget
@@ -458,10 +457,10 @@ def serve(config: Annotated[Path, typer.Argument(help="Your configuration.", met
     if settings.page is None:
         raise ConfigError(f"{config}: page: missing; expected a section with a port.")
     port = settings.page.port
-    with commands.until_stopped() as stop, listen(port) as listening:
-        with serving(build(settings, config, port), listening):
-            threading.Thread(target=_end_with_input, args=(stop,), daemon=True).start()
-            stop.wait()
+    app = build(settings, config, port)
+    with commands.until_stopped() as stop, listen(port) as listening, serving(app, listening):
+        threading.Thread(target=_end_with_input, args=(stop,), daemon=True).start()
+        stop.wait()
 
 
 def _end_with_input(stop: threading.Event) -> None:

@@ -103,7 +103,7 @@ def opener(folder: Path, address: str) -> Path:
 class Gate:
     """The ASGI application `app`, for those who have the token.
 
-    `cookie` is the session's name, another one for each port. `token` is asked at each request, and None lets nobody in.
+    `cookie` is the session's name, another one for each port. `token` is asked at each request; None lets nobody in.
     Those outside read that `command` lets them in. Inside, `request.state.key` is the key of the session's forms.
     """
 

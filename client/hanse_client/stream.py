@@ -215,7 +215,7 @@ class _Block:
             ):
                 certificate = secured.getpeercert(binary_form=True)
         except ssl.SSLCertVerificationError as error:
-            reason = f"{self._assignment.aggregator} is not the league's server: {error.verify_message}."
+            reason = f"The certificate of {self._assignment.aggregator} is not to be believed: {error.verify_message}."
             raise _Ended(ReportCode.LOST, reason) from None
         except (OSError, OverflowError, UnicodeError) as error:  # a port, or a name, that there cannot be
             raise _Lost(str(error)) from None

@@ -60,7 +60,8 @@ class Watcher:
     """Watches a folder of photos, or a CSV file's folder, in a thread of its own, while it is entered.
 
     A folder that vanishes, as a drive does, is watched again when it is back. Where the system offers no notices, or
-    not enough of them, the folder is looked through every `poll_seconds`.
+    not enough of them, the folder is looked through every `poll_seconds`, which misses a file whose time of change did
+    not grow by a second; that is found within `look_seconds`.
     """
 
     def __init__(

@@ -29,6 +29,9 @@ POLL_SECONDS = 0.25
 RETURN_SECONDS = 2.0
 """How long a round waits for merchants whose stream was lost since the round before, in seconds."""
 
+LOOK_SECONDS = 5.0
+"""How often it is asked, while a block gathers, who is a member."""
+
 FIRST_PAUSE, LONGEST_PAUSE = 2.0, 60.0
 """Seconds after which a merchant that said "later" is asked again, at first and at most."""
 
@@ -92,7 +95,7 @@ class _Again:
 class BlockTransport:
     """A `Transport` over streams, which begins a block whenever merchants are to gather.
 
-    `listed` returns all merchants of the league, as of the beginning of a block. `tell` hears a line for the
+    `listed` returns all merchants of the league, as of now. `tell` hears a line for the
     operator.
     """
 
@@ -177,7 +180,7 @@ class BlockTransport:
         """Wait until those that may come have come, or, once the minimum is there, `gather` seconds more."""
         started, enough_since = time.monotonic(), None
         minimum = self._cohort.min_merchants
-        shown = None
+        shown, looked = None, started
         while True:
             self._assign_new()
             connected = frozenset(self._streams.connected())
@@ -191,7 +194,7 @@ class BlockTransport:
                 expected = self._listed if self._awaits_all else self._assigned
                 if expected <= connected | declined or now - enough_since > self._settings.gather:
                     return
-            elif len(self._listed - declined) < minimum:
+            elif declined and len(self._listed - declined) < minimum:
                 raise RoundFailed(
                     f"The plan needs {minimum} merchants; too many decline: {self._declines()}."
                 )
@@ -200,6 +203,8 @@ class BlockTransport:
                     f"Waited {self._settings.patience:g} s; {len(connected)} merchants came, the plan needs "
                     f"{minimum}. Declined: {self._declines() or 'none'}."
                 )
+            if now - looked > LOOK_SECONDS:  # a member may be admitted while the league waits for it
+                self._listed, looked = self._members(), now
             self._streams.wait(POLL_SECONDS, lambda found, before=connected: found != before)  # type: ignore[misc]
 
     def _assign_new(self) -> None:

@@ -76,6 +76,30 @@ def test_an_outage_after_a_connection_is_told_again(
     assert told[1:4] == [outages(told)[0], "Connected. Waiting for the league.", outages(told)[1]]
 
 
+def test_each_reason_of_one_outage_is_told_once(
+    keeper: NodeKeeper, opened: ExitStack, stand_in: Callable[[str], Path], told: list[str], wait_until: Until
+) -> None:
+    """The first reason is often only that the server is down; what keeps the shop out afterwards is another."""
+    reasons = [NodeExit.LOST, NodeExit.UNREACHABLE, NodeExit.UNTRUSTED]
+    runs = stand_in(f"sys.exit({[int(reason) for reason in reasons]}[number % 3])")
+    opened.enter_context(keeper)
+    wait_until("some attempts", lambda: len(list(runs.iterdir())) > 7)
+    assert len(outages(told)) == 3, told
+    for line, words in zip(outages(told), ("was lost", "does not answer", "or out of date"), strict=True):
+        assert words in line
+
+
+def test_a_server_that_was_started_again_is_no_reason_to_call_anybody(
+    keeper: NodeKeeper, opened: ExitStack, stand_in: Callable[[str], Path], told: list[str], wait_until: Until
+) -> None:
+    """Flower keeps its nodes in memory: after each restart it tells those that stayed that it doesn't know them."""
+    stand_in(f"if number == 0: say({CONNECTED!r}); sys.exit({int(NodeExit.UNKNOWN_KEY)})\nsay({CONNECTED!r})")
+    opened.enter_context(keeper)
+    wait_until("the next connection", lambda: told.count("Connected. Waiting for the league.") > 1)
+    assert "it was started again, or" in outages(told)[0]
+    assert "if this lasts, ask the operator" in outages(told)[0]
+
+
 def test_a_node_that_cannot_be_started_is_tried_again(
     keeper: NodeKeeper, opened: ExitStack, stand_in: Callable[[str], Path], told: list[str], wait_until: Until
 ) -> None:

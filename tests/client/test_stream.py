@@ -144,7 +144,7 @@ def test_only_the_leagues_server_hears_anything(
         assert merchant.serve(server.port) is ReportCode.LOST
         assert (server.streams, server.heard) == (0, [])
     assert len(merchant.told) == 1
-    assert "is not the league's server" in merchant.told[0]
+    assert "is not to be believed" in merchant.told[0]
 
 
 def test_a_certificate_that_changes_after_it_was_looked_at_is_not_spoken_to(

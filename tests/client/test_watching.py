@@ -3,6 +3,7 @@
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from hanse_client.watching import Changes, Watcher, compare, in_words, on_networ
 from hanse_common.vision.photo import LIMITS
 
 WAIT = 60.0
+LATER = time.time() + 100
 STILL = 0.25  # seconds in which nothing must be heard
 
 
@@ -66,18 +68,17 @@ def settle(watcher: Watcher) -> int:
 def test_every_kind_of_change_is_told(photos: Path, watch: Callable[..., Watcher]) -> None:
     watcher = watch(photos)
     new = photos / "Shoe" / "summer" / "2.jpg"
-    for change in (
-        lambda: new.parent.mkdir(parents=True),
-        lambda: new.write_bytes(b"new"),
-        lambda: (
-            new.write_bytes(b"edited"),
-            os.utime(new, (1, 1)),
-        ),  # who looks, compares times by the second
-        lambda: new.rename(new.with_name("3.jpg")),
-        lambda: new.with_name("3.jpg").unlink(),
-    ):
+    changes: dict[str, Callable[[], object]] = {
+        "a folder": lambda: new.parent.mkdir(parents=True),
+        "a photo": lambda: new.write_bytes(b"new"),
+        # Who looks from time to time compares times by the second.
+        "another content": lambda: (new.write_bytes(b"edited"), os.utime(new, (LATER, LATER))),
+        "another name": lambda: new.rename(new.with_name("3.jpg")),
+        "no photo": lambda: new.with_name("3.jpg").unlink(),
+    }
+    for name, change in changes.items():
         change()
-        assert watcher.wait(WAIT)
+        assert watcher.wait(WAIT), name
         settle(watcher)
 
 

@@ -72,11 +72,11 @@ ENCRYPTED = RIGHT.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailable
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        (b"", "no OpenSSH private key"),
-        (b"garbage", "no OpenSSH private key"),
+        (b"", "no PEM private key"),
+        (b"garbage", "no PEM private key"),
         (private_file(RIGHT)[:200], "no OpenSSH private key"),
-        (ENCRYPTED, "without passphrase"),
-        (public_file(RIGHT), "no OpenSSH private key"),
+        (ENCRYPTED, "with a passphrase, expected one without"),
+        (public_file(RIGHT), "no PEM private key"),
         (private_file(WRONG_CURVE), "another kind, expected ECDSA on P-384"),
         (private_file(WRONG_KIND), "another kind, expected ECDSA on P-384"),
         (private_file(RIGHT) + bytes(MAX_KEY_FILE_BYTES), f"more than {MAX_KEY_FILE_BYTES} bytes"),

@@ -1,14 +1,20 @@
 """A small league of real processes: one server, four shops with real photos, over TLS on loopback."""
 
+import asyncio
 import json
 import os
 import signal
+import socket
+import struct
 import subprocess
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+import psutil
 import pytest
 import yaml
 
@@ -17,7 +23,7 @@ from hanse_client.ledger import Ledger
 from hanse_common.config import load
 from hanse_simulations import daemons, demo
 from hanse_simulations.experiment import Experiment
-from hanse_simulations.processes import Processes, command
+from hanse_simulations.processes import Processes, command, free_ports
 
 WAIT = 120.0
 
@@ -159,6 +165,130 @@ class League:
         )
 
 
+class Network:
+    """What lies between the shops and the server's two ports; it can be cut for some shops, and mended.
+
+    Make it before anybody is started: the server then tells, and the shops know, its ports and not the server's own.
+    """
+
+    def __init__(self, league: League) -> None:
+        self._league = league
+        self._lines: set[tuple[str, asyncio.StreamWriter]] = set()
+        self._refused: frozenset[str] = frozenset()
+        self._flows = {name: asyncio.Event() for name in ("", *league.shops)}
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="network", daemon=True)
+        self._ports: dict[int, int] = {}
+        service = yaml.safe_load(league.server_config.read_text())["service"]
+        fleet, streams = free_ports(2)
+        self._ports = {fleet: service["fleet"]["port"], streams: service["aggregator"]["port"]}
+        league.edit_server(lambda service: service["aggregator"].update(address=f"localhost:{streams}"))
+        for name in league.shops:
+            league.edit_shop(name, lambda shop: shop["connection"].update(server=f"localhost:{fleet}"))
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        for port, target in self._ports.items():
+            self._call(self._listen(port, target))
+        self.mend()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._call(self._end())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def reset(self, *names: str) -> None:
+        """Break off the connections of these shops, all by default, and refuse new ones."""
+        self._call(self._cut(frozenset(names) or self._flows.keys(), refuse=True))
+
+    def swallow(self, *names: str) -> None:
+        """Let nothing through from or to these shops, all by default; they hear nothing of it, as of a pulled plug."""
+        self._call(self._cut(frozenset(names) or self._flows.keys(), refuse=False))
+
+    def mend(self) -> None:
+        """Let everything through, also what was sent meanwhile: TCP would send it again."""
+        self._call(self._mend())
+
+    def _call(self, work: Any) -> None:
+        asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    async def _listen(self, port: int, target: int) -> None:
+        await asyncio.start_server(lambda *ends: self._carry(target, *ends), "127.0.0.1", port)
+
+    async def _cut(self, names: Iterable[str], *, refuse: bool) -> None:
+        if not refuse:
+            for name in names:
+                self._flows[name].clear()
+            return
+        self._refused = frozenset(names)
+        for name, writer in tuple(self._lines):
+            if name in self._refused:
+                _reset(writer)
+
+    async def _mend(self) -> None:
+        self._refused = frozenset()
+        for flow in self._flows.values():
+            flow.set()
+
+    async def _end(self) -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+
+    async def _carry(self, target: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Carry one connection to the server's port `target`, to its end."""
+        name = await asyncio.to_thread(self._owner, writer.get_extra_info("peername")[1])
+        far_writer = None
+        try:
+            if name in self._refused:
+                return
+            await self._flows[name].wait()
+            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", target)
+            self._lines |= {(name, writer), (name, far_writer)}
+            there = asyncio.ensure_future(self._pump(name, reader, far_writer))
+            back = asyncio.ensure_future(self._pump(name, far_reader, writer))
+            await asyncio.wait({there, back}, return_when=asyncio.FIRST_COMPLETED)
+            for pump in (there, back):
+                pump.cancel()
+            await asyncio.gather(there, back, return_exceptions=True)
+        except OSError:
+            pass  # the server is down
+        finally:
+            for one in (writer, far_writer):
+                if one is not None:
+                    self._lines.discard((name, one))
+                    _reset(one)
+
+    async def _pump(self, name: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while data := await reader.read(1 << 16):
+                await self._flows[name].wait()
+                writer.write(data)
+                await writer.drain()
+            await self._flows[name].wait()
+
+    def _owner(self, port: int) -> str:
+        """Return whose connection comes from `port`, "" for nobody's of this league."""
+        for name in self._league.shops:
+            daemon = self._league.running.get(name)
+            for pid in [daemon.pid, *children(daemon.pid)] if daemon else []:
+                with suppress(psutil.Error):
+                    if any(one.laddr.port == port for one in psutil.Process(pid).net_connections("tcp")):
+                        return name
+        return ""
+
+
+def _reset(writer: asyncio.StreamWriter) -> None:
+    """End a connection so that its peer sees a reset, unless it is closed already."""
+    connection = writer.get_extra_info("socket")
+    with suppress(OSError):
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
+
+
 def children(pid: int) -> list[int]:
     """Return the processes that `pid` started and that live."""
     found = []
@@ -193,6 +323,12 @@ def make_league(tmp_path: Path, data_folder: Path) -> Iterator[Callable[..., Lea
             for process in league.running.values():
                 if process.poll() is None:
                     os.kill(process.pid, signal.SIGCONT)
+
+
+@pytest.fixture
+def make_network() -> Iterator[Callable[[League], Network]]:
+    with ExitStack() as stack:
+        yield lambda league: stack.enter_context(Network(league))
 
 
 @pytest.fixture

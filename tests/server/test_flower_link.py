@@ -36,6 +36,7 @@ from flwr.superlink.grid import HttpGrid
 from flwr.superlink.routers.control import router as control_router
 from flwr.superlink.routers.fleet.router import router as fleet_router
 from flwr.superlink.servicer.runtime import runtime_handlers
+from flwr.supernode import fleet_http_connection
 
 from hanse_common.credentials import load_node_public, node_public_pem
 from hanse_common.errors import ConfigError
@@ -115,6 +116,9 @@ def test_this_is_the_release_whose_seams_we_know() -> None:
         (runtime_handlers.pull_object, "request state task"),
         (runtime_handlers.confirm_message_received, "request state task"),
         (HttpGrid, "runtime_api_address insecure root_certificates token"),
+        (fleet_http_connection.http_request_response,
+         "server_address insecure root_certificates authentication_keys max_retries max_wait_time"),
+        (fleet_http_connection.FleetHttpClient.__init__, "self base_url interceptors verify timeout retry_invoker"),
     ],
     ids=lambda value: getattr(value, "__qualname__", ""),
 )  # fmt: skip

@@ -9,6 +9,7 @@ from hanse_client.cli.plans import approve, explain, plans, refuse
 from hanse_client.cli.receipts import receipt
 from hanse_client.cli.recognition import classify
 from hanse_client.cli.running import doctor, history, page, pause, resume, run, status
+from hanse_client.cli.wizard import wizard
 from hanse_common import commands
 
 app = commands.new_app(
@@ -18,6 +19,7 @@ app = commands.new_app(
 for command in (
     init,
     join,
+    wizard,
     endorse,
     rotate,
     members,

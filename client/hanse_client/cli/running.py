@@ -33,13 +33,14 @@ _UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 def run(config: ConfigOption = DEFAULT_CONFIG) -> None:
     """Take part in your league until you stop it: wait for trainings, judge them, train, keep the accounts."""
     from hanse_client.daemon import Daemon  # torch takes seconds to load
+    from hanse_client.examples import resolve_device
     from hanse_client.logs import log_to
     from hanse_client.resources import apply
 
     settings = load(ClientConfig, config)
     settings.state.mkdir(mode=0o700, parents=True, exist_ok=True)
     log_to(settings.state / "daemon.log")
-    apply(settings.resources, settings.device)
+    apply(settings.resources, resolve_device(settings.device))
     with commands.until_stopped() as stop:
         with Daemon(settings, say_now, config) as daemon:
             daemon.run(stop)

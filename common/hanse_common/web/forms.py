@@ -19,7 +19,10 @@ _FORM = "application/x-www-form-urlencoded"
 
 
 async def posted(request: Request, max_bytes: int) -> Mapping[str, str]:
-    """Return the fields of a form, each once. Raises `HTTPException` for a stranger's, an oversized or a damaged one."""
+    """Return the fields of a form, each once.
+
+    Raises `HTTPException`: 403 for another page's, 413 for more than `max_bytes`, 415 for no form, 400 for damage.
+    """
     require_own_origin(request)
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != _FORM:
         raise HTTPException(415, "Found no form.")

@@ -45,7 +45,10 @@ def static_routes() -> list[BaseRoute]:
 
 @contextmanager
 def serving(app: ASGIApp, listening: socket.socket) -> Iterator[None]:
-    """Answer what comes in on `listening` while entered, in a thread. Addresses, which may hold secrets, are not logged."""
+    """Answer what comes in on `listening` while entered, in a thread.
+
+    Addresses that were asked for are not logged: they may hold secrets.
+    """
     server = uvicorn.Server(
         uvicorn.Config(
             app,

@@ -1,0 +1,71 @@
+"""The merchant's guide is kept true: exit codes have pages, commands exist, unit and image hold together."""
+
+import re
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from hanse_client import cli, doctor
+from hanse_common import errors
+
+FOR_MERCHANTS = {
+    error.exit_code
+    for error in vars(errors).values()
+    if isinstance(error, type) and issubclass(error, errors.HanseError)
+} - {16, 17, 18}  # of rounds, data sets and runs, which no merchant's command has
+
+
+@pytest.fixture
+def guide(root: Path) -> str:
+    return (root / "client" / "README.md").read_text()
+
+
+def test_each_exit_code_has_a_page_that_says_what_to_do(root: Path, guide: str) -> None:
+    pages = {int(path.stem): path for path in (root / "client" / "exit-codes").glob("*.md")}
+    assert set(pages) == FOR_MERCHANTS | {2, doctor.EXIT_CODE, 130}
+    for code, path in pages.items():
+        text = path.read_text()
+        assert text.startswith(f"# Exit code {code}: ")
+        happened, do = text.split("## What happened\n")[1].split("## What to do\n")
+        assert len(happened.split()) > 3 and len(do.split()) > 5
+    table = guide[guide.index("## Exit codes") :]
+    linked = {int(code) for code in re.findall(r"\(exit-codes/(\d+)\.md\)", table)}
+    assert linked | {21, 22} == set(pages)
+
+
+def test_every_command_in_the_guide_exists_and_every_command_is_in_the_guide(guide: str) -> None:
+    app = typer.main.get_command(cli.app)
+    commands = app.commands  # type: ignore[attr-defined]
+    known = set(commands) | {f"league {name}" for name in commands["league"].commands}
+    named = set(re.findall(r"hanse-client (league [a-z-]+|[a-z][a-z-]+)", guide))
+    assert named <= known | {"league"}, named - known
+    unnamed = {name for name in known - {"league"} if not re.search(rf"`?{name}\b", guide)}
+    assert not unnamed
+
+
+def test_links_lead_somewhere(root: Path, guide: str) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", guide):
+        assert (root / "client" / target).exists(), target
+    anchors = {
+        re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-")
+        for title in re.findall(r"^#+ (.+)$", guide, re.M)
+    }
+    assert set(re.findall(r"\]\(#([^)]+)\)", guide)) <= anchors
+
+
+def test_the_unit_and_the_image_leave_the_photos_alone(root: Path) -> None:
+    unit = (root / "client" / "hanse-client.service").read_text()
+    for line in (
+        "User=hanse",
+        "ReadOnlyPaths=/srv/hanse/photos",
+        "ProtectSystem=strict",
+        "NoNewPrivileges=true",
+    ):
+        assert f"\n{line}\n" in unit
+    image = (root / "client" / "Dockerfile").read_text()
+    assert "/srv/hanse/photos:ro" in image
+    last = image.rpartition("FROM ")[2]
+    assert last.index("USER hanse") < last.index("ENTRYPOINT")
+    stop = re.search(r"TimeoutStopSec=(\d+)", unit)
+    assert stop and int(stop[1]) > 20 + 2 * 6, "a round that is paid for, then the children"
