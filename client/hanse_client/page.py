@@ -265,13 +265,13 @@ class Pages:
             },
         )
 
-    def _page(self, request: Request, template: str, status: int = 200, **values: Any) -> HTMLResponse:
+    def _page(self, request: Request, template: str, code: int = 200, **values: Any) -> HTMLResponse:
         common = {"served": True, "key": request.state.key, "here": request.url.path}
-        return HTMLResponse(self.languages.of(request).render(template, **{**common, **values}), status)
+        return HTMLResponse(self.languages.of(request).render(template, **{**common, **values}), code)
 
-    def _failed(self, request: Request, status: int, text: str = "") -> HTMLResponse:
+    def _failed(self, request: Request, code: int, text: str = "") -> HTMLResponse:
         return self._page(
-            request, "page-error.html", status, here="/", status_code=status, lines=text.splitlines()
+            request, "page-error.html", code, here="/", code_shown=code, lines=text.splitlines()
         )
 
     # What can be seen

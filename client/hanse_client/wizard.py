@@ -180,7 +180,7 @@ class Wizard:
 
     def _failed(self, request: Request, status: int) -> Response:
         page = self.languages.of(request).render(
-            "wizard-error.html", served=True, key=request.state.key, here="/", status_code=status
+            "wizard-error.html", served=True, key=request.state.key, here="/", code_shown=status
         )
         return HTMLResponse(page, status)
 

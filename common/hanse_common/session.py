@@ -118,8 +118,9 @@ class Assignment(Message):
 class BlockReport(Message):
     """The merchant's only reply to an assignment. An assignment that can't be read is answered with block 0¹⁶.
 
-    `epsilon` is what the merchant has spent in all, where its policy lets it say so. `nonce` makes each report another: Flower names objects by their content, keeps equal ones once, and drops one
-    that several merchants send at the same time.
+    `epsilon` is what the merchant has spent in all, where its policy lets it say so. `nonce` makes each report
+    another: Flower names objects by their content, keeps equal ones once, and drops one that several merchants send
+    at the same time.
     """
 
     kind: ClassVar[int] = 9

@@ -244,6 +244,7 @@ class Network:
         far_writer = None
         try:
             if name in self._refused:
+                _reset(writer)
                 return
             await self._flows[name].wait()
             far_reader, far_writer = await asyncio.open_connection("127.0.0.1", target)
@@ -255,12 +256,12 @@ class Network:
                 pump.cancel()
             await asyncio.gather(there, back, return_exceptions=True)
         except OSError:
-            pass  # the server is down
+            _reset(writer)  # the server is down
         finally:
             for one in (writer, far_writer):
                 if one is not None:
                     self._lines.discard((name, one))
-                    _reset(one)
+                    one.close()
 
     async def _pump(self, name: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError):
@@ -282,7 +283,7 @@ class Network:
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:
-    """End a connection so that its peer sees a reset, unless it is closed already."""
+    """End a connection so that its peer sees a reset."""
     connection = writer.get_extra_info("socket")
     with suppress(OSError):
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

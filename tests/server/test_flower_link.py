@@ -243,11 +243,8 @@ def test_a_task_token_can_neither_be_taken_nor_used(
 def test_health_says_nothing(https: httpx.Client, admin: str, fleet: str) -> None:
     for port in (admin, fleet):
         response = https.get(f"{port}/health")
-        assert (response.status_code, response.content, dict(response.headers)) == (
-            200,
-            b"",
-            {"content-length": "0"},
-        )
+        assert (response.status_code, response.content) == (200, b"")
+        assert set(response.headers) == {"content-length", "date"}  # the date finds clocks that are wrong
 
 
 def test_errors_say_nothing_of_the_server(https: httpx.Client, fleet: str) -> None:
