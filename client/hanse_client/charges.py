@@ -37,8 +37,8 @@ PARAMETERS = (
 class Budget:
     """The most that one `unit` may ever pay, and the filter by which it is added up.
 
-    `accounting` is a name that `filters.parse` takes. `monthly` is the most ε in one calendar month, if any: a pace,
-    no promise.
+    `accounting` is a name that `filters.parse` takes. `monthly` and `monthly_delta` are the most ε and δ in one calendar
+    month, if any: a pace, no promise.
 
     Raises ValueError unless ε and `monthly` are > 0 and finite, 0 < δ < 1 and there are such a filter and unit.
     """
@@ -48,13 +48,15 @@ class Budget:
     accounting: str = filters.SUM.name
     unit: Unit = "photo"
     monthly: float | None = None
+    monthly_delta: float | None = None
 
     def __post_init__(self) -> None:
         for epsilon in (self.epsilon, self.epsilon if self.monthly is None else self.monthly):
             if not 0 < epsilon < math.inf:
                 raise ValueError(f"Expected a finite epsilon > 0, found {epsilon}.")
-        if not 0 < self.delta < 1:
-            raise ValueError(f"Expected 0 < delta < 1, found {self.delta}.")
+        for delta in (self.delta, self.delta if self.monthly_delta is None else self.monthly_delta):
+            if not 0 < delta < 1:
+                raise ValueError(f"Expected 0 < delta < 1, found {delta}.")
         _require_unit(self.unit)
         _ = self.filter
 

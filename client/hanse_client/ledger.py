@@ -342,14 +342,18 @@ class Ledger:
                 f"budget of ε = {budget.epsilon:g} and δ = {budget.delta:g}. No photo was touched. Taking "
                 "part needs a larger budget in the policy."
             )
-        if budget.monthly is not None:
-            new = Spent.of(since(before, accounts, budget.filter), budget).epsilon
-            if new > budget.monthly:
-                raise BudgetExceeded(
-                    f"{_name(charge)}: with it ε = {new:.4g} would be spent this month, of {budget.monthly:g} "
-                    "(monthly_epsilon). No photo was touched. The next month has room again; a clock that was once set "
-                    "forward makes this month longer."
-                )
+        if budget.monthly is not None or budget.monthly_delta is not None:
+            new = Spent.of(since(before, accounts, budget.filter), budget)
+            for letter, found, most, key in (
+                ("ε", new.epsilon, budget.monthly, "monthly_epsilon"),
+                ("δ", new.delta, budget.monthly_delta, "monthly_delta"),
+            ):
+                if most is not None and found > most * (1 + _DELTA_SLACK):
+                    raise BudgetExceeded(
+                        f"{_name(charge)}: with it {letter} = {found:.4g} would be spent this month, of {most:g} "
+                        f"({key}). No photo was touched. The next month has room again; a clock that was once set "
+                        "forward makes this month longer."
+                    )
         return spent
 
     def _damaged(self, what: str) -> LedgerError:

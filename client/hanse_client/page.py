@@ -109,27 +109,29 @@ class Privacy:
 
 @dataclass(frozen=True)
 class PlanView:
-    """A plan that the owner was asked about. `plan` is None when its file is not sound; `trouble` says why."""
+    """A plan that the owner was asked about. `plan` is None when its file is not sound; `trouble` says why.
+
+    `cost` is the ε of the whole plan, infinite when none can be promised, None when the plan takes more steps than the
+    policy allows: computing it is work, too.
+    """
 
     name: str
     standing: Standing
     plan: Plan | None
+    cost: float | None = None
     trouble: str = ""
 
     @property
     def epsilon(self) -> str | None:
-        """The ε of the whole plan, told upward; None when none can be told."""
-        try:
-            return told(self.plan.epsilon()) if self.plan else None
-        except ValueError:
-            return None
+        """The cost, told upward; None when none can be told."""
+        return None if self.cost is None else told(self.cost)
 
     @property
     def bound(self) -> str | None:
         """What a suspicion of 1 % can become by this plan alone, in per cent."""
-        if self.plan is None or self.epsilon is None:
+        if self.cost is None or math.isinf(self.cost):
             return None
-        return upward(100 * posterior_bound(self.plan.epsilon(), SUSPICION), 2)
+        return upward(100 * posterior_bound(self.cost, SUSPICION), 2)
 
     @property
     def shares(self) -> int:
@@ -146,7 +148,7 @@ class Facts:
         self.journal = Journal(config.state)
         self.approvals = Approvals(config.plans_path)
         self._ledger: Ledger | None = None
-        self._plans: dict[str, Plan] = {}
+        self._plans: dict[str, tuple[Plan, float | None]] = {}
 
     def ledger(self) -> Ledger | None:
         """Return the ledger, None before the first charge. Raises `LedgerError`."""
@@ -156,8 +158,9 @@ class Facts:
             self._ledger = Ledger(self.config.ledger_path, self.config.policy.budget, LOCK_SECONDS)
         return self._ledger
 
-    def privacy(self) -> Privacy:
-        """Return what was spent, or why that can't be said."""
+    def privacy(self, anew: bool = False) -> Privacy:
+        """Return what was spent, or why that can't be said. `anew` reads all of the ledger, not only what is new."""
+        self._ledger = None if anew else self._ledger
         budget = self.config.policy.budget
         try:
             kept = self.ledger()
@@ -218,9 +221,17 @@ class Facts:
                 if plan.digest.hex() != name:
                     raise WireError(f"{name}: found another plan in this file.")
             except HanseError as error:
-                return PlanView(name, standing, None, str(error))
-            self._plans[name] = plan  # a name is a digest, so it stays what it is
-        return PlanView(name, standing, self._plans[name])
+                return PlanView(name, standing, None, trouble=str(error))
+            self._plans[name] = plan, self._cost(plan)  # a name is a digest, so both stay what they are
+        return PlanView(name, standing, *self._plans[name])
+
+    def _cost(self, plan: Plan) -> float | None:
+        if plan.training.work > self.config.policy.max_steps:
+            return None
+        try:
+            return plan.epsilon()
+        except ValueError:
+            return math.inf
 
 
 class Pages:
@@ -307,15 +318,16 @@ class Pages:
         view = self._shop.plan(request.path_params["name"])
         policy, plan = self._config.policy, view.plan
         against = self._shop.against(plan) if plan else []
-        # The ε of a plan that takes too many steps is not computed: that is work, too.
-        too_long = plan is not None and plan.training.work > policy.max_steps
-        explained = policy.explain(plan) if plan and not too_long else []
-        return self._page(
-            request, "page-plan.html", view=view, against=against, too_long=too_long, explained=explained
-        )
+        explained = policy.explain(plan) if plan and view.cost is not None else []
+        return self._page(request, "page-plan.html", view=view, against=against, explained=explained)
 
     def _ledger(self, request: Request) -> Response:
-        found: dict[str, Any] = {"privacy": self._shop.privacy(), "head": None, "events": [], "months": []}
+        found: dict[str, Any] = {
+            "privacy": self._shop.privacy(anew=True),
+            "head": None,
+            "events": [],
+            "months": [],
+        }
         kept = None if found["privacy"].trouble else self._shop.ledger()
         known = self._shop.approvals.list()
         page = pages = 1
@@ -326,12 +338,7 @@ class Pages:
             start = (page - 1) * ENTRIES_A_PAGE
             found["events"] = events[::-1][start : start + ENTRIES_A_PAGE]
             found["months"] = sorted({event.time[:7] for event in events}, reverse=True)
-            if "verify" in request.query_params:
-                try:
-                    kept.verify()
-                    found["head"] = kept.head
-                except LedgerError as error:
-                    found["privacy"] = Privacy(kept.budget, None, str(error))
+            found["head"] = kept.head if "verify" in request.query_params else None
         adds_up = self._config.policy.budget.filter.whole_plans
         return self._page(
             request,

@@ -77,6 +77,7 @@ class Policy(Section):
             are paid in it: a pace, to have some left later. None sets none.
         delta: the most δ, the chance that this bound fails, for all plans together. Each plan takes its own δ
             out of it. Keep it below one in the number of photos.
+        monthly_delta: the same for δ as `monthly_epsilon` for ε.
         unit: what a plan's ε must be said of, as the ledger keeps account of that alone: one `photo`, one
             `product` with all its photos, or `merchant`, all that this shop has, and whether it trained at all.
             An ε of one says little about another, and the two do not add up. A product's photos are those
@@ -107,6 +108,7 @@ class Policy(Section):
     epsilon: Annotated[float, Field(gt=0, le=1000)]
     monthly_epsilon: Annotated[float, Field(gt=0, le=1000)] | None = None
     delta: Annotated[float, Field(gt=0, lt=1e-2)] = 1e-5
+    monthly_delta: Annotated[float, Field(gt=0, lt=1e-2)] | None = None
     unit: Unit = "photo"
     accounting: str = filters.SUM.name
     minimum_cohort: Annotated[int, Field(ge=3, le=MAX_ROSTER)] = 3
@@ -143,7 +145,7 @@ class Policy(Section):
     @property
     def budget(self) -> Budget:
         """The ledger's budget."""
-        return Budget(self.epsilon, self.delta, self.accounting, self.unit, self.monthly_epsilon)
+        return Budget(self.epsilon, self.delta, self.accounting, self.unit, self.monthly_epsilon, self.monthly_delta)
 
     @property
     def trusted(self) -> frozenset[bytes]:
@@ -235,6 +237,8 @@ class Policy(Section):
     def _against_numbers(self, plan: Plan) -> Iterator[str]:
         if plan.delta > self.delta:
             yield f"δ: found {plan.delta:g}, your policy allows {self.delta:g} in all (delta)."
+        elif self.monthly_delta is not None and plan.delta > self.monthly_delta:
+            yield f"δ: found {plan.delta:g}, your policy allows {self.monthly_delta:g} a month (monthly_delta)."
         if plan.training.expected_batch < 1:
             yield (
                 f"expected_batch: found {plan.training.expected_batch:g} {plan.training.unit}s a step, expected at "

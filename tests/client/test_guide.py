@@ -1,6 +1,8 @@
 """The merchant's guide is kept true: exit codes have pages, commands exist, unit and image hold together."""
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -69,3 +71,15 @@ def test_the_unit_and_the_image_leave_the_photos_alone(root: Path) -> None:
     assert last.index("USER hanse") < last.index("ENTRYPOINT")
     stop = re.search(r"TimeoutStopSec=(\d+)", unit)
     assert stop and int(stop[1]) > 20 + 2 * 6, "a round that is paid for, then the children"
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd-analyze here")
+def test_systemd_understands_the_unit(root: Path, tmp_path: Path) -> None:
+    text = (root / "client" / "hanse-client.service").read_text()
+    path = tmp_path / "hanse-client.service"
+    path.write_text(text.replace("/opt/hanse/.venv/bin/hanse-client", "/bin/true"))
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", path], capture_output=True, text=True, timeout=60, check=False
+    )
+    said = [line for line in (done.stdout + done.stderr).splitlines() if "hanse-client" in line]
+    assert not said, said

@@ -862,6 +862,17 @@ def test_a_month_has_its_own_bound(tmp_path: Path) -> None:
         again.charge(small(3))
 
 
+def test_a_month_has_its_own_delta(tmp_path: Path) -> None:
+    calendar = Calendar(2026, 3, 30)
+    budget = Budget(100.0, 1e-2, monthly_delta=1e-5)
+    ledger = Ledger(tmp_path / "ledger.sqlite", budget, now=calendar)
+    ledger.charge(small(1))
+    with pytest.raises(BudgetExceeded, match=r"δ = 2e-05 would be spent this month, of 1e-05 \(monthly_delta\)"):
+        ledger.charge(small(2))
+    calendar.now = datetime(2026, 4, 1, tzinfo=UTC)
+    ledger.charge(small(2))
+
+
 def test_a_clock_that_is_set_back_begins_no_month_anew(tmp_path: Path) -> None:
     calendar = Calendar(2026, 4, 2)
     ledger = paced(tmp_path / "ledger.sqlite", calendar, monthly=5.0)

@@ -176,6 +176,7 @@ BEYOND: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "league": ({}, {"league": "other"}),
     "epsilon": ({"training": local(noise_multiplier=1.0)}, {"epsilon": 100.0}),
     "monthly_epsilon": ({}, {"monthly_epsilon": None}),
+    "monthly_delta": ({}, {"monthly_delta": None}),
     "delta": ({"delta": 1e-4}, {"delta": 1e-3}),
     "unit": ({"training": local(unit="product")}, {"unit": "product"}),
     "minimum_cohort": ({"cohort": Cohort(**(COHORT | {"min_merchants": 3, "max_corrupt": 1}))}, {"minimum_cohort": 3}),
@@ -200,6 +201,7 @@ NOT_OF_A_PLAN = {"accounting", "verified", "minimum_verified", "approval", "repo
 
 STRICTER: dict[str, dict[str, Any]] = {
     "monthly_epsilon": {"monthly_epsilon": 0.01},
+    "monthly_delta": {"monthly_delta": 1e-9},
     "minimum_cohort": {"minimum_cohort": 4},
     "corrupt_merchants": {"corrupt_merchants": 2},
     "recipes": {"recipes": ("0" * 16,)},

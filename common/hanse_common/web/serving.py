@@ -4,6 +4,7 @@ with listen(8765) as listening, serving(app, listening):
     stop.wait()
 """
 
+import os
 import socket
 import threading
 from collections.abc import Iterator
@@ -31,9 +32,9 @@ def listen(port: int) -> socket.socket:
     try:
         return socket.create_server((HOST, port))
     except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
         raise ConfigError(
-            f"port {port}: cannot be used on this machine ({error.strerror}). Choose another, or end the program that "
-            "has it."
+            f"port {port}: cannot be used on this machine ({reason}). Choose another, or end the program that has it."
         ) from None
 
 
