@@ -46,7 +46,7 @@ class Approvals:
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             waiting = sorted(
-                self._folder.glob(f"*.{Standing.WAITING}"), key=lambda path: path.stat().st_mtime
+                self._folder.glob(f"*.{Standing.WAITING}"), key=_age
             )
             for oldest in waiting[: max(0, len(waiting) - MAX_WAITING + 1)]:
                 oldest.unlink(missing_ok=True)
@@ -58,7 +58,7 @@ class Approvals:
     def list(self) -> dict[str, Standing]:
         """Return the standing of each plan by its digest, 64 hexadecimal digits, the newest last."""
         found = [path for standing in Standing for path in self._folder.glob(f"*.{standing}")]
-        found.sort(key=lambda path: path.stat().st_mtime)
+        found.sort(key=_age)
         return {path.stem: Standing(path.suffix[1:]) for path in found}
 
     def decide(self, prefix: str, standing: Standing) -> str:
@@ -67,7 +67,10 @@ class Approvals:
         Raises `ConfigError` unless there is exactly one such plan.
         """
         name, before = self._find(prefix)
-        self._path(name, before).replace(self._path(name, standing))
+        try:
+            self._path(name, before).replace(self._path(name, standing))
+        except OSError as error:
+            raise ConfigError(f"{self._folder}: cannot be written ({error.strerror}); try again.") from None
         return name
 
     def plan(self, prefix: str) -> SignedPlan:
@@ -90,3 +93,11 @@ class Approvals:
 
     def _path(self, name: str, standing: Standing) -> Path:
         return self._folder / f"{name}.{standing}"
+
+
+def _age(path: Path) -> float:
+    """Return when the file was written; its owner may decide on it, and so rename it, at any moment."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0

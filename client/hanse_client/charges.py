@@ -37,8 +37,8 @@ PARAMETERS = (
 class Budget:
     """The most that one `unit` may ever pay, and the filter by which it is added up.
 
-    `accounting` is a name that `filters.parse` takes. `monthly` and `monthly_delta` are the most ε and δ in one calendar
-    month, if any: a pace, no promise.
+    `accounting` is a name that `filters.parse` takes. `monthly` and `monthly_delta` are the most ε and δ in one
+    calendar month, if any: a pace, no promise.
 
     Raises ValueError unless ε and `monthly` are > 0 and finite, 0 < δ < 1 and there are such a filter and unit.
     """

@@ -13,6 +13,7 @@ that somebody does, as a running daemon holds a lock.
 import fcntl
 import os
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -26,6 +27,8 @@ from hanse_common.files import write_atomically
 
 FOR_GOOD = datetime.max.replace(tzinfo=UTC)
 MAX_STATUS_BYTES = 1 << 16
+LOCK_TRIES, LOCK_SECONDS = 20, 0.05
+"""Who looks whether a daemon runs holds the lock for a moment, too."""
 
 _ADDRESS = re.compile(r"^[][A-Za-z0-9.:-]{1,300}$")
 
@@ -92,13 +95,11 @@ class Control:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            if not any(_locked(descriptor) for _ in range(LOCK_TRIES)):
                 raise ConfigError(
                     f"{self._lock}: another hanse-client runs on this state folder; stop it first, or it would count "
                     "twice."
-                ) from None
+                )
             yield
         finally:
             os.close(descriptor)
@@ -175,3 +176,13 @@ class Control:
         if self.is_held():
             return status
         return status.model_copy(update={"state": State.STOPPED, "note": "The daemon does not run."})
+
+
+def _locked(descriptor: int) -> bool:
+    """Return whether the lock was taken; if not, wait a moment."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        time.sleep(LOCK_SECONDS)
+        return False
+    return True

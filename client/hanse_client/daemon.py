@@ -45,6 +45,7 @@ from hanse_common.errors import (
     HanseError,
     LedgerError,
     PlanRefused,
+    RunStopped,
     SignatureInvalid,
     WireError,
 )
@@ -122,10 +123,10 @@ class Daemon:
 
     def __exit__(self, *exception: object) -> None:
         self._set_node(False)
-        self._open.close()
         self._traffic.save()
         self._journal.note("stopped", "The daemon was stopped.")
         self._publish(State.STOPPED, "The daemon does not run.")
+        self._open.close()
 
     def run(self, stop: threading.Event) -> None:
         """Serve blocks as they come, in order, until `stop` is set."""
@@ -235,7 +236,6 @@ class Daemon:
 
         def handle(request: bytes) -> bytes:
             reply = participant.handle(request)
-            self._traffic.add(len(request) + len(reply))
             self._publish(State.TRAINING, f"In a training: round {self._round} of {self._rounds}.")
             return reply
 
@@ -248,6 +248,7 @@ class Daemon:
                 _Farewell(lambda: self._stop.is_set() or self._closed() is not None, participant),
                 limits,
                 lambda reason: self._note("lost", f"Out of this block: {printable(reason)}"),
+                self._traffic.add,
             )
         finally:
             self._traffic.save()
@@ -279,6 +280,7 @@ class Daemon:
                 lambda text: self._note("declined", text),
                 on_upload=self._on_upload,
                 identity=self._identity,
+                wait=self._wait,
             )
             self._participant = ready, participant
         return self._participant[1]
@@ -292,6 +294,12 @@ class Daemon:
             round=round_ + 1,
         )
 
+    def _wait(self, seconds: float) -> None:
+        """Wait for an upload's slot. Raises `RunStopped` when it is far and the daemon is to end: none leaves early."""
+        if seconds > FAREWELL_SECONDS and self._stop.wait(seconds - FAREWELL_SECONDS):
+            raise RunStopped("the upload's slot is too far to be waited for.")
+        time.sleep(min(seconds, FAREWELL_SECONDS))
+
     def _reported_epsilon(self) -> float | None:
         if "epsilon" not in self._config.policy.report:
             return None
@@ -301,8 +309,12 @@ class Daemon:
             return None
 
     def _note(self, kind: str, text: str, **facts: Any) -> None:
+        """Write an event down and tell it. Never raises: threads that must go on call it."""
         self._journal.note(kind, text, **facts)
-        self._tell(text)
+        try:
+            self._tell(text)
+        except (Exception, SystemExit):  # nobody reads the lines any more, and rich then ends the thread
+            log.info("A line could not be told.")
 
     def _publish(self, state: State, note: str) -> None:
         """Let the owner's commands and page see how things are, when they changed and from time to time."""

@@ -9,6 +9,7 @@ import os
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Literal
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from jinja2 import Environment, StrictUndefined
@@ -35,13 +36,14 @@ MAX_LABELS = 200
 
 @dataclass(frozen=True)
 class Answers:
-    """What only the owner knows: photos, the shop's name in the league, the business, and the privacy budget."""
+    """What only the owner knows: photos, the shop's name in the league, the business, the privacy budget, the page's language."""
 
     photos: Path
     name: str
     entity: str
     epsilon: float
     passphrase: bytes = b""
+    language: Literal["en", "zh"] = "en"
 
 
 def annotated_config(**values: object) -> str:
@@ -70,7 +72,10 @@ def enrol(card: LeagueCard, answers: Answers, folder: Path) -> ClientConfig:
         raise ConfigError(f"{answers.photos}: no such folder or file, expected your photos.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / AUTHORITY, card.authority.encode(), PUBLIC)
+        authority = folder / AUTHORITY
+        if authority.exists() and authority.read_bytes() != card.authority.encode():
+            raise ConfigError(f"{authority}: there is another authority's already; move it away.")
+        write_atomically(authority, card.authority.encode(), PUBLIC)
         if not (folder / LABELS).exists():
             write_atomically(folder / LABELS, _labels(answers.photos, card).encode(), PUBLIC)
         text = annotated_config(
@@ -87,6 +92,7 @@ def enrol(card: LeagueCard, answers: Answers, folder: Path) -> ClientConfig:
             epsilon=answers.epsilon,
             server=card.server,
             authority=AUTHORITY,
+            language=answers.language,
         )
         write_atomically(config, text.encode(), PUBLIC)
     except OSError as error:
@@ -124,10 +130,12 @@ def finish_rotation(config: ClientConfig) -> Path:
     if old.exists() and not old.samefile(config.identity_path):
         raise ConfigError(f"{old}: there is an old identity already; move it away first.")
     for add in (".pub", ""):  # the secret key last: with its step all is done
-        current, kept = Path(f"{config.identity_path}{add}"), Path(f"{old}{add}")
+        current, kept, coming = (Path(f"{path}{add}") for path in (config.identity_path, old, new))
+        if not coming.exists():  # an earlier call got so far
+            continue
         kept.unlink(missing_ok=True)
         kept.hardlink_to(current)  # whatever happens between, each key has a name
-        Path(f"{new}{add}").replace(current)
+        coming.replace(current)
     return old
 
 

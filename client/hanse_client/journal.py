@@ -45,17 +45,19 @@ class Journal:
 
     def note(self, kind: str, text: str, **facts: Any) -> None:
         """Write an event down. Never raises."""
-        event = Event(time=datetime.now(UTC), kind=kind, text=text[:MAX_TEXT], facts=facts)
-        line = event.model_dump_json().encode() + b"\n"
         try:
+            # What a file system calls a file may be no text.
+            sound = text[:MAX_TEXT].encode("utf-8", "backslashreplace").decode()
+            event = Event(time=datetime.now(UTC), kind=kind, text=sound, facts=facts)
+            line = event.model_dump_json().encode() + b"\n"
             with self._lock:
                 if self._path.exists() and self._path.stat().st_size + len(line) > MAX_BYTES:
                     self._path.replace(self._before)
                 with self._path.open("ab") as file:
                     file.write(line)
                 self._path.chmod(0o600)
-        except OSError as error:
-            log.warning("An event could not be written down (%s).", error.strerror)
+        except (OSError, ValueError) as error:
+            log.warning("An event could not be written down (%s).", error)
 
     def recent(self, count: int) -> list[Event]:
         """Return the last `count` events, oldest first. Lines that were damaged are left out."""

@@ -348,6 +348,8 @@ class Ledger:
                 ("ε", new.epsilon, budget.monthly, "monthly_epsilon"),
                 ("δ", new.delta, budget.monthly_delta, "monthly_delta"),
             ):
+                if key == "monthly_delta" and not budget.filter.whole_plans:
+                    continue  # steps share one δ, however many months they take
                 if most is not None and found > most * (1 + _DELTA_SLACK):
                     raise BudgetExceeded(
                         f"{_name(charge)}: with it {letter} = {found:.4g} would be spent this month, of {most:g} "

@@ -2,7 +2,7 @@
 
     markers = Markers(Path("markers.sqlite"))
     markers.begin(plan_digest, attempt)          # before this merchant joins; raises when it is not the next one
-    markers.see_directory(pinned, directory, charter)  # raises when an earlier one comes back, or has strangers
+    markers.see_directory(directory, charters)   # raises when an earlier one comes back, or has strangers
     markers.remember(counters)                   # other merchants' ledgers
 
 Secrets of a set-up are never on disk: a merchant that crashed can answer nothing of it, and joins none a second time.
@@ -12,7 +12,7 @@ of all marks, finds what a damaged disk made of them.
 
 import hashlib
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -41,7 +41,9 @@ class _Kind(StrEnum):
     ATTEMPT = "attempt"
     """By plan digest: the last attempt."""
     DIRECTORY = "directory"
-    """By pinned charter: the version of the charter in force, and the last directory."""
+    """By pinned charter: the last directory."""
+    GONE = "gone"
+    """By identity: the pinned charter of the league that it was a member of, and left."""
     PEER = "peer"
     """By identity: the highest ledger counter and its signature."""
 
@@ -90,35 +92,35 @@ class Markers:
                 raise Begun(f"attempt {attempt + 1} was begun before; the last one was {last + 1}.")
             marks[_Kind.ATTEMPT, plan_digest] = msgpack.packb(attempt)
 
-    def see_directory(self, pinned: bytes, directory: Directory, charter: Charter) -> None:
-        """Take `directory`, which `charter` allows, for the league whose founding charter has the digest `pinned`.
+    def see_directory(self, directory: Directory, charters: Sequence[Charter]) -> None:
+        """Take `directory`, which the last of the league's `charters` allows; the first is the one that is pinned.
 
-        Raises `DirectoryRefused` for an earlier version, or another of the same, for an earlier charter, and for a
-        member whom those seen before did not admit; `SignatureInvalid` for a forged word.
+        Raises `DirectoryRefused` for an earlier version, or another of the same, for charters that do not contain the
+        one seen before, and for a member whom those seen before did not admit; `SignatureInvalid` for a forged word.
         """
+        pinned = charters[0].digest
         with self._marks() as marks:
-            version, data = _get(marks, _Kind.DIRECTORY, pinned) or (0, b"")
+            data = _get(marks, _Kind.DIRECTORY, pinned)
             before = wire.decode(Directory, data, MAX_DIRECTORY_BYTES) if data else None
-            if before == directory and charter.version == version:
+            if before == directory:
                 return
             if before is not None and directory.version <= before.version:
                 raise DirectoryRefused(
                     f"The league's directory: found version {directory.version}, have seen version {before.version} "
                     "before; expected a later one, or the same."
                 )
-            if charter.version < version:
-                raise DirectoryRefused(
-                    f"The league's charter: found version {charter.version}, have seen version {version} before; "
-                    "expected a later one, or the same."
-                )
-            require_admitted(directory, pinned, charter.endorsements, before)
-            marks[_Kind.DIRECTORY, pinned] = msgpack.packb([charter.version, wire.encode(directory)])
+            gone = {key for kind, key in marks if kind == _Kind.GONE and _get(marks, kind, key) == pinned}
+            require_admitted(directory, charters, before, gone)
+            left = {entry.identity for entry in before.entries} if before else set()
+            for identity in left - set(directory.identities().values()):
+                marks[_Kind.GONE, identity] = msgpack.packb(pinned)
+            marks[_Kind.DIRECTORY, pinned] = msgpack.packb(wire.encode(directory))
 
     def directory(self, pinned: bytes) -> Directory | None:
         """Return the last directory that was taken, None before the first."""
         with self._marks() as marks:
             seen = _get(marks, _Kind.DIRECTORY, pinned)
-        return None if seen is None else wire.decode(Directory, seen[1], MAX_DIRECTORY_BYTES)
+        return None if seen is None else wire.decode(Directory, seen, MAX_DIRECTORY_BYTES)
 
     def remember(self, counters: Mapping[bytes, Witness]) -> None:
         """Remember other merchants' counters, by identity; one lower than remembered is left out."""
@@ -189,7 +191,7 @@ class Markers:
         )
 
 
-def _get(marks: Mapping[tuple[str, bytes], bytes], kind: _Kind, key: bytes) -> Any:
+def _get(marks: Mapping[tuple[str, bytes], bytes], kind: str, key: bytes) -> Any:
     """Return what the mark says, None when there is none. Its bytes are ours: the seal was whole."""
     value = marks.get((kind, key))
     return None if value is None else msgpack.unpackb(value)

@@ -273,6 +273,9 @@ class Pages:
             exception_handlers={
                 HTTPException: lambda request, error: self._failed(request, error.status_code),
                 HanseError: lambda request, error: self._failed(request, 409, str(error)),
+                OSError: lambda request, error: self._failed(
+                    request, 409, str(error)
+                ),  # a file that just went
             },
         )
 

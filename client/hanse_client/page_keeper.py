@@ -74,6 +74,8 @@ class PageKeeper:
                         env=os.environ | {"PYTHONUNBUFFERED": "1"},
                         start_new_session=True,
                     )
+                if self._ending.is_set():
+                    self._process.kill()
                 code = self._process.wait()
             except OSError as error:
                 code = error.errno or 1

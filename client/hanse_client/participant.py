@@ -87,7 +87,7 @@ class PinnedLeague:
 
 @dataclass
 class _Session:
-    """The set-up that this merchant is in, when its directory expires, and its roster's identities once known."""
+    """The set-up that this merchant is in, when its directory or a member expires, and the roster's identities."""
 
     setup: Setup
     plan: Plan
@@ -187,7 +187,9 @@ class Participant:
             raise _Declines(DeclineCode.REPEATED, str(error)) from None
         setup = Setup(**invitation.work, rounds=invitation.rounds, directory_digest=directory.digest)
         merchant = Merchant(setup, plan.cohort.parameters, self._identity, directory.entities(self._clock()))
-        self._session = _Session(setup, plan, merchant, directory.expires)
+        now = self._clock()
+        expires = min([directory.expires, *(one.expires for one in directory.entries if one.expires > now)])
+        self._session = _Session(setup, plan, merchant, expires)
         return merchant.join()
 
     def _share(self, roster: Roster) -> Shares:
@@ -274,8 +276,8 @@ class Participant:
     def _believed_directory(self, invitation: Invitation, plan: Plan) -> Directory:
         """Return the directory, once it is the league's, of this league, in date, and no earlier than any seen."""
         try:
-            charter = invitation.signed_directory.charter(self._league.charter)
-            if self._league.operator_key in charter.holders:
+            charters = invitation.signed_directory.follow(self._league.charter)
+            if self._league.operator_key in charters[-1].holders:
                 raise DirectoryRefused(
                     "the operator is one of those who hold the league's key and could admit invented members."
                 )
@@ -286,7 +288,7 @@ class Participant:
                 )
             if signing.public_bytes(self._identity) not in directory.entities(self._clock()):
                 raise DirectoryRefused("this shop is not in the league's directory, or no longer.")
-            self._markers.see_directory(self._league.charter, directory, charter)
+            self._markers.see_directory(directory, charters)
         except (SignatureInvalid, DirectoryRefused) as error:
             raise _Declines(DeclineCode.DIRECTORY, str(error)) from None
         return directory

@@ -33,6 +33,9 @@ Mode = Literal["local", "distributed", "merchant-level", "mean"]
 Identity = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 RecipeDigest = Annotated[str, Field(pattern=r"^[0-9a-f]{16,64}$")]
 
+LONGEST_SLOT = 600.0
+"""The longest slot that an upload is held back for, in seconds."""
+
 SUSPICION = 0.01
 """The prior probability in the example that `explain` gives."""
 
@@ -145,7 +148,9 @@ class Policy(Section):
     @property
     def budget(self) -> Budget:
         """The ledger's budget."""
-        return Budget(self.epsilon, self.delta, self.accounting, self.unit, self.monthly_epsilon, self.monthly_delta)
+        return Budget(
+            self.epsilon, self.delta, self.accounting, self.unit, self.monthly_epsilon, self.monthly_delta
+        )
 
     @property
     def trusted(self) -> frozenset[bytes]:
@@ -228,6 +233,8 @@ class Policy(Section):
                 f"cohort: masking holds against {plan.cohort.max_corrupt} corrupt merchants, your policy reckons with "
                 f"{self.corrupt_merchants} (corrupt_merchants)."
             )
+        if plan.cohort.upload_slot > LONGEST_SLOT:
+            yield f"cohort: uploads wait for slots of {plan.cohort.upload_slot:g} s, expected at most {LONGEST_SLOT:g}."
         if plan.cohort.upload_slot < self.upload_slot:
             yield (
                 f"cohort: uploads leave at multiples of {plan.cohort.upload_slot:g} s, your policy needs "

@@ -4,15 +4,14 @@
         ready = preparation.ready(plan.recipe)        # None: not yet, ask again
         trainer = ShopTrainer(plan.recipe, taxonomy, ready.examples, OsRandomness())
 
-When a league asks, the answer is here already or it is "later": nothing that depends on the photos is done while a
-server waits, so it learns nothing from how long that takes. A photo that was deleted or changed is left out from the
-next block on; a new one is in as soon as it is embedded, which waits while others want the machine.
+When a league asks, the answer is here already or it is "later". A change of the photos that was noticed makes it
+"later" until they have been looked through again, so a photo that was deleted or changed is left out from the next
+block on; a new one is in as soon as it is embedded, which waits while others want the machine.
 """
 
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
@@ -40,11 +39,12 @@ Note = Callable[..., None]
 
 @dataclass(frozen=True, eq=False)
 class Ready:
-    """The training photos by one recipe, and how many photos can't be used."""
+    """The training photos by one recipe, how many photos can't be used, and after how many changes that was so."""
 
     recipe: Recipe
     examples: Examples
     problems: int
+    changes: int
 
 
 class Preparation:
@@ -57,10 +57,12 @@ class Preparation:
         self._lock = threading.Lock()
         self._wanted: Recipe | None = None
         self._ready: Ready | None = None
-        self._changed = True
+        self._changes = 0
         self._failure: Exception | None = None
         self._catalog: Catalog | None = None
-        self._begun: deque[float] = deque(maxlen=MAX_NEW_RECIPES)
+        self._begun: dict[bytes, float] = {}
+        config = shop.config
+        self._watcher = Watcher(config.photos, ignored=(config.state,))
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="preparation", daemon=True)
         self.progress: tuple[int, int] | None = None
@@ -86,76 +88,77 @@ class Preparation:
         as long as that lasts.
         """
         with self._lock:
+            self._changes += self._watcher.changed()
             if self._failure is not None and self._wanted == recipe:
                 raise self._failure
-            if self._ready is not None and self._ready.recipe == recipe:
-                self._wanted = recipe
-                return None if self._changed else self._ready
             if self._wanted != recipe:
-                now = self._clock()
-                if len(self._begun) == MAX_NEW_RECIPES and now - self._begun[0] < NEW_RECIPE_SECONDS:
-                    raise PlanRefused(
-                        f"recipe: {MAX_NEW_RECIPES} new ones were asked for within a day; the next one has to wait."
-                    )
-                self._begun.append(now)
+                self._require_not_too_new(recipe)
                 self._wanted, self._failure = recipe, None
-            return None
+            ready = self._ready
+            return ready if ready and (ready.recipe, ready.changes) == (recipe, self._changes) else None
+
+    def _require_not_too_new(self, recipe: Recipe) -> None:
+        """Raise `PlanRefused` when the recipe is new within a day in which there were enough of them."""
+        now, name = self._clock(), recipe.digest()
+        self._begun = {one: then for one, then in self._begun.items() if now - then < NEW_RECIPE_SECONDS}
+        if name not in self._begun and len(self._begun) >= MAX_NEW_RECIPES:
+            raise PlanRefused(
+                f"recipe: {MAX_NEW_RECIPES} new ones were asked for within a day; the next one has to wait."
+            )
+        self._begun.setdefault(name, now)
 
     def _keep(self) -> None:
-        config = self._shop.config
-        with Watcher(config.photos, ignored=(config.state,)) as watcher:
+        with self._watcher:
             while not self._stop.wait(POLL_SECONDS):
-                if watcher.changed():
-                    with self._lock:
-                        self._changed = True
                 with self._lock:
-                    recipe, ready = self._wanted, self._ready
-                    stale = self._changed or ready is None or ready.recipe != recipe
-                if recipe is None or not stale:
+                    self._changes += self._watcher.changed()
+                    recipe, ready, changes = self._wanted, self._ready, self._changes
+                if recipe is None or (ready and (ready.recipe, ready.changes) == (recipe, changes)):
                     continue
                 try:
-                    self._prepare(recipe)
+                    self._prepare(recipe, changes)
                 except Exception as error:  # a thread that died would never be noticed
                     self._tell_failure(error)
                     self._stop.wait(RETRY_SECONDS)
                 finally:
                     self.progress = None
 
-    def _prepare(self, recipe: Recipe) -> None:
-        """Look through the photos and make them ready, those that are embedded already first."""
-        with self._lock:
-            self._changed = False
-            fresh = self._ready is None or self._ready.recipe != recipe
+    def _prepare(self, recipe: Recipe, changes: int) -> None:
+        """Look through the photos as they are after `changes`, and make them ready, those embedded before first."""
+        known = self._ready is not None and self._ready.recipe == recipe
         try:
             catalog = self._shop.catalog()
         except CatalogError:
             with self._lock:
-                self._changed, self._ready = True, None  # what was deleted must not be trained on
+                self._ready = None  # what was deleted must not be trained on
             raise
-        if self._catalog is not None and (changes := compare(self._catalog, catalog)):
-            self._note("photos", in_words(changes))
+        if self._catalog is not None and (found := compare(self._catalog, catalog)):
+            self._note("photos", in_words(found))
         self._catalog = catalog
-        if fresh:
-            self._note("preparing", "Looking through your photos; nothing leaves this machine meanwhile.")
+        if known:
+            self._publish(recipe, self._shop.embedded(catalog, recipe), changes)
         else:
-            self._publish(recipe, self._shop.embedded(catalog, recipe))
-            give_way = OtherWork().give_way
-            if not self._shop.embed_ahead(catalog, recipe, self._interrupted, give_way, self._on_progress):
-                return
-        self._publish(recipe, self._shop.examples(catalog, recipe, self._on_progress))
-        counts = self.counts or (0, 0)
-        if fresh:
+            self._note("preparing", "Looking through your photos; nothing leaves this machine meanwhile.")
+
+        def interrupted() -> bool:
+            """Return whether to leave off: told to stop, another recipe is wanted, or the photos changed again."""
+            with self._lock:
+                self._changes += self._watcher.changed()
+                return self._stop.is_set() or self._wanted != recipe or self._changes != changes
+
+        # A league that waits for a new recipe waits for this machine; new photos can wait for others' work.
+        give_way = OtherWork().give_way if known else lambda stop: None
+        if not self._shop.embed_ahead(catalog, recipe, interrupted, give_way, self._on_progress):
+            return
+        self._publish(recipe, self._shop.examples(catalog, recipe, self._on_progress), changes)
+        if not known:
+            counts = self.counts or (0, 0)
             self._note("photos", f"{counts[0]} photos are ready to train on, {counts[1]} can't be used.")
 
-    def _publish(self, recipe: Recipe, found: tuple[Examples, tuple[str, ...]]) -> None:
+    def _publish(self, recipe: Recipe, found: tuple[Examples, tuple[str, ...]], changes: int) -> None:
         examples, problems = found
         with self._lock:
-            self._ready, self._failure = Ready(recipe, examples, len(problems)), None
-
-    def _interrupted(self) -> bool:
-        """Return whether to leave off: told to stop, or another recipe is wanted."""
-        with self._lock:
-            return self._stop.is_set() or self._ready is None or self._wanted != self._ready.recipe
+            self._ready, self._failure = Ready(recipe, examples, len(problems), changes), None
 
     def _on_progress(self, done: int, total: int) -> None:
         self.progress = (done, total)
@@ -167,4 +170,4 @@ class Preparation:
         if str(error) != str(self._failure):
             self._note("problem", f"The photos can't be made ready: {text}")
         with self._lock:
-            self._changed, self._failure = True, error
+            self._failure = error

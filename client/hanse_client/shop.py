@@ -9,6 +9,7 @@ Nothing here talks to a network.
 """
 
 import os
+import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -153,10 +154,11 @@ class Shop:
         randomness: Randomness | None = None,
         on_upload: Callable[[Plan, int], None] = lambda plan, round_: None,
         identity: Ed25519PrivateKey | None = None,
+        wait: Callable[[float], None] = time.sleep,
     ) -> Participant:
         """Return the participant of rounds over `examples`; randomness is the operating system's by default.
 
-        Without `identity` it is read from its file.
+        Without `identity` it is read from its file. `wait` waits some seconds for an upload's slot.
         """
         league = self.config.league
         taxonomy = league.taxonomy
@@ -169,6 +171,7 @@ class Shop:
             trainer=ShopTrainer(recipe, taxonomy, examples, randomness or OsRandomness(), self._memory),
             tell=tell,
             on_upload=on_upload,
+            wait=wait,
         )
 
     def _holdout_key(self) -> bytes:

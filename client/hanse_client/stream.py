@@ -16,6 +16,7 @@ import socket
 import ssl
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -45,6 +46,8 @@ CONNECT_SECONDS = 10.0
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 5.0
 POLL_SECONDS = 0.2
+MAX_REPEATS = 2
+"""How often one question may be asked on one stream."""
 
 _JITTER = secrets.SystemRandom()
 
@@ -78,13 +81,15 @@ def serve_block(
     stop: threading.Event,
     limits: Limits,
     tell: Callable[[str], None] = log.warning,
+    count: Callable[[int], None] = lambda moved: None,
 ) -> ReportCode:
     """Serve the block to its end and return DONE, or LOST when it could not be served to its end.
 
     `authority` is the PEM of the certificate authority that the server's certificate must come from. `handle` is
-    called in this thread. `stop` ends the block, though not a `handle` that runs. `tell` hears why it is LOST.
+    called in this thread. `stop` ends the block, though not a `handle` that runs. `tell` hears why it is LOST,
+    `count` the bytes of each question and answer.
     """
-    return _Block(assignment, identity, authority, handle, stop, limits, tell).serve()
+    return _Block(assignment, identity, authority, handle, stop, limits, tell, count).serve()
 
 
 class _Lost(Exception):
@@ -109,6 +114,7 @@ class _Block:
         stop: threading.Event,
         limits: Limits,
         tell: Callable[[str], None],
+        count: Callable[[int], None],
     ) -> None:
         self._assignment = assignment
         self._identity = identity
@@ -117,6 +123,7 @@ class _Block:
         self._stop = stop
         self._limits = limits
         self._tell = tell
+        self._count = count
         self._trip = 0
         self._asked = b""
         self._answer = b""
@@ -180,9 +187,15 @@ class _Block:
         challenge = wire.decode(Challenge, first, MAX_HELLO_BYTES)
         hello = Hello.sign(self._identity, challenge.nonce, certificate, self._assignment.block)
         _say(said, wire.encode(hello))
+        asked: Counter[int] = Counter()
         for record in _records(heard, RecordReader(self._limits.record_bytes)):
             ask = wire.decode(Ask, record, self._limits.record_bytes)
-            _say(said, self._answer_to(ask))
+            asked[ask.trip] += 1
+            if asked[ask.trip] > MAX_REPEATS:  # each answer may be megabytes that the merchant pays for
+                raise WireError("a trip was asked again and again on one stream.")
+            answer = self._answer_to(ask)
+            self._count(len(record) + len(answer))
+            _say(said, answer)
 
     def _answer_to(self, ask: Ask) -> bytes:
         """Return the record that answers `ask`: a new trip is handled, the last one is repeated.

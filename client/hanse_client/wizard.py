@@ -12,7 +12,7 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ from hanse_common.fingerprint import words
 from hanse_common.league_card import LeagueCard
 from hanse_common.membership import Request as Membership
 from hanse_common.membership import SignedRequest
-from hanse_common.vision.taxonomy import LabelMap
+from hanse_common.vision.taxonomy import LabelMap, Taxonomy
 from hanse_common.web.languages import Languages
 from hanse_common.web.pages import Language
 from hanse_common.web.security import Guarded
@@ -62,6 +62,10 @@ EXPLAINED = (0.5, 1.0, 3.0, 8.0)
 
 MAX_EPSILON = 1000.0
 MAX_ENTITY = 128
+
+STEPS = ("/card", "/words", "/photos", "/shop", "/request")
+
+Take = Callable[[Request, Mapping[str, str]], Response]
 
 _PHOTOS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
@@ -104,6 +108,11 @@ class Draft:
             return "/words"
         return "/photos" if self.looked is None else "/shop"
 
+    def reached(self, path: str) -> bool:
+        """Return whether the page at `path` may be shown: none ahead, and none but the last once that is there."""
+        turn = self.step
+        return path == turn or (turn != STEPS[-1] and STEPS.index(path) < STEPS.index(turn))
+
 
 class Wizard:
     """The pages by which a shop is set up in the new folder `folder`.
@@ -136,7 +145,10 @@ class Wizard:
             routes=[
                 Route("/", lambda request: RedirectResponse(self._draft.step, 303)),
                 *(Route(path, self._show) for path, *_ in steps),
-                *(Route(path, deed(take, most), methods=["POST"]) for path, take, most in steps),
+                *(
+                    Route(path, deed(self._in_turn(take), most), methods=["POST"])
+                    for path, take, most in steps
+                ),
                 Route("/request", self._show),
                 Route("/finish", deed(self._finish, MAX_FORM_BYTES), methods=["POST"]),
                 Route(
@@ -186,10 +198,19 @@ class Wizard:
 
     def _show(self, request: Request) -> Response:
         """Show a page whose turn it is, or one before it; else the one whose turn it is."""
-        order = ("/card", "/words", "/photos", "/shop", "/request")
-        path, turn = request.url.path, self._draft.step
-        ahead = order.index(path) > order.index(turn) or (turn == "/request" and path != turn)
-        return RedirectResponse(turn, 303) if ahead else self._page(request, path)
+        path = request.url.path
+        return self._page(request, path) if self._draft.reached(path) else RedirectResponse("/", 303)
+
+    def _in_turn(self, take: Take) -> Take:
+        """Return `take` for one form at a time, and none ahead of its turn."""
+
+        def taken(request: Request, fields: Mapping[str, str]) -> Response:
+            with self._lock:
+                if not self._draft.reached(request.url.path):
+                    return RedirectResponse("/", 303)
+                return take(request, fields)
+
+        return taken
 
     def _taken(self, request: Request, errors: dict[str, str]) -> Response:
         """Go on when there is no error; else show the page again, with what is wrong."""
@@ -201,79 +222,74 @@ class Wizard:
     # The steps. Each keeps what was typed, then judges it.
 
     def _take_card(self, request: Request, fields: Mapping[str, str]) -> Response:
-        with self._lock:
-            draft = self._draft
-            if draft.request is not None:
-                return RedirectResponse("/", 303)
-            draft.card_text, draft.card_path = fields.get("text", ""), fields.get("path", "").strip()
-            draft.card, draft.compared = None, False
-            try:
-                draft.card = read_card(draft.card_text, draft.card_path)
-            except ConfigError as error:
-                return self._taken(request, {"card": str(error)})
-            return self._taken(request, {})
+        draft = self._draft
+        draft.card_text, draft.card_path = fields.get("text", ""), fields.get("path", "").strip()
+        draft.card, draft.compared = None, False
+        try:
+            draft.card = read_card(draft.card_text, draft.card_path)
+        except ConfigError as error:
+            return self._taken(request, {"card": str(error)})
+        return self._taken(request, {})
 
     def _take_words(self, request: Request, fields: Mapping[str, str]) -> Response:
-        with self._lock:
-            self._draft.compared = fields.get("same") == "yes"
-            return self._taken(request, {} if self._draft.compared else {"same": "missing"})
+        self._draft.compared = fields.get("same") == "yes"
+        return self._taken(request, {} if self._draft.compared else {"same": "missing"})
 
     def _take_photos(self, request: Request, fields: Mapping[str, str]) -> Response:
-        with self._lock:
-            draft = self._draft
-            draft.photos, draft.looked = fields.get("photos", "").strip(), None
-            if draft.card is None:
-                return RedirectResponse("/", 303)
-            path = typed_path(draft.photos)
-            if path is None or not path.exists():
+        draft = self._draft
+        draft.photos, draft.looked = fields.get("photos", "").strip(), None
+        path = typed_path(draft.photos)
+        try:
+            if draft.card is None or path is None or not path.exists():
                 return self._taken(request, {"photos": "missing"})
-            try:
-                draft.looked = look(path, draft.card)
-            except OSError:
-                return self._taken(request, {"photos": "unreadable"})
-            if path.is_dir() and not any(each.photos for each in draft.looked):
-                draft.looked = None
-                return self._taken(request, {"photos": "empty"})
-            return self._taken(request, {})
+            draft.looked = look(path, draft.card.taxonomy)
+        except OSError:
+            return self._taken(request, {"photos": "unreadable"})
+        if path.is_dir() and not any(each.photos for each in draft.looked):
+            draft.looked = None
+            return self._taken(request, {"photos": "empty"})
+        return self._taken(request, {})
 
     def _take_shop(self, request: Request, fields: Mapping[str, str]) -> Response:
-        with self._lock:
-            draft, errors = self._draft, {}
-            if draft.step != "/shop" or draft.card is None:
-                return RedirectResponse("/", 303)
-            draft.name, draft.entity = fields.get("name", "").strip(), fields.get("entity", "").strip()
-            draft.epsilon = fields.get("epsilon", "").strip()
-            if not NAME.fullmatch(draft.name):
-                errors["name"] = "form"
-            if not (0 < len(draft.entity) <= MAX_ENTITY and draft.entity.isprintable()):
-                errors["entity"] = "form"
-            epsilon = number(draft.epsilon)
-            if epsilon is None or not 0 < epsilon <= MAX_EPSILON:
-                errors["epsilon"] = "form"
-            first, second = fields.get("passphrase", ""), fields.get("again", "")
-            if first or second:
-                errors |= judge_passphrase(first, second)
-                draft.passphrase = "" if "passphrase" in errors else first
-            if fields.get("open") == "yes":
-                draft.passphrase = ""
-            if errors or epsilon is None:
-                return self._taken(request, errors)
-            answers = Answers(
-                Path(draft.photos).expanduser(), draft.name, draft.entity, epsilon, draft.passphrase.encode()
-            )
-            try:
-                if draft.settings is None:
-                    draft.settings = enrol(draft.card, answers, self._folder)
-                asked = ask_in(draft.settings, answers.passphrase)
-                path = self._folder / f"{asked.request.name}.request"
-                write_atomically(path, asked.to_text().encode(), PUBLIC)
-                draft.request = asked
-            except HanseError as error:
-                return self._taken(request, {"writing": str(error)})
-            except OSError as error:
-                return self._taken(request, {"writing": f"{self._folder}: {error.strerror}"})
+        draft, errors = self._draft, {}
+        draft.name, draft.entity = fields.get("name", "").strip(), fields.get("entity", "").strip()
+        draft.epsilon = fields.get("epsilon", "").strip()
+        if not NAME.fullmatch(draft.name):
+            errors["name"] = "form"
+        if not (0 < len(draft.entity) <= MAX_ENTITY and draft.entity.isprintable()):
+            errors["entity"] = "form"
+        epsilon = number(draft.epsilon)
+        if epsilon is None or not 0 < epsilon <= MAX_EPSILON:
+            errors["epsilon"] = "form"
+        first, second = fields.get("passphrase", ""), fields.get("again", "")
+        if first or second:
+            errors |= judge_passphrase(first, second)
+            draft.passphrase = "" if "passphrase" in errors else first
+        if fields.get("open") == "yes":
             draft.passphrase = ""
-            return self._taken(request, {})
+        if errors or epsilon is None or draft.card is None:
+            return self._taken(request, errors)
+        answers = Answers(
+            Path(draft.photos).expanduser(),
+            draft.name,
+            draft.entity,
+            epsilon,
+            draft.passphrase.encode(),
+            self.languages.of(request).language,
+        )
+        try:
+            if draft.settings is None:
+                draft.settings = enrol(draft.card, answers, self._folder)
+            asked = ask_in(draft.settings, answers.passphrase)
+            path = self._folder / f"{asked.request.name}.request"
+            write_atomically(path, asked.to_text().encode(), PUBLIC)
+            draft.request = asked
+        except HanseError as error:
+            return self._taken(request, {"writing": str(error)})
+        except OSError as error:
+            return self._taken(request, {"writing": f"{self._folder}: {error.strerror}"})
+        draft.passphrase = ""
+        return self._taken(request, {})
 
     def _finish(self, request: Request, fields: Mapping[str, str]) -> Response:
         if self._draft.request is None:
@@ -313,14 +329,14 @@ def typed_path(text: str) -> Path | None:
         return None
 
 
-def look(photos: Path, card: LeagueCard) -> tuple[Folder, ...]:
+def look(photos: Path, taxonomy: Taxonomy) -> tuple[Folder, ...]:
     """Return the folders in `photos` that are labels in a catalog, and how many photos there seem to be in each.
 
     Names alone are looked at. None for a file. Raises `OSError` when the folder can't be listed.
     """
     if not photos.is_dir():
         return ()
-    labels = LabelMap(card.taxonomy)
+    labels = LabelMap(taxonomy)
     names = sorted(each.name for each in photos.iterdir() if each.is_dir() and not is_clutter(each.name))
     found, left = [], MAX_FILES
     for name in names[:MAX_FOLDERS]:

@@ -3,13 +3,14 @@
     charter = Charter(league="demo", version=1, holders=(alder, birch, cedar), threshold=2, endorsements=2)
     pinned = charter.digest                                    # what every merchant writes into its configuration
     signed = SignedCharter.of(charter).signed_by(alder_key).signed_by(birch_key)
-    charter = follow((signed, later), pinned)                  # the last of them, if each may follow the one before
+    charters = follow((signed, later), pinned)                 # all of them, if each may follow the one before
 
 "The league's key" is `threshold` signatures of `holders`, so that no one person can admit a member, and one lost or
 stolen key ends nothing: the others sign a new charter that replaces it. Merchants pin the digest of the founding
 charter and follow the chain from there. As in The Update Framework (specification 1.0.34, section 5.3), a charter
 needs the signatures of its own threshold and of the threshold before it.
 
+A charter never asks for fewer endorsements than the one before: holders alone cannot do away with the members' word.
 All fields are public.
 """
 
@@ -150,10 +151,10 @@ def with_signature(
     return (*others, HolderSignature(holder=own, signature=signing.sign(key, domain, data)))
 
 
-def follow(chain: Sequence[SignedCharter], pinned: bytes) -> Charter:
-    """Return the last charter of `chain`, whose first must be the one of digest `pinned`.
+def follow(chain: Sequence[SignedCharter], pinned: bytes) -> tuple[Charter, ...]:
+    """Return the charters of `chain`, whose first must be the one of digest `pinned`; the last is in force.
 
-    Raises `DirectoryRefused` when it is another league's or does not lead on, `SignatureInvalid` when signatures
+    Raises `DirectoryRefused` when it is another league's, does not lead on or asks for fewer endorsements, `SignatureInvalid` when signatures
     are missing or wrong, `WireError` when a charter can't be read.
     """
     charter = chain[0].read()
@@ -162,6 +163,7 @@ def follow(chain: Sequence[SignedCharter], pinned: bytes) -> Charter:
             f"found the charter {charter.digest.hex()}, expected the pinned one, {pinned.hex()}: another league's."
         )
     charter.require_signed(SignedCharter.DOMAIN, chain[0].charter, chain[0].signatures)
+    followed = [charter]
     for signed in chain[1:]:
         later = signed.read()
         if (later.league, later.version, later.previous) != (
@@ -173,10 +175,16 @@ def follow(chain: Sequence[SignedCharter], pinned: bytes) -> Charter:
                 f"found charter {later.version} of {later.league}, which does not follow charter {charter.version} of "
                 f"{charter.league}."
             )
+        if later.endorsements < charter.endorsements:
+            raise DirectoryRefused(
+                f"charter {later.version} of {charter.league} asks for {later.endorsements} endorsements, expected "
+                f"{charter.endorsements} or more, as before."
+            )
         for needed in (charter, later):
             needed.require_signed(SignedCharter.DOMAIN, signed.charter, signed.signatures)
         charter = later
-    return charter
+        followed.append(charter)
+    return tuple(followed)
 
 
 def founded(league: str, *keys: Ed25519PrivateKey, endorsements: int = 0) -> SignedCharter:

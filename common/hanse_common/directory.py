@@ -13,7 +13,8 @@ founding charter and refuse a directory of an earlier version, or under an earli
 All fields are public. Times are seconds since 1970, UTC.
 """
 
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Collection, Sequence
 from typing import Annotated, ClassVar, Self
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -34,9 +35,10 @@ from hanse_common.membership import (
 )
 from hanse_common.wire import Bytes32, Digest, Message, Name, Value
 
-MAX_MEMBERS = 500
+MAX_MEMBERS = 450
+MAX_FORMER = 50
 MAX_DIRECTORY_BYTES = 768 * 1024
-"""Enough for `MAX_MEMBERS` with the longest names in any script and all that speaks for them."""
+"""Enough for `MAX_MEMBERS` and `MAX_FORMER` with the longest names in any script and all that speaks for them."""
 
 Time = Annotated[int, Field(ge=0, lt=1 << 40)]
 
@@ -56,6 +58,11 @@ class Entry(Value):
     proof: Annotated[bytes, Field(max_length=64)] = b""
     handover: Handover = b""
     endorsements: Endorsements = ()
+
+    @property
+    def entity_key(self) -> str:
+        """The entity as it is compared: one business is one, however it is spelled."""
+        return " ".join(unicodedata.normalize("NFKC", self.entity).casefold().split())
 
     @classmethod
     def of(cls, asked: SignedRequest, expires: int) -> Self:
@@ -94,7 +101,11 @@ class Entry(Value):
 
 
 class Directory(Message):
-    """All members, sorted by name, under the charter of digest `charter`. `version` grows with every change."""
+    """All members, sorted by name, under the charter of digest `charter`. `version` grows with every change.
+
+    `former` are members that left of late. They are none any more; a merchant that was away while they came and went
+    learns from them who vouched for those that came after.
+    """
 
     kind: ClassVar[int] = 15
 
@@ -103,6 +114,7 @@ class Directory(Message):
     version: Annotated[int, Field(ge=1, lt=1 << 31)]
     expires: Time
     entries: Annotated[tuple[Entry, ...], Field(min_length=1, max_length=MAX_MEMBERS)]
+    former: Annotated[tuple[Entry, ...], Field(max_length=MAX_FORMER)] = ()
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
@@ -112,7 +124,7 @@ class Directory(Message):
         node_keys = [entry.node_key for entry in self.entries if entry.node_key]
         for what, values in (
             ("name", names),
-            ("entity", [entry.entity.casefold() for entry in self.entries]),
+            ("entity", [entry.entity_key for entry in self.entries]),
             ("identity", [entry.identity for entry in self.entries]),
             ("node key", node_keys),
         ):
@@ -162,8 +174,8 @@ class SignedDirectory(Message):
         """Return the directory, whoever signed it. Raises `WireError`."""
         return wire.decode(Directory, self.directory, MAX_DIRECTORY_BYTES)
 
-    def charter(self, pinned: bytes) -> Charter:
-        """Return the charter in force, followed from the `pinned` digest. Raises as `charter.follow` does."""
+    def follow(self, pinned: bytes) -> tuple[Charter, ...]:
+        """Return the league's charters from the `pinned` digest on. Raises as `charter.follow` does."""
         return charters.follow(self.charters, pinned)
 
     def open(self, pinned: bytes, now: float) -> Directory:
@@ -172,7 +184,7 @@ class SignedDirectory(Message):
         Raises `SignatureInvalid` unless the charter that follows from `pinned` is satisfied, `WireError` unless
         valid, `DirectoryRefused` when it is another league's, under another charter, or has expired at `now`.
         """
-        charter = self.charter(pinned)
+        charter = self.follow(pinned)[-1]
         charter.require_signed(self.DOMAIN, self.directory, self.signatures)
         directory = self.read()
         if (directory.league, directory.charter) != (charter.league, charter.digest):
@@ -189,44 +201,67 @@ class SignedDirectory(Message):
 
 
 def require_admitted(
-    directory: Directory, founding: bytes, endorsements: int, before: Directory | None
+    directory: Directory, chain: Sequence[Charter], before: Directory | None, gone: Collection[bytes] = ()
 ) -> None:
     """Raise `DirectoryRefused` unless everyone in `directory` was in `before` or was admitted since by its members.
 
-    `founding` is the digest of the league's founding charter; a new member needs `endorsements` of members of
-    different entities, or the handover of the identity that it replaces. They may have become members just now
-    themselves, but not by each other's word alone. A merchant that has seen no directory yet has to believe its
-    first one: it learns in person whose it is.
+    `chain` are the league's charters. A new member needs the word of members of different entities, as many as the
+    charter asked for under which `before` was made, or the handover of the identity that it replaces. They may have
+    become members just now themselves, but not by each other's word alone. Identities that are `gone` do not come back:
+    old words would let in whoever was removed, or a stolen identity that was replaced. A merchant that has seen no
+    directory yet has to believe its first one: it learns in person whose it is.
 
-    Raises `SignatureInvalid` for a signature that does not verify, wherever it stands.
+    Also raises `DirectoryRefused` when the charter under which `before` was made is not in `chain`, and
+    `SignatureInvalid` for a signature that does not verify, wherever it stands.
     """
+    founding = chain[0].digest
     if before is None:
         for entry in directory.entries:
             if entry.proof:
                 entry.asked(founding).require_sound()
         return
-    members = {entry.identity: entry.entity.casefold() for entry in before.entries}
-    new = [entry for entry in directory.entries if members.get(entry.identity) != entry.entity.casefold()]
+    charter = next((one for one in chain if one.digest == before.charter), None)
+    if charter is None:
+        raise DirectoryRefused(
+            f"The charters of {directory.league} do not come from the one under which its directory was seen before: "
+            "somebody signed a fork."
+        )
+    known = {entry.identity: entry for entry in before.entries}
+    members = {entry.identity: entry.entity_key for entry in before.entries}
+    new = []
+    for entry in directory.entries:
+        old = known.get(entry.identity)
+        if old is None or old.entity_key != entry.entity_key:
+            new.append(entry)
+        elif (old.name, old.node_key) != (entry.name, entry.node_key) and charter.endorsements:
+            entry.asked(founding).require_sound()
+    if charter.endorsements == 0:
+        return
+    returned = sorted(entry.name for entry in new if entry.identity in gone)
+    if returned:
+        raise DirectoryRefused(
+            f"The league's directory, version {directory.version}: found {', '.join(returned[:5])} with an identity "
+            "that had left; expected a new one."
+        )
+    steps = [*new, *(entry for entry in directory.former if entry.identity not in members)]
     while new:
-        waiting = [entry for entry in new if not _is_admitted(entry, founding, endorsements, members)]
-        if len(waiting) == len(new):
-            names = ", ".join(entry.name for entry in waiting[:5])
+        admitted = [entry for entry in steps if _is_admitted(entry, founding, charter.endorsements, members)]
+        if not admitted:
+            names = ", ".join(entry.name for entry in new[:5])
             raise DirectoryRefused(
                 f"The league's directory, version {directory.version}: found {names} without the word of "
-                f"{endorsements} members that were there before; expected that of each new member."
+                f"{charter.endorsements} members that were there before; expected that of each new member."
             )
-        members |= {entry.identity: entry.entity.casefold() for entry in new if entry not in waiting}
-        new = waiting
+        members |= {entry.identity: entry.entity_key for entry in admitted}
+        new = [entry for entry in new if entry not in admitted]
+        steps = [entry for entry in steps if entry not in admitted]
 
 
 def _is_admitted(entry: Entry, founding: bytes, endorsements: int, members: dict[bytes, str]) -> bool:
     """Return whether the entry has what it needs of `members`, entities by identity. Raises as above."""
-    if endorsements == 0:
-        return True
     asked = entry.asked(founding)
     asked.require_sound()
-    entity = entry.entity.casefold()
-    if entry.replaces and members.get(entry.replaces) == entity:
+    if entry.replaces and members.get(entry.replaces) == entry.entity_key:
         return True
     vouching = {members[one.identity] for one in entry.endorsements if one.identity in members}
-    return len(vouching - {entity}) >= endorsements
+    return len(vouching - {entry.entity_key}) >= endorsements

@@ -16,8 +16,9 @@ import binascii
 import textwrap
 from typing import Annotated, ClassVar, Self
 
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from hanse_common import signing, wire
 from hanse_common.charter import MAX_ENDORSEMENTS
@@ -36,7 +37,7 @@ _FIRST, _LAST = "-----BEGIN HANSE REQUEST-----", "-----END HANSE REQUEST-----"
 _COLUMNS = 72
 
 Entity = Annotated[str, Field(min_length=1, max_length=128)]
-NodeKey = Annotated[bytes, Field(max_length=NODE_KEY_BYTES)]
+NodeKey = Annotated[bytes, Field(max_length=NODE_KEY_BYTES), AfterValidator(lambda key: _point(key))]
 OldIdentity = Annotated[bytes, Field(max_length=32)]
 Handover = Annotated[bytes, Field(max_length=64)]
 
@@ -99,9 +100,16 @@ class SignedRequest(Message):
         )
 
     def endorsed_by(self, key: Ed25519PrivateKey) -> Self:
-        """Return it with the endorsement of the member whose identity's `key` this is."""
+        """Return it with the endorsement of the member whose identity's `key` this is.
+
+        Raises `WireError` when it has `MAX_ENDORSEMENTS` of others.
+        """
         own = signing.public_bytes(key)
         others = tuple(one for one in self.endorsements if one.identity != own)
+        if len(others) >= MAX_ENDORSEMENTS:
+            raise WireError(
+                f"the request has {MAX_ENDORSEMENTS} endorsements, which is all that it has room for."
+            )
         new = Endorsement(identity=own, signature=signing.sign(key, ENDORSEMENT, self.request.digest))
         return self.model_copy(update={"endorsements": (*others, new)})
 
@@ -131,3 +139,13 @@ class SignedRequest(Message):
         except (binascii.Error, ValueError):
             raise WireError("the request's lines are damaged, expected them as they were printed.") from None
         return wire.decode(cls, data, MAX_REQUEST_BYTES)
+
+
+def _point(key: bytes) -> bytes:
+    """Return `key`. Raises ValueError unless it is empty or a point: a directory with another would let nobody in."""
+    if key:
+        try:
+            ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP384R1(), key)
+        except ValueError:
+            raise ValueError("expected a compressed point on P-384, or nothing") from None
+    return key

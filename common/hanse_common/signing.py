@@ -84,7 +84,9 @@ def load_pem(path: Path, data: bytes, passphrase: Callable[[Path], bytes] | None
     except (ValueError, TypeError):
         if encrypted:
             raise ConfigError(f"{path}: this is not the key's passphrase, or the file is damaged.") from None
-        raise ConfigError(f"{path}: found no PEM private key, expected one; restore it from a backup.") from None
+        raise ConfigError(
+            f"{path}: found no PEM private key, expected one; restore it from a backup."
+        ) from None
 
 
 def encryption(passphrase: bytes) -> KeySerializationEncryption:

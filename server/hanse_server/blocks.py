@@ -35,6 +35,9 @@ LOOK_SECONDS = 5.0
 FIRST_PAUSE, LONGEST_PAUSE = 2.0, 60.0
 """Seconds after which a merchant that said "later" is asked again, at first and at most."""
 
+STOP_SECONDS = 2.0
+"""How long a stop may take to reach the streams, in seconds. Until then Flower drops messages, as if all declined."""
+
 FAREWELL_SECONDS = 5.0
 """How long the last block waits for its reports, in seconds."""
 
@@ -140,7 +143,7 @@ class BlockTransport:
         """
         self._end()
         self._begin()
-        connected = self._streams.connected()
+        connected = tuple(name for name in self._streams.connected() if name in self._listed)
         self._seen = frozenset(connected)
         return connected
 
@@ -149,7 +152,8 @@ class BlockTransport:
 
         Raises `RunStopped` when stopped.
         """
-        self._streams.wait(RETURN_SECONDS, lambda connected: self._seen <= connected | self._reported())
+        reported = self._reported()  # not under the streams' lock: it asks Flower
+        self._streams.wait(RETURN_SECONDS, lambda connected: self._seen <= connected | reported)
         connected = self._streams.connected()
         self._seen = frozenset(connected)
         return connected
@@ -183,7 +187,7 @@ class BlockTransport:
         shown, looked = None, started
         while True:
             self._assign_new()
-            connected = frozenset(self._streams.connected())
+            connected = frozenset(self._streams.connected()) & self._listed
             declined = self._reported() - connected
             if connected != shown:
                 self._tell(f"{len(connected)} of {len(self._listed)} merchants are there, {minimum} needed.")
@@ -195,6 +199,7 @@ class BlockTransport:
                 if expected <= connected | declined or now - enough_since > self._settings.gather:
                     return
             elif declined and len(self._listed - declined) < minimum:
+                self._streams.wait(STOP_SECONDS, lambda found: False)
                 raise RoundFailed(
                     f"The plan needs {minimum} merchants; too many decline: {self._declines()}."
                 )
@@ -225,7 +230,9 @@ class BlockTransport:
             if code is not ReportCode.DONE and name not in self._told:
                 self._told.add(name)
                 self._tell(
-                    f"{name} is not ready yet." if later else f"{name} does not take part in this block ({code})."
+                    f"{name} is not ready yet."
+                    if later
+                    else f"{name} does not take part in this block ({code})."
                 )
             if not later:
                 done.add(name)

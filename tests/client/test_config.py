@@ -135,6 +135,7 @@ def test_the_sample_is_what_init_writes(sample: Path) -> None:
         epsilon=config.policy.epsilon,
         server=config.connection.server,
         authority="ca.crt",
+        language="en",
     )
     assert sample.read_text() == written
 

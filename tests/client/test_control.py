@@ -5,6 +5,7 @@ import os
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -234,3 +235,53 @@ def test_the_count_is_written_from_time_to_time(tmp_path: Path) -> None:
     traffic = Traffic(tmp_path / "traffic.json", Network())
     traffic.add(traffic_module.SAVED_EVERY)
     assert json.loads((tmp_path / "traffic.json").read_bytes())["bytes"] == traffic_module.SAVED_EVERY
+
+
+# -- what happens at the same time --------------------------------------------------------------------------------
+
+
+def test_plans_are_listed_while_their_owner_decides(tmp_path: Path, signed: Any) -> None:
+    approvals, over = Approvals(tmp_path), threading.Event()
+    for number in range(5):
+        approvals.standing(*signed(number))
+    names = list(approvals.list())
+
+    def decide() -> None:
+        while not over.is_set():
+            for name in names:
+                for standing in (Standing.APPROVED, Standing.REFUSED):
+                    approvals.decide(name, standing)
+
+    thread = threading.Thread(target=decide)
+    thread.start()
+    try:
+        for _ in range(2000):
+            approvals.list()
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_who_looks_whether_a_daemon_runs_keeps_none_from_starting(tmp_path: Path) -> None:
+    control, over = Control(tmp_path), threading.Event()
+    with control.hold():
+        pass
+
+    def look() -> None:
+        while not over.is_set():
+            Control(tmp_path).is_held()
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        for _ in range(30):
+            with control.hold():
+                pass
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_a_name_that_is_no_text_is_written_down_all_the_same(tmp_path: Path) -> None:
+    Journal(tmp_path).note("problem", "caf\udce9 cannot be listed")
+    assert Journal(tmp_path).recent(1)[0].text == "caf\\udce9 cannot be listed"

@@ -24,7 +24,7 @@ from hanse_client.ledger import Ledger
 from hanse_client.node_protocol import CONNECTED
 from hanse_client.schedule import DAYS
 from hanse_common import signing, wire
-from hanse_common.errors import ConfigError
+from hanse_common.errors import ConfigError, RunStopped
 from hanse_common.plan import Cohort, Plan, SignedPlan
 from hanse_common.session import Assignment, BlockReport, ReportCode
 from hanse_common.vision.recipe import Projection, Scattering
@@ -459,3 +459,22 @@ def test_a_round_that_was_paid_for_is_finished_but_not_waited_for_without_end(
     assert farewell.is_set()
     idle = daemon_module._Farewell(lambda: True, _Paid(False))  # type: ignore[arg-type]
     assert idle.is_set()
+
+
+def test_a_listener_that_went_away_ends_no_thread(config: ClientConfig) -> None:
+    """`hanse-client run | tee`, and tee is gone: rich then raises `SystemExit`."""
+
+    def gone(text: str) -> None:
+        raise SystemExit(1)
+
+    daemon = Daemon(config, gone)
+    daemon._note("round", "Round 1.")
+    assert Journal(config.state).recent(1)[0].text == "Round 1."
+
+
+def test_a_slot_that_is_far_is_not_waited_for_at_the_end(config: ClientConfig, told: list[str]) -> None:
+    daemon = Daemon(config, told.append)
+    daemon._stop.set()
+    with pytest.raises(RunStopped):
+        daemon._wait(daemon_module.FAREWELL_SECONDS + 1)
+    daemon._wait(0.01)

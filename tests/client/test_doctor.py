@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from typer.testing import CliRunner
 
 from hanse_client import cli, doctor
@@ -26,6 +27,9 @@ from hanse_server.development_keys import DevelopmentKeys, make_keys
 from hanse_server.flower_link import SuperLink
 from hanse_server.stream import StreamServer
 
+LEAGUE = Ed25519PrivateKey.from_private_bytes(bytes(range(1, 33)))
+"""As in conftest."""
+
 Harm = Callable[[ClientConfig, pytest.MonkeyPatch], object]
 
 
@@ -41,14 +45,14 @@ def found(config: ClientConfig) -> dict[str, Finding]:
 
 def list_shop(config: ClientConfig, *, expires: float, listed: bool = True) -> None:
     """Have the shop see a directory that lists it, or others alone."""
-    charter = founded("test", signing.load_key(config.identity_path)).read()
+    charter = founded("test", LEAGUE).read()
     identity = (
         signing.load_public(config.identity_path.with_name("identity.key.pub")) if listed else bytes(32)
     )
     until = int((datetime.now(UTC) + timedelta(days=expires)).timestamp())
     entry = Entry(name="alder", entity="Alder", identity=identity, expires=until)
     directory = Directory(league="test", charter=charter.digest, version=1, expires=until, entries=(entry,))
-    Markers(config.markers_path).see_directory(bytes.fromhex(config.league.charter), directory, charter)
+    Markers(config.markers_path).see_directory(directory, (charter,))
 
 
 def test_all_is_well(config: ClientConfig, keys: DevelopmentKeys) -> None:

@@ -79,7 +79,11 @@ def test_systemd_understands_the_unit(root: Path, tmp_path: Path) -> None:
     path = tmp_path / "hanse-client.service"
     path.write_text(text.replace("/opt/hanse/.venv/bin/hanse-client", "/bin/true"))
     done = subprocess.run(
-        ["systemd-analyze", "verify", "--man=no", path], capture_output=True, text=True, timeout=60, check=False
+        ["systemd-analyze", "verify", "--man=no", path],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     said = [line for line in (done.stdout + done.stderr).splitlines() if "hanse-client" in line]
     assert not said, said

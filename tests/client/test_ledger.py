@@ -867,7 +867,9 @@ def test_a_month_has_its_own_delta(tmp_path: Path) -> None:
     budget = Budget(100.0, 1e-2, monthly_delta=1e-5)
     ledger = Ledger(tmp_path / "ledger.sqlite", budget, now=calendar)
     ledger.charge(small(1))
-    with pytest.raises(BudgetExceeded, match=r"δ = 2e-05 would be spent this month, of 1e-05 \(monthly_delta\)"):
+    with pytest.raises(
+        BudgetExceeded, match=r"δ = 2e-05 would be spent this month, of 1e-05 \(monthly_delta\)"
+    ):
         ledger.charge(small(2))
     calendar.now = datetime(2026, 4, 1, tzinfo=UTC)
     ledger.charge(small(2))

@@ -13,19 +13,19 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from hanse_client.markers import Begun, Markers
 from hanse_common import signing
-from hanse_common.charter import founded
+from hanse_common.charter import Charter, founded
 from hanse_common.directory import Directory, Entry
 from hanse_common.errors import DirectoryRefused, LedgerError
 from hanse_common.secagg.witness import Witness
 
 PLAN, OTHER = b"p" * 32, b"o" * 32
-LEAGUE = b"l" * 32
 CHARTER = founded("test", Ed25519PrivateKey.from_private_bytes(bytes(range(32)))).read()
+ANOTHER = founded("test", Ed25519PrivateKey.from_private_bytes(bytes(range(1, 33)))).read()
 
 
-def directory(version: int, expires: int = 9) -> Directory:
+def directory(version: int, expires: int = 9, charter: Charter = CHARTER) -> Directory:
     entries = (Entry(name="alder", entity="Alder", identity=bytes(32), expires=9),)
-    return Directory(league="test", charter=CHARTER.digest, version=version, expires=expires, entries=entries)
+    return Directory(league="test", charter=charter.digest, version=version, expires=expires, entries=entries)
 
 
 @pytest.fixture
@@ -59,15 +59,15 @@ def test_an_attempt_is_there_after_a_kill(path: Path) -> None:
 
 
 def test_a_directory_never_goes_back_nor_changes_within_a_version(path: Path) -> None:
-    Markers(path).see_directory(LEAGUE, directory(2), CHARTER)
-    Markers(path).see_directory(LEAGUE, directory(2), CHARTER)
+    Markers(path).see_directory(directory(2), (CHARTER,))
+    Markers(path).see_directory(directory(2), (CHARTER,))
     for earlier in (directory(1), directory(2, expires=8)):
         with pytest.raises(DirectoryRefused, match="have seen version 2"):
-            Markers(path).see_directory(LEAGUE, earlier, CHARTER)
-    Markers(path).see_directory(OTHER, directory(1), CHARTER)  # of another league
-    Markers(path).see_directory(LEAGUE, directory(3), CHARTER)
+            Markers(path).see_directory(earlier, (CHARTER,))
+    Markers(path).see_directory(directory(1, charter=ANOTHER), (ANOTHER,))  # of another league
+    Markers(path).see_directory(directory(3), (CHARTER,))
     with pytest.raises(DirectoryRefused):
-        Markers(path).see_directory(LEAGUE, directory(2), CHARTER)
+        Markers(path).see_directory(directory(2), (CHARTER,))
 
 
 def test_counters_are_remembered_and_never_lowered(path: Path) -> None:
@@ -102,7 +102,7 @@ def test_a_file_that_another_process_keeps_locked(path: Path, monkeypatch: pytes
         for use in (
             lambda: Markers(path),
             lambda: markers.begin(PLAN, 0),
-            lambda: markers.see_directory(LEAGUE, directory(1), CHARTER),
+            lambda: markers.see_directory(directory(1), (CHARTER,)),
             lambda: markers.remember({OTHER: Witness(1, bytes(64))}),
             markers.witnesses,
         ):

@@ -1,5 +1,6 @@
 """Joining, vouching and the league's key, as the people who do it type it: `init`, `join`, `endorse`, `league …`."""
 
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typer.testing import CliRunner, Result
 
 from hanse_client import cli, keys
 from hanse_client.config import ClientConfig
+from hanse_client.enrolment import finish_rotation
 from hanse_client.keys import PASSPHRASE_FILE, load_identity, load_node
 from hanse_client.markers import Markers
 from hanse_common import signing, wire
@@ -113,7 +115,7 @@ def test_a_league_from_its_founding_to_a_new_member_and_the_loss_of_a_key(
     def take(path: str) -> set[str]:
         signed = wire.decode(SignedDirectory, Path(path).read_bytes())
         directory = signed.open(bytes.fromhex(pinned), 0)
-        markers.see_directory(bytes.fromhex(pinned), directory, signed.charter(bytes.fromhex(pinned)))
+        markers.see_directory(directory, signed.follow(bytes.fromhex(pinned)))
         return set(directory.identities())
 
     assert take("directory.hanse") == {"alder", "birch", "cedar"}
@@ -170,7 +172,7 @@ def test_a_league_from_its_founding_to_a_new_member_and_the_loss_of_a_key(
     for key in ("holder0.key", "holder1.key"):
         forged = forged.signed_by(signing.load_key(Path(key)))
     Path("forged.hanse").write_bytes(wire.encode(forged))
-    with pytest.raises(DirectoryRefused, match="charter: found version 1, have seen version 2"):
+    with pytest.raises(DirectoryRefused, match="somebody signed a fork"):
         take("forged.hanse")
 
 
@@ -272,6 +274,37 @@ def test_rotation_can_be_broken_off_and_asked_again(types: Type, card: Callable[
     assert first.request.replaces == signing.public_bytes(load_identity(load(ClientConfig, config)))
 
 
+@pytest.mark.parametrize("done", [1, 2])
+def test_a_rotation_that_was_killed_is_finished(
+    types: Type, card: Callable[[str], LeagueCard], monkeypatch: pytest.MonkeyPatch, done: int
+) -> None:
+    card("ab" * 32)
+    enrol(types, "alder")
+    path = Path("alder/hanse-client.yaml")
+    config = load(ClientConfig, path)
+    types("rotate", "-c", str(path))
+    wanted = SignedRequest.from_text(Path("alder/alder.request").read_text()).request.identity
+    steps: list[Path] = []
+
+    def replace(self: Path, target: Path) -> Path:
+        if len(steps) == done - 1:
+            raise KeyboardInterrupt
+        steps.append(self)
+        return os.replace(self, target) or target  # type: ignore[func-returns-value]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", replace)
+        with pytest.raises(KeyboardInterrupt):
+            finish_rotation(config)
+    types("rotate", "--finish", "-c", str(path))
+    assert signing.public_bytes(load_identity(config)) == wanted
+    assert signing.load_public(config.identity_path.with_name("identity.key.pub")) == wanted
+    old = config.identity_path.with_name("identity.key.replaced")
+    assert signing.public_bytes(signing.load_key(old)) == signing.load_public(
+        old.with_name(old.name + ".pub")
+    )
+
+
 def test_members_shows_whom_the_owner_verified(types: Type, card: Callable[[str], LeagueCard]) -> None:
     pinned = found_league(types, 1, 1)
     card(pinned)
@@ -281,10 +314,10 @@ def test_members_shows_whom_the_owner_verified(types: Type, card: Callable[[str]
     types("league", "admit", *map(str, founders), "--out", "directory.hanse", "--yes")
     types("league", "sign", "directory.hanse", "--key", "holder0.key", "--yes")
     signed = wire.decode(SignedDirectory, Path("directory.hanse").read_bytes())
-    charter = signed.charter(bytes.fromhex(pinned))
+    charters = signed.follow(bytes.fromhex(pinned))
     directory = signed.open(bytes.fromhex(pinned), 0)
     settings = load(ClientConfig, config)
-    Markers(settings.markers_path).see_directory(bytes.fromhex(pinned), directory, charter)
+    Markers(settings.markers_path).see_directory(directory, charters)
     birch = directory.identities()["birch"].hex()
     config.write_text(config.read_text().replace("verified: {}", f'verified: {{birch: "{birch}"}}'))
     shown = types("members", "-c", str(config)).output

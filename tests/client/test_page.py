@@ -30,18 +30,24 @@ from hanse_client.journal import Journal
 from hanse_client.ledger import Ledger
 from hanse_client.markers import Markers
 from hanse_client.page import ENTRIES_A_PAGE, MAX_FORM_BYTES, build, told
-from hanse_client.page_access import TOKEN_FILE, address, opener, read_token
+from hanse_client.page_access import TOKEN_FILE, address, entrance, new_token, opener, read_token
 from hanse_client.policy import posterior_bound
-from hanse_common import wire
+from hanse_client.wizard import Wizard
+from hanse_client.wizard import build as build_wizard
+from hanse_common import signing, wire
 from hanse_common.charter import founded
 from hanse_common.directory import Directory, Entry
 from hanse_common.errors import ConfigError
 from hanse_common.fingerprint import words
+from hanse_common.league_card import LeagueCard
+from hanse_common.membership import SignedRequest
 from hanse_common.plan import Plan, SignedPlan
 from hanse_common.privacy.mechanism import Mechanism
+from hanse_common.vision.taxonomy import Taxonomy
 from hanse_common.web.languages import Languages
 from hanse_common.web.security import HEADERS
 from hanse_common.web.serving import listen, serving
+from hanse_server.development_keys import DevelopmentKeys
 
 WAIT = 30.0
 PORT = 8765
@@ -172,7 +178,7 @@ def see_directory(config: ClientConfig, entity: str = "Alder Ltd") -> Directory:
         for number, name in enumerate(names)
     )
     seen = Directory(league="test", charter=CHARTER.digest, version=7, expires=2_000_000_000, entries=entries)
-    Markers(config.markers_path).see_directory(CHARTER.digest, seen, CHARTER)
+    Markers(config.markers_path).see_directory(seen, (CHARTER,))
     return seen
 
 
@@ -725,6 +731,9 @@ def test_a_full_disk_is_told(config: ClientConfig, visit: Visitor, monkeypatch: 
     answer = visit.post("/pause", length="1h", key=key)
     assert answer.status_code == 409
     assert "cannot be written" in answer.text
+    answer = visit.post("/resume", key=key)
+    assert answer.status_code == 409
+    assert "That did not work" in answer.text
 
 
 # -- the process --------------------------------------------------------------------------------------------------
@@ -762,6 +771,7 @@ def free_port() -> int:
         return port
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["input", "signal"])
 def test_the_process_serves_until_its_daemon_is_gone(
     written: Callable[[int], Path], config: ClientConfig, wait_until: Callable[..., Any], end: str
@@ -778,18 +788,24 @@ def test_the_process_serves_until_its_daemon_is_gone(
 
     try:
         wait_until("the page", locked)
-        assert read_token(config.state) is not None
+        token = read_token(config.state)
+        assert token is not None
+        assert httpx.get(f"http://127.0.0.1:{port}/?token={token}").status_code == 200
         if end == "input":
             assert process.stdin
             process.stdin.close()
         else:
             process.send_signal(signal.SIGTERM)
         assert process.wait(WAIT) == 0
+        assert process.stdout
+        assert process.stderr
+        assert process.stdout.read() + process.stderr.read() == b""  # no log has the token
     finally:
         process.kill()
         process.wait()
 
 
+@pytest.mark.slow
 def test_a_port_that_is_taken_is_told(written: Callable[[int], Path]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as held:
         port = held.getsockname()[1]
@@ -864,21 +880,26 @@ class Person:
     """Somebody at a browser, who notes what it complains of and whatever it asks elsewhere."""
 
     def __init__(self, browser: Any, origin: str, **options: Any) -> None:
+        self.origin = origin
         self.context = browser.new_context(**({"viewport": {"width": 1100, "height": 800}} | options))
         self.page = self.context.new_page()
         self.complaints: list[str] = []
         self.page.on("console", lambda message: self.complaints.append(message.text))
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("request", lambda request: self._watch(request.url, origin))
-        self.page.on("requestfailed", lambda request: self.complaints.append(f"failed: {request.url}"))
+        self.page.on("request", lambda request: self._watch(request.url))
+        self.page.on("requestfailed", self._failed)
 
-    def _watch(self, url: str, origin: str) -> None:
-        if not url.startswith((f"{origin}/", "data:", "file:")):
+    def _watch(self, url: str) -> None:
+        if not url.startswith((f"{self.origin}/", "data:", "file:")):
             self.complaints.append(f"asked elsewhere: {url}")
+
+    def _failed(self, request: Any) -> None:
+        if request.failure != "net::ERR_ABORTED":  # by leaving the page
+            self.complaints.append(f"failed: {request.url}")
 
     def enter(self, address: str) -> None:
         self.page.goto(address)
-        self.page.wait_for_url(lambda url: "token" not in url)
+        self.page.wait_for_url(f"{self.origin}/")
 
     def look(self, name: str) -> None:
         """Check the page that is open, and keep a picture of it when somebody wants one."""
@@ -989,9 +1010,6 @@ def test_a_person_at_the_page(browser: Any, served: tuple[ClientConfig, str], tm
     with ada.page.expect_download() as download:
         ada.page.get_by_role("link", name="save it as a file").click()
     assert download.value.suggested_filename == f"receipt-{datetime.now(UTC):%Y-%m}.html"
-    ada.complaints = [
-        each for each in ada.complaints if f"{origin}/receipt/" not in each
-    ]  # a download is no page
     ada.follow("History")
     ada.look("history")
     ada.page.get_by_label("Show").select_option("round")
@@ -1033,16 +1051,14 @@ def test_it_keeps_itself_up_to_date(browser: Any, served: tuple[ClientConfig, st
     ada = Person(browser, origin)
     ada.enter(address(config))
     control.publish(status(state=State.WAITING, photos=77))
-    ada.page.wait_for_function(
-        "document.querySelector('#state').innerText.includes('Waiting for the league')"
-    )
+    ada.page.locator("#state").get_by_text("Waiting for the league").wait_for()
     assert "77" in ada.page.inner_text("#figures")
     assert ada.page.get_attribute("#state", "aria-live") == "polite"
     ada.page.get_by_role("button", name="Refuse").focus()  # what the keyboard is in stays
     control.publish(status(state=State.CONNECTING, photos=78))
     for name in Approvals(config.plans_path).list():
         Approvals(config.plans_path).decide(name, Standing.APPROVED)
-    ada.page.wait_for_function("document.querySelector('#state').innerText.includes('No connection')")
+    ada.page.locator("#state").get_by_text("No connection").wait_for()
     assert ada.page.evaluate("document.activeElement.innerText").startswith("Refuse")
     assert ada.complaints == []
     (config.state / TOKEN_FILE).unlink()  # nobody is let in any more
@@ -1126,3 +1142,114 @@ def test_a_server_of_another_user_cannot_have_the_browser_act(
     assert ada.page.url == f"{origin}/pause"
     assert "That was refused" in ada.text()
     assert Control(config.state).paused_until(datetime.now(UTC)) is None
+
+
+@pytest.fixture
+def joining(tmp_path: Path, keys: DevelopmentKeys) -> Iterator[tuple[Wizard, str, LeagueCard]]:
+    """The wizard, served on a free port: its address with the token, and a league's card."""
+    card = LeagueCard(
+        league="test",
+        charter=CHARTER.digest.hex(),
+        operator_key=signing.public_bytes(OPERATOR).hex(),
+        server="league.example:9092",
+        authority=keys.authority.read_text(),
+        taxonomy=Taxonomy(classes=("shirt", "shoe", "bag")),
+    )
+    for name in ("shirt", "Schuhe", "bag"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        (tmp_path / "photos" / name / "1.jpg").write_bytes(b"")
+    wizard, token = Wizard(tmp_path / "alder", "en"), new_token()
+    with listen(0) as listening:
+        port = listening.getsockname()[1]
+        with serving(build_wizard(wizard, port, token), listening):
+            yield wizard, entrance(port, token), card
+
+
+def join(ada: Person, card: LeagueCard, folder: Path, look: Callable[[str], None]) -> None:
+    """Go from the card to the request, with a slip at each step."""
+    page = ada.page
+    look("card")
+    page.get_by_label("Paste the card's text here").fill("league: test")
+    ada.press("Next")
+    assert "This is not a league's card." in ada.text()
+    look("card-error")
+    page.get_by_label("Paste the card's text here").fill(card.to_yaml())
+    ada.press("Next")
+    assert card.words() in ada.text()
+    ada.press("Next")
+    assert "Compare the words first" in ada.text()
+    look("words")
+    page.get_by_label("I compared all twelve words").check()
+    ada.press("Next")
+    page.get_by_label("Your photos on this machine").fill(str(folder / "foto"))
+    ada.press("Look at this folder")
+    assert "There is no such folder" in ada.text()
+    look("photos")
+    page.get_by_label("Your photos on this machine").fill(str(folder / "photos"))
+    ada.press("Look at this folder")
+    assert "3 photos in 3 folders." in ada.text()
+    page.get_by_label("Your name in the league").fill("Alder Books")
+    page.get_by_label("The business or person behind it").fill("Alder Ltd")
+    page.get_by_label("Passphrase", exact=True).fill("one")
+    page.get_by_label("Passphrase, once more").fill("two")
+    ada.press("Set up my shop")
+    assert "Use small letters" in ada.text()
+    assert "The two are not the same." in ada.text()
+    assert page.get_by_label("The business or person behind it").input_value() == "Alder Ltd"
+    look("shop")
+    page.get_by_label("Your name in the league").fill("alder")
+    ada.press("Set up my shop")
+    assert "Your shop is set up" in ada.text()
+    look("request")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scripts", [True, False], ids=["with-scripts", "without"])
+def test_a_person_joins(
+    browser: Any, joining: tuple[Wizard, str, LeagueCard], tmp_path: Path, scripts: bool
+) -> None:
+    wizard, where, card = joining
+    viewport = {"width": 1100 if scripts else 360, "height": 800}
+    ada = Person(browser, where.partition("/?")[0], java_script_enabled=scripts, viewport=viewport)
+    ada.page.goto(where)
+    ada.page.wait_for_url("**/card")
+    join(ada, card, tmp_path, lambda name: ada.look(f"wizard-{name}") if scripts else None)
+    asked = SignedRequest.from_text((tmp_path / "alder" / "alder.request").read_text())
+    assert words(asked.request.digest) in ada.text()
+    ada.press("中文")
+    assert words(asked.request.digest, "zh") in ada.text()
+    if scripts:
+        ada.look("wizard-zh-request")
+    elif SCREENSHOTS:
+        ada.page.screenshot(path=f"{SCREENSHOTS}/page-wizard-360-request.png", full_page=True)
+    ada.press("完成")
+    assert "您可以关闭这个窗口了。" in ada.text()
+    assert wizard.done.is_set()
+    assert [each for each in ada.complaints if "422" not in each] == []  # Chromium tells of the slips
+
+
+@pytest.mark.slow
+def test_the_card_is_chosen_as_a_file_and_the_rest_in_chinese_and_dark(
+    browser: Any, joining: tuple[Wizard, str, LeagueCard], tmp_path: Path
+) -> None:
+    _, where, card = joining
+    (tmp_path / "league.yaml").write_text(card.to_yaml())
+    viewport = {"width": 360, "height": 740}
+    ada = Person(browser, where.partition("/?")[0], color_scheme="dark", viewport=viewport)
+    ada.page.goto(where)
+    ada.page.wait_for_url("**/card")
+    ada.press("中文")
+    ada.page.get_by_label("或选择文件").set_input_files(tmp_path / "league.yaml")
+    ada.page.wait_for_function("() => document.querySelector('#text').value !== ''")
+    assert ada.page.locator("#text").input_value() == card.to_yaml()
+    ada.look("wizard-zh-card")
+    ada.press("下一步")
+    assert card.words("zh") in ada.text()
+    ada.look("wizard-zh-words")
+    ada.page.get_by_label("我已与一位成员").check()
+    ada.press("下一步")
+    ada.page.get_by_label("照片在本机上的位置").fill(str(tmp_path / "photos"))
+    ada.look("wizard-zh-photos")
+    ada.press("查看这个文件夹")
+    ada.look("wizard-zh-shop")
+    assert ada.complaints == []

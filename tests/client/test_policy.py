@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Callable
 from fractions import Fraction
 
 import pytest
@@ -407,3 +408,9 @@ def test_a_policy_that_makes_no_sense_cannot_be_made(wrong):
 def test_a_policy_never_changes():
     with pytest.raises(ValidationError, match="frozen"):
         POLICY.epsilon = 100.0
+
+
+def test_nobody_waits_half_a_day_for_a_slot(make_plan: Callable[..., Plan]) -> None:
+    plan = make_plan(cohort=Cohort(min_merchants=3, max_merchants=5, upload_slot=601, upload_deadline=2000))
+    (reason,) = [reason for reason in POLICY.reasons(plan, plan.taxonomy) if "slots" in reason]
+    assert "expected at most 600" in reason

@@ -1,5 +1,7 @@
 """The photos kept ready beside the league: what is in them from one block to the next."""
 
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -148,3 +150,64 @@ def test_going_back_and_forth_embeds_once(
     for wanted in (one, two, one):
         assert len(get(wanted).examples) == 9
     assert (config.state / "embeddings.sqlite").stat().st_size == stamp
+
+
+class _Slow(Shop):
+    """A shop whose look at its photos waits for the test."""
+
+    def __init__(self, config: ClientConfig) -> None:
+        super().__init__(config)
+        self.go, self.looks = threading.Event(), 0
+        self.go.set()
+
+    def catalog(self, *arguments: Any, **settings: Any) -> Any:
+        self.looks += 1
+        self.go.wait(30)
+        return super().catalog(*arguments, **settings)
+
+
+@pytest.mark.parametrize("embedding_another", [False, True])
+def test_what_was_deleted_is_not_handed_out_while_the_photos_are_looked_through(
+    config: ClientConfig, notes: Notes, recipe: Recipe, wait_until: Until, embedding_another: bool
+) -> None:
+    shop = _Slow(config)
+    with Preparation(shop, notes) as preparation:
+        wait_until("the photos", lambda: preparation.ready(recipe))
+        shop.go.clear()
+        looks = shop.looks
+        if embedding_another:
+            preparation.ready(other(recipe, 5))
+            wait_until("a look for the other", lambda: shop.looks > looks)
+        (config.photos / "shirt" / "0.png").unlink()
+        if not embedding_another:
+            wait_until("a look after the deletion", lambda: shop.looks > looks)
+        given_up = time.monotonic() + 8
+        while (found := preparation.ready(recipe)) is not None and time.monotonic() < given_up:
+            if not embedding_another:
+                break
+            time.sleep(0.1)
+        assert found is None, "it has not been noticed yet that it is gone, or it is handed out all the same"
+        for _ in range(20):
+            assert preparation.ready(recipe) is None
+        shop.go.set()
+        wait_until("the rest", lambda: (r := preparation.ready(recipe)) and len(r.examples) == 8)
+
+
+def test_it_ends_in_the_middle_of_a_first_embedding(
+    config: ClientConfig, notes: Notes, recipe: Recipe, wait_until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For a real shop that takes hours, which nobody waits for."""
+    shop = Shop(config)
+    begun = threading.Event()
+
+    def embed_ahead(catalog: Any, recipe: Any, stop: Callable[[], bool], *rest: Any) -> bool:
+        begun.set()
+        while not stop():
+            time.sleep(0.01)
+        return False
+
+    monkeypatch.setattr(shop, "embed_ahead", embed_ahead)
+    with Preparation(shop, notes) as preparation:
+        preparation.ready(recipe)
+        wait_until("the embedding", begun.is_set)
+    assert not preparation._thread.is_alive()

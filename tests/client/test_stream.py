@@ -102,6 +102,7 @@ class Merchant:
         self.stop = threading.Event()
         self.handled: list[bytes] = []
         self.told: list[str] = []
+        self.count: Callable[[int], None] = lambda moved: None
 
     def handle(self, request: bytes) -> bytes:
         self.handled.append(request)
@@ -117,7 +118,9 @@ class Merchant:
             aggregator=f"{host}:{port}",
         )
         limits = Limits(RECORD_BYTES, patience, deadline)
-        return serve_block(assignment, KEY, self.authority, self.handle, self.stop, limits, self.told.append)
+        return serve_block(
+            assignment, KEY, self.authority, self.handle, self.stop, limits, self.told.append, self.count
+        )
 
 
 @pytest.fixture
@@ -287,6 +290,25 @@ def test_a_repeated_question_gets_the_same_bytes_without_being_handled_again(
     assert len(answers) == 6
     assert len(set(answers)) == 1
     assert wire.decode(Answer, answers[0]).trip == 7
+
+
+def test_a_question_that_is_repeated_without_end_is_not_answered(
+    merchant: Merchant, keys: DevelopmentKeys
+) -> None:
+    """Each answer may be megabytes that the merchant pays for."""
+    moved: list[int] = []
+    merchant.count = moved.append
+
+    def script(server: Server, frames_in: Any, context: Any) -> Iterator[bytes]:
+        yield from greeting(server, frames_in)
+        for _ in range(50):
+            yield from ask(7, b"same")
+            server.hear(frames_in)
+
+    with running(script, keys) as server:
+        assert merchant.serve(server.port) is ReportCode.LOST
+        assert len(server.answers()) == 2
+    assert len(moved) == 2 and all(size > len(b"same") for size in moved)
 
 
 # -- how it ends --------------------------------------------------------------------------------------------------

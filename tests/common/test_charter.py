@@ -46,7 +46,7 @@ def signed(made: Charter, *keys: Ed25519PrivateKey) -> SignedCharter:
 def test_any_two_of_three_found_a_league_and_one_does_not() -> None:
     made = charter()
     for pair in (KEYS[:2], KEYS[1:3], [KEYS[0], KEYS[2]]):
-        assert follow((signed(made, *pair),), made.digest) == made
+        assert follow((signed(made, *pair),), made.digest)[-1] == made
     for fewer in ([], KEYS[:1], [KEYS[0], KEYS[0]], [KEYS[0], KEYS[4]], KEYS[3:6]):
         with pytest.raises(SignatureInvalid, match="of the 2 signatures"):
             follow((signed(made, *fewer),), made.digest)
@@ -63,10 +63,10 @@ def test_one_lost_key_is_replaced_by_the_others() -> None:
     first = charter()
     second = first.succeeded_by([PUBLIC[0], PUBLIC[2], PUBLIC[3]], 2, 2)
     chain = (signed(first, KEYS[0], KEYS[1]), signed(second, KEYS[0], KEYS[2]))
-    assert follow(chain, first.digest) == second
+    assert follow(chain, first.digest)[-1] == second
     third = second.succeeded_by([PUBLIC[3], PUBLIC[4]], 2, 2)
     complete = signed(third, KEYS[0], KEYS[3], KEYS[4])  # KEYS[3] is of both
-    assert follow((*chain, complete), first.digest) == third
+    assert follow((*chain, complete), first.digest)[-1] == third
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,16 @@ def test_a_charter_needs_both_thresholds(signers: tuple[int, ...]) -> None:
     with pytest.raises(SignatureInvalid):
         follow(chain, first.digest)
     whole = signed(second, KEYS[0], KEYS[1], KEYS[3], KEYS[4])
-    assert follow((chain[0], whole), first.digest) == second
+    assert follow((chain[0], whole), first.digest)[-1] == second
+
+
+def test_holders_cannot_do_away_with_the_members_word() -> None:
+    first = charter()
+    second = first.succeeded_by(PUBLIC[:3], 2, 1)
+    with pytest.raises(DirectoryRefused, match="asks for 1 endorsements, expected 2 or more"):
+        follow((signed(first, *KEYS[:2]), signed(second, *KEYS[:3])), first.digest)
+    third = first.succeeded_by(PUBLIC[:3], 2, 3)
+    assert follow((signed(first, *KEYS[:2]), signed(third, *KEYS[:3])), first.digest) == (first, third)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +117,7 @@ def test_a_wrong_signature_of_a_holder_is_refused_and_a_strangers_counts_for_not
     made = charter()
     good = signed(made, *KEYS[:2])
     strange = good.signed_by(KEYS[6])
-    assert follow((strange,), made.digest) == made
+    assert follow((strange,), made.digest)[-1] == made
     spoilt = good.signatures[0].model_copy(update={"signature": bytes(64)})
     with pytest.raises(SignatureInvalid):
         follow((good.model_copy(update={"signatures": (spoilt, good.signatures[1])}),), made.digest)

@@ -4,17 +4,27 @@ from typing import Any
 
 import msgpack
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import ValidationError
 
 from hanse_common import wire
 from hanse_common.charter import MAX_ENDORSEMENTS, founded, with_signature
-from hanse_common.directory import MAX_DIRECTORY_BYTES, MAX_MEMBERS, Directory, Entry, SignedDirectory
+from hanse_common.credentials import node_point
+from hanse_common.directory import (
+    MAX_DIRECTORY_BYTES,
+    MAX_FORMER,
+    MAX_MEMBERS,
+    Directory,
+    Entry,
+    SignedDirectory,
+)
 from hanse_common.errors import DirectoryRefused, SignatureInvalid, WireError
 from hanse_common.membership import Endorsement
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 CHARTER = founded("test", KEY)
+POINT = node_point(ec.derive_private_key(7, ec.SECP384R1()).public_key())
 LEAGUE = CHARTER.read().digest
 
 
@@ -74,13 +84,13 @@ def test_entries_expire_one_by_one() -> None:
         ({"name": "m0001"}, "one name twice"),
         ({"entity": "entity 1"}, "one entity twice"),  # whatever its spelling
         ({"identity": entry(1).identity}, "one identity twice"),
-        ({"node_key": b"n" * 49}, "one node key twice"),
+        ({"node_key": POINT}, "one node key twice"),
         ({"name": "a"}, "sorted by name"),
     ],
 )
 def test_each_entity_has_one_entry(other: dict[str, Any], what: str) -> None:
     with pytest.raises(ValidationError, match=what):
-        directory(entry(1, node_key=b"n" * 49), entry(2, **other))
+        directory(entry(1, node_key=POINT), entry(2, **other))
 
 
 def test_bounds() -> None:
@@ -107,7 +117,7 @@ def test_the_largest_list_of_members_can_be_signed_and_opened(letter: str) -> No
             name=f"m{n:062}",
             entity=f"{n:04}" + letter * 124,
             expires=(1 << 40) - 1,
-            node_key=n.to_bytes(49, "big") if n else b"x" * 49,
+            node_key=node_point(ec.derive_private_key(n + 1, ec.SECP384R1()).public_key()),
             replaces=bytes(32),
             proof=bytes(64),
             handover=bytes(64),
@@ -115,7 +125,7 @@ def test_the_largest_list_of_members_can_be_signed_and_opened(letter: str) -> No
         )
         for n in range(MAX_MEMBERS)
     )
-    made = directory(*many, expires=(1 << 40) - 1, version=(1 << 31) - 1)
+    made = directory(*many, expires=(1 << 40) - 1, version=(1 << 31) - 1, former=many[:MAX_FORMER])
     signed = wire.decode(SignedDirectory, wire.encode(sign(made)))
     assert signed.open(LEAGUE, 0) == made
     assert len(wire.encode(signed)) < MAX_DIRECTORY_BYTES  # the bound of its file, too

@@ -3,17 +3,28 @@
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hanse_common import signing, wire
+from hanse_common.charter import Charter, founded
+from hanse_common.credentials import node_point
 from hanse_common.directory import Directory, Entry, require_admitted
 from hanse_common.errors import DirectoryRefused, SignatureInvalid, WireError
 from hanse_common.fingerprint import words
 from hanse_common.membership import MAX_REQUEST_BYTES, Request, SignedRequest
 
-FOUNDING = b"f" * 32
+HOLDER = Ed25519PrivateKey.from_private_bytes(bytes([99]) * 32)
+
+
+def charter_of(endorsements: int) -> Charter:
+    return founded("test", HOLDER, endorsements=endorsements).read()
+
+
+FOUNDING = charter_of(2).digest
+POINT = node_point(ec.derive_private_key(7, ec.SECP384R1()).public_key())
 KEYS = {
     name: Ed25519PrivateKey.from_private_bytes(bytes([n]) * 32)
     for n, name in enumerate(("alder", "birch", "cedar", "damson", "elder", "fir", "gorse"), start=1)
@@ -38,10 +49,13 @@ def entry(name: str, *endorsers: str, **changes: Any) -> Entry:
     return Entry.of(asks(name, *endorsers, **changes), 100)
 
 
-def directory(*entries: Entry, version: int = 1) -> Directory:
+def directory(
+    *entries: Entry, version: int = 1, endorsements: int = 2, former: tuple[Entry, ...] = ()
+) -> Directory:
     return Directory(
         league="test",
-        charter=bytes(32),
+        charter=charter_of(endorsements).digest,
+        former=former,
         version=version,
         expires=100,
         entries=tuple(sorted(entries, key=lambda one: one.name)),
@@ -52,8 +66,13 @@ FOUNDERS = (entry("alder"), entry("birch"), entry("cedar"))
 BEFORE = directory(*FOUNDERS)
 
 
-def admitted(*entries: Entry, before: Directory | None = BEFORE, endorsements: int = 2) -> None:
-    require_admitted(directory(*entries, version=2), FOUNDING, endorsements, before)
+def admitted(
+    *entries: Entry,
+    before: Directory | None = BEFORE,
+    former: tuple[Entry, ...] = (),
+    gone: tuple[bytes, ...] = (),
+) -> None:
+    require_admitted(directory(*entries, version=2, former=former), (charter_of(2),), before, gone)
 
 
 def test_two_members_admit_a_third_party_and_one_does_not() -> None:
@@ -95,7 +114,12 @@ def test_the_first_directory_is_believed_but_not_its_forged_signatures() -> None
 
 
 def test_a_league_may_leave_it_to_the_holders() -> None:
-    admitted(*FOUNDERS, entry("damson"), endorsements=0)
+    founding = charter_of(0)
+    require_admitted(
+        directory(*FOUNDERS, entry("damson"), endorsements=0),
+        (founding,),
+        directory(*FOUNDERS, endorsements=0),
+    )
 
 
 def test_an_entry_nobody_asked_for() -> None:
@@ -109,7 +133,7 @@ def test_an_entry_nobody_asked_for() -> None:
     [
         {"name": "dates"},
         {"entity": "Another Ltd"},
-        {"node_key": b"n" * 49},
+        {"node_key": POINT},
         {"proof": bytes(64)},
         {"handover": bytes(64)},
     ],
@@ -124,15 +148,102 @@ def test_a_request_for_another_league_is_none_for_this() -> None:
         admitted(*FOUNDERS, entry("damson", "alder", "birch", charter=b"g" * 32))
 
 
-def hands_over(old: str, new: str, **changes: Any) -> SignedRequest:
+def test_who_was_away_while_members_came_and_went() -> None:
+    """Elder came by alder and birch, vouched for fir together with cedar, and left; or alder changed twice."""
+    elder, fir = entry("elder", "alder", "birch"), entry("fir", "elder", "cedar")
+    with pytest.raises(DirectoryRefused, match="fir without the word"):
+        admitted(*FOUNDERS, fir)
+    admitted(*FOUNDERS, fir, former=(elder,))
+    once, twice = (
+        Entry.of(hands_over("alder", "damson"), 100),
+        Entry.of(hands_over("alder", "gorse", "damson"), 100),
+    )
+    admitted(*FOUNDERS[1:], twice, former=(once,))
+    with pytest.raises(DirectoryRefused):
+        admitted(*FOUNDERS[1:], twice)
+
+
+def test_a_former_member_is_a_step_and_no_way_in() -> None:
+    """Nobody admitted elder; that it is called former changes nothing."""
+    with pytest.raises(DirectoryRefused):
+        admitted(*FOUNDERS, entry("fir", "elder", "cedar"), former=(entry("elder", "fir", "cedar"),))
+
+
+def test_who_left_does_not_come_back_by_old_words() -> None:
+    damson = entry("damson", "alder", "birch")
+    admitted(*FOUNDERS, damson)
+    with pytest.raises(DirectoryRefused, match="damson with an identity that had left"):
+        admitted(*FOUNDERS, damson, gone=(damson.identity,))
+
+
+def test_a_present_members_entry_is_changed_by_itself_alone() -> None:
+    for change in ({"name": "ab"}, {"node_key": POINT}):
+        with pytest.raises(SignatureInvalid):
+            admitted(FOUNDERS[0].model_copy(update=change), *FOUNDERS[1:])
+    admitted(entry("alder", node_key=POINT), *FOUNDERS[1:])
+
+
+def test_a_rule_that_grew_holds_from_the_directory_on_that_was_made_under_it() -> None:
+    """Damson came while one word was enough; a merchant that was away then takes it, and asks for two afterwards."""
+    first = charter_of(1)
+    second = first.succeeded_by(first.holders, 1, 2)
+    before = directory(*FOUNDERS, endorsements=1)
+
+    def made(*entries: Entry, charter: Charter) -> Directory:
+        return directory(*entries).model_copy(update={"charter": charter.digest, "version": 3})
+
+    def of(name: str, *endorsers: str) -> Entry:
+        return entry(name, *endorsers, charter=first.digest)
+
+    now = made(*FOUNDERS, of("damson", "alder"), charter=second)
+    require_admitted(now, (first, second), before)
+    with pytest.raises(DirectoryRefused):
+        require_admitted(
+            made(*FOUNDERS, of("damson", "alder"), of("elder", "alder"), charter=second), (first, second), now
+        )
+
+
+def test_a_fork_of_the_charters_is_noticed() -> None:
+    """A replaced holder signs another second charter beside the one that was seen."""
+    first = charter_of(2)
+    other = Ed25519PrivateKey.generate()
+    seen = first.succeeded_by([signing.public_bytes(other)], 1, 2)
+    fork = first.succeeded_by(first.holders, 1, 2)
+    before = directory(*FOUNDERS).model_copy(update={"charter": seen.digest})
+    after = directory(*FOUNDERS).model_copy(update={"charter": fork.digest, "version": 9})
+    with pytest.raises(DirectoryRefused, match="somebody signed a fork"):
+        require_admitted(after, (first, fork), before)
+    require_admitted(after.model_copy(update={"charter": seen.digest}), (first, seen), before)
+
+
+@pytest.mark.parametrize("entity", ["ALDER LTD", "  Alder   Ltd ", "Ａｌｄｅｒ Ltd"])
+def test_one_business_is_one_however_it_is_spelled(entity: str) -> None:
+    with pytest.raises(ValueError, match="one entity twice"):
+        directory(*FOUNDERS, entry("damson", entity=entity))
+
+
+@pytest.mark.parametrize("key", [b"n" * 49, b"\x02" * 48, b"\x04" + bytes(48)])
+def test_a_node_key_is_a_point_or_nothing(key: bytes) -> None:
+    with pytest.raises(ValueError, match="point on P-384"):
+        asks("damson", node_key=key)
+
+
+def test_a_request_has_room_for_so_many_words() -> None:
+    full = asks("damson", "alder", "birch", "cedar", "elder")
+    assert full.endorsed_by(KEYS["alder"]).endorsements[-1].identity == signing.public_bytes(KEYS["alder"])
+    with pytest.raises(WireError, match="all that it has room for"):
+        full.endorsed_by(KEYS["fir"])
+
+
+def hands_over(old: str, new: str, by: str | None = None, **changes: Any) -> SignedRequest:
     fields: dict[str, Any] = {
         "charter": FOUNDING,
         "name": old,
         "entity": f"{old.title()} Ltd",
         "identity": signing.public_bytes(KEYS[new]),
-        "replaces": signing.public_bytes(KEYS[old]),
+        "replaces": signing.public_bytes(KEYS[by or old]),
     }
-    return SignedRequest.make(Request(**(fields | changes)), KEYS[new], KEYS[old])
+    return SignedRequest.make(Request(**(fields | changes)), KEYS[new], KEYS[by or old])
 
 
 def test_a_member_changes_its_identity_with_the_old_one() -> None:

@@ -46,7 +46,7 @@ def _signed_plan(data: bytes) -> None:
 def _signed_directory(data: bytes) -> None:
     signed = SignedDirectory(charters=seeds.charters()[:1], directory=data).signed_by(seeds.LEAGUE)
     directory = signed.open(seeds.PINNED, seeds.NOW)
-    require_admitted(directory, seeds.PINNED, 2, seeds.directory())
+    require_admitted(directory, signed.follow(seeds.PINNED), seeds.directory())
     require(
         directory.expires > seeds.NOW and directory.digest == hashlib.sha256(data).digest(),
         "a directory's digest",
@@ -62,7 +62,7 @@ def _charters(data: bytes) -> None:
             return
         chain.append(SignedCharter(charter=charter).signed_by(seeds.LEAGUE).signed_by(seeds.MERCHANTS[0]))
     if chain:
-        last = follow(chain, hashlib.sha256(chain[0].charter).digest())
+        *_, last = follow(chain, hashlib.sha256(chain[0].charter).digest())
         require(
             last == chain[-1].read() and last.threshold <= len(last.holders),
             "a charter that nobody can sign by",
@@ -139,6 +139,7 @@ def _stream(_: Path) -> Iterator[Parse]:
             handle,
             threading.Event(),
             Limits(1 << 16, 1, 1),
+            lambda _: None,
             lambda _: None,
         )
         try:

@@ -83,7 +83,7 @@ NOW = 1_800_000_000
 OPERATOR, LEAGUE, *MERCHANTS = (Ed25519PrivateKey.from_private_bytes(bytes([n]) * 32) for n in range(1, 7))
 """The operator's key, the league's, and four merchants' identities."""
 
-PINNED = founded("test", LEAGUE).read().digest
+PINNED = founded("test", LEAGUE, endorsements=2).read().digest
 """The digest of the founding charter, which merchants pin."""
 
 TAXONOMY = Taxonomy(classes=("shirt", "shoe", "bag"))
@@ -153,9 +153,9 @@ def plans() -> list[Plan]:
 
 def charters() -> tuple[SignedCharter, SignedCharter]:
     """Return the founding charter and one that follows it."""
-    first = founded("test", LEAGUE)
+    first = founded("test", LEAGUE, endorsements=2)
     later = SignedCharter.of(
-        first.read().succeeded_by(map(signing.public_bytes, (LEAGUE, MERCHANTS[0])), 1, 0)
+        first.read().succeeded_by(map(signing.public_bytes, (LEAGUE, MERCHANTS[0])), 1, 2)
     )
     return first, later.signed_by(LEAGUE)
 

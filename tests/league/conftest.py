@@ -116,8 +116,10 @@ class League:
         words = [command("hanse-server"), verb, "--json", "--config", str(self.server_config), *arguments]
         return self._start("server", words)
 
-    def start_shop(self, name: str) -> subprocess.Popen[bytes]:
-        words = [command("hanse-client"), "run", "--config", str(self.shops[name] / "hanse-client.yaml")]
+    def start_shop(self, name: str, *program: str) -> subprocess.Popen[bytes]:
+        """Start the shop's daemon; `program` stands for the command hanse-client."""
+        program = program or (command("hanse-client"),)
+        words = [*program, "run", "--config", str(self.shops[name] / "hanse-client.yaml")]
         return self._start(name, words)
 
     def start_shops(self) -> None:
@@ -178,7 +180,8 @@ class Network:
         self._flows = {name: asyncio.Event() for name in ("", *league.shops)}
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="network", daemon=True)
-        self._ports: dict[int, int] = {}
+        self._servers: list[asyncio.Server] = []
+        self._carried: set[asyncio.Future[None]] = set()
         service = yaml.safe_load(league.server_config.read_text())["service"]
         fleet, streams = free_ports(2)
         self._ports = {fleet: service["fleet"]["port"], streams: service["aggregator"]["port"]}
@@ -215,7 +218,12 @@ class Network:
         asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     async def _listen(self, port: int, target: int) -> None:
-        await asyncio.start_server(lambda *ends: self._carry(target, *ends), "127.0.0.1", port)
+        def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            carried = asyncio.ensure_future(self._carry(target, reader, writer))
+            self._carried.add(carried)
+            carried.add_done_callback(self._carried.discard)
+
+        self._servers.append(await asyncio.start_server(accept, "127.0.0.1", port))
 
     async def _cut(self, names: Iterable[str], *, refuse: bool) -> None:
         if not refuse:
@@ -233,10 +241,11 @@ class Network:
             flow.set()
 
     async def _end(self) -> None:
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        for server in self._servers:
+            server.close()
+        for carried in self._carried:
+            carried.cancel()
+        await asyncio.gather(*self._carried, return_exceptions=True)
 
     async def _carry(self, target: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Carry one connection to the server's port `target`, to its end."""

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from hanse_common.errors import RoundFailed
+from hanse_common.errors import RoundFailed, RunStopped
 from hanse_common.plan import Cohort, Plan, SignedPlan
 from hanse_common.session import Assignment, ReportCode, record_bytes
 from hanse_server import blocks
@@ -152,6 +152,20 @@ def test_too_many_declines_end_it_at_once_with_their_codes(transport: Any) -> No
     league.come = lambda name: name in ("alder", "damson")
     league.after_wait = lambda: league.reported.update(birch=ReportCode.BUDGET, cedar=ReportCode.SIGNATURE)
     with pytest.raises(RoundFailed, match=r"needs 3 .* birch \(budget\), cedar \(signature\)"):
+        transport(league)[0].gather()
+
+
+def test_a_run_that_is_stopped_while_merchants_gather_has_not_failed(transport: Any) -> None:
+    """Flower drops a stopped run's messages at once, which looks like declines; the streams hear of it only later."""
+    league = League()
+    league.assign = lambda assignment, names: league.reported.update(dict.fromkeys(names, ReportCode.LOST))
+
+    def stop() -> None:
+        if sum(league.waits) > 1.0:  # twice what an executor takes between two looks
+            raise RunStopped("stopped")
+
+    league.after_wait = stop
+    with pytest.raises(RunStopped):
         transport(league)[0].gather()
 
 

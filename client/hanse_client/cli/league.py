@@ -13,10 +13,18 @@ from hanse_client.cli.options import confirmed, say
 from hanse_client.keys import ask
 from hanse_common import commands, signing, wire
 from hanse_common.charter import Charter, CharterFile, SignedCharter, follow
-from hanse_common.directory import MAX_DIRECTORY_BYTES, Directory, Entry, SignedDirectory, require_admitted
+from hanse_common.directory import (
+    MAX_DIRECTORY_BYTES,
+    MAX_FORMER,
+    Directory,
+    Entry,
+    SignedDirectory,
+    require_admitted,
+)
 from hanse_common.errors import ConfigError, SignatureInvalid, WireError
 from hanse_common.files import PUBLIC, read_bounded, write_atomically
 from hanse_common.fingerprint import words
+from hanse_common.membership import SignedRequest
 from hanse_common.vision.photo import shown
 from hanse_common.wire import NAME
 
@@ -98,6 +106,11 @@ def succeed(
     _require_new(target)
     chain = _read_charters(charter)
     before = _follow(charter, chain)
+    if endorsements < before.endorsements:
+        raise ConfigError(
+            f"--endorsements: found {endorsements}, expected {before.endorsements} or more, as before: members would "
+            "refuse a charter by which holders do without their word."
+        )
     holders = tuple(sorted(map(signing.load_public, holder)))
     made = _valid(lambda: before.succeeded_by(holders, threshold, endorsements))
     _write(target, CharterFile(charters=(*chain, SignedCharter.of(made))))
@@ -127,11 +140,12 @@ def admit(
     if not confirmed("Did you compare these words, and may they be members?", yes):
         raise ConfigError("Nothing was written.")
     expires = _expires(now, days)
-    new = [Entry.of(one, expires) for one in asked]
+    new = [Entry.of(_counted(one, before), expires) for one in asked]
     leaving = {entry.replaces for entry in new} | {entry.identity for entry in new}
     kept = [entry for entry in (before.entries if before else ()) if entry.identity not in leaving]
     made = _next(rules, before, [*kept, *new], expires)
-    require_admitted(made, chain[0].read().digest, rules.endorsements, before)
+    gone = {entry.identity for entry in before.former} if before else set()
+    require_admitted(made, follow(chain, chain[0].read().digest), before, gone)
     _offer(made, chain, target, rules)
 
 
@@ -204,7 +218,7 @@ def _league(path: Path) -> tuple[tuple[SignedCharter, ...], Charter, datetime]:
 
 def _follow(path: Path, chain: Sequence[SignedCharter]) -> Charter:
     try:
-        return follow(chain, chain[0].read().digest)
+        return follow(chain, chain[0].read().digest)[-1]
     except SignatureInvalid as error:
         raise SignatureInvalid(
             f"{path}: {error} Let the others sign it first: hanse-client league sign."
@@ -234,7 +248,7 @@ def _read_directory(path: Path, rules: Charter) -> Directory:
     if not isinstance(found, SignedDirectory):
         raise ConfigError(f"{path}: found a charter, expected a directory.")
     directory = found.read()
-    before = found.charter(found.charters[0].read().digest)
+    before = found.follow(found.charters[0].read().digest)[-1]
     before.require_signed(SignedDirectory.DOMAIN, found.directory, found.signatures)
     if directory.league != rules.league:
         raise ConfigError(f"{path}: found the directory of {directory.league}, expected {rules.league}'s.")
@@ -242,13 +256,26 @@ def _read_directory(path: Path, rules: Charter) -> Directory:
 
 
 def _next(rules: Charter, before: Directory | None, entries: Iterable[Entry], expires: int) -> Directory:
+    """Return the directory that follows `before`: with these entries, and those that left among the former ones."""
+    kept = tuple(sorted(entries, key=lambda entry: entry.name))
+    staying = {entry.identity for entry in kept}
+    left = [entry for entry in (before.entries if before else ()) if entry.identity not in staying]
+    former = [*(before.former if before else ()), *(entry for entry in left if entry.proof)]
     return _valid(lambda: Directory(
         league=rules.league,
         charter=rules.digest,
         version=1 if before is None else before.version + 1,
         expires=expires,
-        entries=tuple(sorted(entries, key=lambda entry: entry.name)),
+        entries=kept,
+        former=tuple(former[-MAX_FORMER:]),
     ))  # fmt: skip
+
+
+def _counted(asked: SignedRequest, before: Directory | None) -> SignedRequest:
+    """Return the request with the endorsements of members alone: those of others count for nothing."""
+    members = set(before.identities().values()) if before else set()
+    kept = tuple(one for one in asked.endorsements if one.identity in members)
+    return asked.model_copy(update={"endorsements": kept})
 
 
 def _offer(made: Directory, chain: Sequence[SignedCharter], target: Path, rules: Charter) -> None:

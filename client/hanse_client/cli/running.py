@@ -149,7 +149,7 @@ def page(
     show: Annotated[bool, typer.Option("--show", help="Print the address and open nothing.")] = False,
 ) -> None:
     """Open your daemon's page in your browser. The address it prints lets whoever has it see the page: keep it."""
-    from hanse_client.page_access import address
+    from hanse_client.page_access import address, opener
 
     settings = load(ClientConfig, config)
     if settings.page is None:
@@ -157,7 +157,8 @@ def page(
     found = address(settings)
     say(found)
     if not show:
-        webbrowser.open(found)
+        # Others could read the address in the list of processes.
+        webbrowser.open(opener(settings.state, found).as_uri())
 
 
 def _length(text: str) -> timedelta:

@@ -306,15 +306,15 @@ def test_one_entity_is_listed_once() -> None:
 
 def test_a_directory_that_goes_back(tmp_path: Path) -> None:
     """An earlier version, with a member that was thrown out; or two of one version for two merchants."""
-    markers, key, charter = Markers(tmp_path / "markers.sqlite"), bytes(32), CHARTER.read()
-    markers.see_directory(key, directory(version=2), charter)
+    markers, charter = Markers(tmp_path / "markers.sqlite"), CHARTER.read()
+    markers.see_directory(directory(version=2), (charter,))
     for earlier in (directory(version=1), directory(2, 11), directory(2, 10, "Alder", "Cedar")):
         with pytest.raises(DirectoryRefused):
-            Markers(tmp_path / "markers.sqlite").see_directory(key, earlier, charter)
-    markers.see_directory(key, directory(version=2), charter)
-    markers.see_directory(key, directory(version=3), charter)
+            Markers(tmp_path / "markers.sqlite").see_directory(earlier, (charter,))
+    markers.see_directory(directory(version=2), (charter,))
+    markers.see_directory(directory(version=3), (charter,))
     with pytest.raises(DirectoryRefused):
-        markers.see_directory(key, directory(version=2), charter)
+        markers.see_directory(directory(version=2), (charter,))
 
 
 # -- the shares ---------------------------------------------------------------------------------------------------
