@@ -45,9 +45,7 @@ class Approvals:
                 return standing
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            waiting = sorted(
-                self._folder.glob(f"*.{Standing.WAITING}"), key=_age
-            )
+            waiting = sorted(self._folder.glob(f"*.{Standing.WAITING}"), key=_age)
             for oldest in waiting[: max(0, len(waiting) - MAX_WAITING + 1)]:
                 oldest.unlink(missing_ok=True)
             write_atomically(self._path(name, Standing.WAITING), wire.encode(signed))

@@ -36,7 +36,7 @@ MAX_LABELS = 200
 
 @dataclass(frozen=True)
 class Answers:
-    """What only the owner knows: photos, the shop's name in the league, the business, the privacy budget, the page's language."""
+    """What only the owner knows: photos, name in the league, business, privacy budget, the page's language."""
 
     photos: Path
     name: str

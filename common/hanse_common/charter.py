@@ -154,8 +154,8 @@ def with_signature(
 def follow(chain: Sequence[SignedCharter], pinned: bytes) -> tuple[Charter, ...]:
     """Return the charters of `chain`, whose first must be the one of digest `pinned`; the last is in force.
 
-    Raises `DirectoryRefused` when it is another league's, does not lead on or asks for fewer endorsements, `SignatureInvalid` when signatures
-    are missing or wrong, `WireError` when a charter can't be read.
+    Raises `DirectoryRefused` when it is another league's, does not lead on or asks for fewer endorsements,
+    `SignatureInvalid` when signatures are missing or wrong, `WireError` when a charter can't be read.
     """
     charter = chain[0].read()
     if charter.digest != pinned:

@@ -1,6 +1,5 @@
 """Joining, vouching and the league's key, as the people who do it type it: `init`, `join`, `endorse`, `league …`."""
 
-import os
 import re
 import shutil
 from collections.abc import Callable
@@ -285,12 +284,13 @@ def test_a_rotation_that_was_killed_is_finished(
     types("rotate", "-c", str(path))
     wanted = SignedRequest.from_text(Path("alder/alder.request").read_text()).request.identity
     steps: list[Path] = []
+    rename = Path.replace
 
     def replace(self: Path, target: Path) -> Path:
         if len(steps) == done - 1:
             raise KeyboardInterrupt
         steps.append(self)
-        return os.replace(self, target) or target  # type: ignore[func-returns-value]
+        return rename(self, target)
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", replace)

@@ -20,7 +20,6 @@ from hanse_client.watching import Changes, Watcher, compare, in_words, on_networ
 from hanse_common.vision.photo import LIMITS
 
 WAIT = 60.0
-LATER = time.time() + 100
 STILL = 0.25  # seconds in which nothing must be heard
 
 
@@ -72,7 +71,7 @@ def test_every_kind_of_change_is_told(photos: Path, watch: Callable[..., Watcher
         "a folder": lambda: new.parent.mkdir(parents=True),
         "a photo": lambda: new.write_bytes(b"new"),
         # Who looks from time to time compares times by the second.
-        "another content": lambda: (new.write_bytes(b"edited"), os.utime(new, (LATER, LATER))),
+        "another content": lambda: (new.write_bytes(b"edited"), os.utime(new, (time.time() + 100,) * 2)),
         "another name": lambda: new.rename(new.with_name("3.jpg")),
         "no photo": lambda: new.with_name("3.jpg").unlink(),
     }

@@ -170,6 +170,7 @@ def start_operator(folder: Path, made: Experiment, pinned: str) -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_guide_from_nothing_to_the_first_masked_block(
     tmp_path: Path,
     data_folder: Path,

@@ -43,13 +43,13 @@ from hanse_server.development_keys import sign_directory
 from hanse_simulations import datasets
 from hanse_simulations.processes import command
 
-ROUNDS_A_DAY, ROUNDS = 6, 125
+ROUNDS_A_DAY, ROUNDS = 6, 135
 REPEATS = 30
 KILLED_NIGHTS = (2, 4, 6)
 FOUNDERS = ("alder", "birch", "cedar", "damson")
 WAIT = 240.0
 
-DAEMON_GROWTH, NODE_GROWTH = 40e6, 20e6
+DAEMON_GROWTH, NODE_GROWTH = 10e6, 10e6
 """Bytes by which a process may be larger on the last day than on the second."""
 
 THREADS, DESCRIPTORS = 3, 4

@@ -38,11 +38,12 @@ def run(config: ConfigOption = DEFAULT_CONFIG) -> None:
     from hanse_client.resources import apply
 
     settings = load(ClientConfig, config)
+    taking_part = Daemon(settings, say_now, config)
     settings.state.mkdir(mode=0o700, parents=True, exist_ok=True)
     log_to(settings.state / "daemon.log")
     apply(settings.resources, resolve_device(settings.device))
     with commands.until_stopped() as stop:
-        with Daemon(settings, say_now, config) as daemon:
+        with taking_part as daemon:
             daemon.run(stop)
         say_now("Stopped.")
 
