@@ -138,7 +138,8 @@ class Daemon:
                 self._publish(*(closed or (State.CONNECTING, "")))
                 stop.wait(POLL_SECONDS)
                 continue
-            connecting = f"No connection to {self._server} yet."
+            reason = self._node.reason
+            connecting = f"No connection to {self._server}{f': {reason}' if reason else ' yet'}."
             waiting = (State.WAITING, "Connected. Waiting for the league.")
             self._publish(*(waiting if self._node.connected else (State.CONNECTING, connecting)))
             try:

@@ -78,6 +78,8 @@ class NodeKeeper:
         self._thread = threading.Thread(target=self._keep, name="node", daemon=True)
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
+        self.reason = ""
+        """Why there is no connection, once that is known."""
         self._told: set[str] = set()
 
     def __enter__(self) -> Self:
@@ -146,6 +148,7 @@ class NodeKeeper:
             if connection.recv_bytes(len(CONNECTED)) == CONNECTED:
                 self.connected = True
                 self._told.clear()
+                self.reason = ""
                 self._tell("Connected. Waiting for the league.")
             while True:  # from here on whatever comes is the server's
                 self._hear(connection, connection.recv_bytes(MAX_DOCUMENT_BYTES))
@@ -172,6 +175,7 @@ class NodeKeeper:
 
     def _tell_outage(self, reason: str) -> None:
         """Tell each reason of one outage once, not at every attempt: the first may not be the one that lasts."""
+        self.reason = reason
         if reason not in self._told:
             self._told.add(reason)
             self._tell(f"No connection to {self._server}: {reason}. Trying again until it works.")

@@ -21,7 +21,7 @@ from hanse_client.control import Control, State
 from hanse_client.daemon import Daemon
 from hanse_client.journal import Journal
 from hanse_client.ledger import Ledger
-from hanse_client.node_protocol import CONNECTED
+from hanse_client.node_protocol import CONNECTED, NodeExit
 from hanse_client.schedule import DAYS
 from hanse_common import signing, wire
 from hanse_common.errors import ConfigError, RunStopped
@@ -478,3 +478,20 @@ def test_a_slot_that_is_far_is_not_waited_for_at_the_end(config: ClientConfig, t
     with pytest.raises(RunStopped):
         daemon._wait(daemon_module.FAREWELL_SECONDS + 1)
     daemon._wait(0.01)
+
+
+def test_the_status_says_why_there_is_no_connection(
+    config: ClientConfig, told: list[str], stand_in: Callable[[str], Path], wait_until: Until
+) -> None:
+    stand_in(f"sys.exit({int(NodeExit.UNTRUSTED)})")
+    stop = threading.Event()
+    with Daemon(config, told.append) as daemon:
+        thread = running(daemon, stop)
+
+        def says() -> bool:
+            found = Control(config.state).status()
+            return found is not None and "its certificate is not" in found.note
+
+        wait_until("the reason", says)
+        stop.set()
+        thread.join(WAIT)
