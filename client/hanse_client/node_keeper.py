@@ -25,6 +25,7 @@ from typing import Self
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+from hanse_client.children import end
 from hanse_client.config import ClientConfig
 from hanse_client.node_protocol import CONNECTED, NodeExit
 from hanse_common.errors import ConfigError
@@ -89,14 +90,7 @@ class NodeKeeper:
     def __exit__(self, *exception: object) -> None:
         """End the node, in order if it will, and wait until it is gone."""
         self._ending.set()
-        process = self._process
-        if process is not None:
-            with suppress(ProcessLookupError):
-                process.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(END_SECONDS)
-            process.kill()
-            process.wait()
+        end(self._process, END_SECONDS)
         self._thread.join(END_SECONDS)
 
     def report(self, node: Connection, data: bytes) -> None:

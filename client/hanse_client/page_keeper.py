@@ -12,10 +12,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
+from hanse_client.children import end
 from hanse_client.config import ClientConfig
 from hanse_common.errors import ConfigError
 
@@ -49,14 +49,7 @@ class PageKeeper:
 
     def __exit__(self, *exception: object) -> None:
         self._ending.set()
-        process = self._process
-        if process is not None:
-            with suppress(ProcessLookupError):
-                process.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(END_SECONDS)
-            process.kill()
-            process.wait()
+        end(self._process, END_SECONDS)
         self._thread.join(END_SECONDS)
 
     def _keep(self) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 HERE = Path(__file__).parent
 
-STEP = 24
+STEP = 48
 """The default suite crashes at every so many-th place; the slow one at every place."""
 
 BROKEN = {

@@ -16,7 +16,7 @@ PLACES = {
 """How many places there are at least, by what is loaded and what is written."""
 
 
-@pytest.mark.parametrize("kind", PLACES)
+@pytest.mark.parametrize("kind", ["torchless", pytest.param("torch", marks=pytest.mark.slow)])
 def test_wherever_a_writer_is_killed_nothing_is_half_written(kind: str) -> None:
     command = [sys.executable, str(HERE / "writers.py"), kind]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

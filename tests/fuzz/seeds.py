@@ -254,7 +254,9 @@ def message_types() -> list[type[Message]]:
     while border:
         border += (below := border.pop().__subclasses__())
         found |= {
-            model for model in below if "kind" in model.__dict__ and model.__module__.startswith("hanse_")
+            model
+            for model in below
+            if "kind" in model.__dict__ and model.__module__.startswith(("hanse_common.", "hanse_client."))
         }
     return sorted(found, key=lambda model: (model.kind, model.__name__))
 
