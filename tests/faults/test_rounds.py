@@ -10,7 +10,7 @@ import pytest
 
 HERE = Path(__file__).parent
 
-STEP = 48
+STEP = 24
 """The default suite crashes at every so many-th place; the slow one at every place."""
 
 BROKEN = {

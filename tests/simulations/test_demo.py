@@ -35,6 +35,7 @@ def experiment(write_experiment: Write) -> Path:
     return write_experiment({"whiten": {"dimensions": 20, "photos": 100}, "data.merchants": 3})
 
 
+@pytest.mark.slow
 def test_the_demo_twice_and_the_commands_it_prints(experiment: Path, tmp_path: Path) -> None:
     folder, figures = tmp_path / "demo", tmp_path / "figures.json"
     done = typed(
