@@ -113,7 +113,9 @@ class Preparation:
                 with self._lock:
                     self._changes += self._watcher.changed()
                     recipe, ready, changes = self._wanted, self._ready, self._changes
-                if recipe is None or (ready and (ready.recipe, ready.changes) == (recipe, changes)):
+                    done = ready is not None and (ready.recipe, ready.changes) == (recipe, changes)
+                    done = done and self._failure is None  # what failed may have been mended since
+                if recipe is None or done:
                     continue
                 try:
                     self._prepare(recipe, changes)

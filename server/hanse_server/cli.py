@@ -98,7 +98,7 @@ def keys(
 ) -> None:
     """Make keys for trying a league out: an authority, the server's certificate, your token, merchants' keys.
 
-    In production bring a certificate of your own, let merchants make their own keys (hanse-client keygen), and let
+    In production bring a certificate of your own, let merchants make their own keys (hanse-client init), and let
     others hold the league's key, which signs the list of members (hanse-client league).
     """
     names = merchant or []
