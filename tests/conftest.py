@@ -35,7 +35,7 @@ TRAINING: dict[str, Any] = {
     "sampling_rate": 0.2,
     "expected_batch": 20.0,
     "clipping_norm": 1.0,
-    "learning_rate": 0.5,
+    "learning_rate": 5.0,
     "update_bound": 8.0,
     "noise_multiplier": 2.0,
 }
@@ -130,7 +130,17 @@ def link(make_service: Callable[..., Service]) -> Iterator["SuperLink"]:
 
 
 @pytest.fixture
-def running(link: "SuperLink", wait_until: Callable[..., Any]) -> Iterator["RunContext"]:
+def quick_executor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let an executor look for runs and their ends without much delay."""
+    from hanse_server import flower_executor
+
+    monkeypatch.setattr(flower_executor, "POLL_SECONDS", 0.02)
+
+
+@pytest.fixture
+def running(
+    link: "SuperLink", quick_executor: None, wait_until: Callable[..., Any]
+) -> Iterator["RunContext"]:
     """The context of a Flower run that goes on until the test ends."""
     from hanse_server.flower_executor import Executor, RunContext
 

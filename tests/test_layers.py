@@ -21,9 +21,11 @@ MAY_IMPORT = {
 }
 TORCH_IS_FOR = (
     "hanse_client/compare.py",
+    "hanse_client/cuda_sums.py",
     "hanse_client/exact_sums.py",
     "hanse_client/examples.py",
     "hanse_client/head_gradients.py",
+    "hanse_client/holdout_sums.py",
     "hanse_common/vision/",
     "hanse_client/embeddings.py",
     "hanse_client/gradients.py",

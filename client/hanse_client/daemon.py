@@ -230,7 +230,7 @@ class Daemon:
         self._control.note_aggregator(assignment.aggregator)
         self._publish(State.TRAINING, "In a training.")
         limits = Limits(
-            record_bytes=record_bytes(plan.dimension),
+            record_bytes=record_bytes(max(plan.dimension, plan.model_dimension)),
             patience=min(max(cohort.join_deadline, cohort.upload_deadline), MAX_PATIENCE),
             deadline=assignment.rounds * (2 * cohort.join_deadline + cohort.upload_deadline) + BLOCK_SLACK,
         )

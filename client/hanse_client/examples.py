@@ -31,12 +31,14 @@ class Examples:
 
     `inputs`, shape (n, …), float32, are embeddings, or images for a net trained whole; `labels`, shape (n,), int64, the
     league's class of each; both on the device that trains. `products`, shape (n,), int64, tells which photos show one
-    product; without it each photo is a product of its own.
+    product; without it each photo is a product of its own. `holdout` are the same merchant's photos that nothing is
+    trained on, which a federated evaluation tries models on.
     """
 
     inputs: torch.Tensor
     labels: torch.Tensor
     products: NDArray[np.int64] | None = None
+    holdout: "Examples | None" = None
 
     @classmethod
     def of(
@@ -57,7 +59,7 @@ class Examples:
 
     @classmethod
     def pooled(cls, shops: Sequence[Self]) -> Self:
-        """Return the examples of several shops together. A product of one shop is none of another's."""
+        """Return the examples of several shops together, without holdouts; a product of one is none of another's."""
         products, first = [], 0
         for shop in shops:
             own = (

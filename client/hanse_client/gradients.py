@@ -13,9 +13,10 @@ on the order of the examples nor on how they are batched.
 
 What is guaranteed
 - *Norm.* Every contribution, read as exact integers, has norm at most C. The norm of the float32 gradient is
-  computed in float64, where its relative error is below d·2⁻⁵³; the gradient is scaled by
-  min(1, C/norm)·(1 − 2⁻²⁰), so rounding cannot reach C for any d < 2³¹; truncation shortens. This holds
-  whatever the float32 arithmetic before it did.
+  computed in float64, where its relative error is below 2⁻²²; the gradient is scaled by
+  min(1, C/norm)·(1 − 2⁻²⁰) in one float32 division, whose divisor and result are each off by 2⁻²⁴ at most, so
+  rounding cannot reach C for any d < 2³¹; truncation shortens, and every float32 beyond 2²⁴ is an integer. This
+  holds whatever the float32 arithmetic before it did.
 - *Sensitivity.* Adding an example changes the sum by its contribution alone, hence by at most C, provided
   that no other example's gradient changes, not even in its last bit. A matrix kernel may add up a row in
   another order when the matrix has another height (here: below four rows) or the row another alignment in
@@ -55,6 +56,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.dropout import _DropoutNd
 
+from hanse_client import cuda_sums
 from hanse_client.layer_gradients import DEFAULT_MODE, GradSampleMode, LayerGradients
 from hanse_common.errors import RecognizerError
 from hanse_common.randomness import AesCtrStream
@@ -68,14 +70,18 @@ _SLACK = 1 - 2.0**-20
 _ALIGNMENT = 16  # numbers: 64 bytes of float32, a cache line and the widest vector register
 _TRIALS = 2
 _EXACT = 2**53  # float64 has no finer steps to offer beyond
+_FLOAT32_EXPONENTS = 100  # a fine unit within 2^±100 leaves a divisor room in float32
 _BLOCK = {
     "cpu": 2**16,
-    "cuda": 2**24,
-}  # numbers quantised at a time: what a core's L2 cache holds, or a kernel's worth
+    "cuda": 2**28,
+}  # numbers quantised at a time: what a core's L2 cache holds; on a GPU, little beside the gradients themselves
 _ROWS = {
     "cpu": 32,
-    "cuda": 128,
+    "cuda": 1024,
 }  # more are hardly faster, and the last, padded microbatch costs as much as a full one
+_GRADIENTS = (
+    2**31
+)  # numbers of a microbatch's gradients: so much keeps a GPU busy, and more only adds padding
 
 
 class ClippedSum:
@@ -90,7 +96,8 @@ class ClippedSum:
         clipping_norm: C > 0.
         fine_exponent: the unit of the result is 2**fine_exponent.
         mode: see `GradSampleMode`.
-        microbatch: rows computed at once; by default as many as fit in `memory`, up to 32, on a GPU 128.
+        microbatch: rows computed at once; by default as many as fit in `memory`, up to 32, on a GPU 1024 (fewer of a
+            large net's).
         memory: what a microbatch may take, in bytes; for the default see `fitting_rows`.
 
     Raises:
@@ -114,6 +121,11 @@ class ClippedSum:
         if microbatch is not None and microbatch < 1:
             raise ValueError(f"Expected microbatch ≥ 1, found {microbatch}.")
         self._clipping_norm = clipping_norm
+        if abs(fine_exponent) > _FLOAT32_EXPONENTS:
+            raise ValueError(
+                f"Expected a fine_exponent within ±{_FLOAT32_EXPONENTS}, found {fine_exponent}. "
+                "Choose another clipping norm."
+            )
         self._scale = math.ldexp(1.0, -fine_exponent)
         self._largest = math.ceil(clipping_norm * self._scale)  # of one coordinate of one contribution
         if self._largest >= _EXACT:
@@ -190,7 +202,7 @@ class ClippedSum:
         """
         self._check(inputs, targets)
         device = inputs.device
-        total = torch.zeros(self.dimension, dtype=torch.int64, device=device)
+        total = torch.zeros(self._gradients.width, dtype=torch.int64, device=device)
         self.prepare(inputs)
         rows = _aligned(self._microbatch, inputs)
         labels = torch.zeros(self._microbatch, dtype=torch.int64, device=device)
@@ -202,9 +214,8 @@ class ClippedSum:
             labels[:count] = targets[start : start + count]
             rows[count:] = 0
             labels[count:] = 0
-            self._add_quantised(total, self._gradients.of(rows, loss)[:count])
-        exact: NDArray[np.int64] = self._gradients.in_order(total).cpu().numpy()
-        return exact
+            self._add_quantised(total, self._gradients.of(rows, loss), count)
+        return _on_host(self._gradients.in_order(total))
 
     def _check(self, inputs: Tensor, targets: Tensor) -> None:
         if not self._open:
@@ -232,16 +243,17 @@ class ClippedSum:
         def trial(count: int) -> None:
             rows = _aligned(count, like)
             labels = torch.zeros(count, dtype=torch.int64, device=like.device)
-            total = torch.zeros(self.dimension, dtype=torch.int64, device=like.device)
-            self._add_quantised(total, self._gradients.of(rows, partial(_loss, labels=labels)))
+            total = torch.zeros(self._gradients.width, dtype=torch.int64, device=like.device)
+            self._add_quantised(total, self._gradients.of(rows, partial(_loss, labels=labels)), count)
             self._gradients.in_order(total)
             self._gradients.release()
 
         most = _ROWS["cuda" if like.device.type == "cuda" else "cpu"]
+        most = min(most, 1 << max(0, (_GRADIENTS // self.dimension).bit_length() - 1))
         return fitting_rows(trial, most, like.device, self._memory)
 
     def _position_matters(self, rows: Tensor) -> bool:
-        """Return whether equal rows get gradients that differ. Uses random numbers, no photo.
+        """Return whether equal rows get gradients, or norms, that differ. Uses random numbers, no photo.
 
         Raises `RecognizerError` if the gradients do not add up to autograd's own: then a layer's parameters are
         used outside of the layer.
@@ -262,7 +274,8 @@ class ClippedSum:
                 _fill(rows, source, 1.0)
                 rows[1:] = rows[:1]
                 found = self._gradients.of(rows, loss)
-                if not torch.equal(found, found[:1].expand_as(found)):
+                norms = _norms(found)
+                if any(not torch.equal(x, x[:1].expand_as(x)) for x in (found, norms)):
                     return True
             self._gradients.compare_with_autograd(rows, loss)
             return False
@@ -272,27 +285,55 @@ class ClippedSum:
             for layer in dropouts:
                 layer.train()
 
-    def _add_quantised(self, total: Tensor, gradients: Tensor) -> None:
-        """Add the clipped rows in fine units to `total`, shape (d,), int64. Rows are examples, and may be spoilt."""
-        block = _BLOCK.get(gradients.device.type, _BLOCK["cpu"])
-        columns = torch.split(gradients, max(1, block // len(gradients)), dim=1)
-        wide = torch.empty(columns[0].shape, dtype=torch.float64, device=gradients.device).view(-1)
-        squares = torch.zeros(len(gradients), dtype=torch.float64, device=gradients.device)
-        for part in columns:
-            widened = wide[: part.numel()].view(part.shape).copy_(part)
-            squares += torch.linalg.vecdot(widened, widened)
-        norms = squares.sqrt()
+    def _add_quantised(self, total: Tensor, gradients: Tensor, count: int) -> None:
+        """Add the first `count` rows, clipped, in fine units to `total`, shape (width,), int64. Rows may be spoilt."""
+        # Of all rows, the padding too: how a norm is added up may depend on how many there are.
+        norms = _norms(gradients)[:count]
         finite = torch.isfinite(norms)
+        factors = (self._clipping_norm / norms).clamp(max=1.0) * (_SLACK * self._scale)
+        divisors = (1.0 / factors).to(gradients.dtype)
+        kernels = _kernels(gradients)
+        if kernels is not None:
+            kernels.add(total, gradients[:count], torch.where(finite, divisors, 0.0))
+            return
         if not finite.all():
-            gradients[~finite] = 0
-            norms[~finite] = 0
-        factors = (self._clipping_norm / norms).clamp(max=1.0)[:, None] * (_SLACK * self._scale)
+            gradients[:count][~finite] = 0
+            divisors[~finite] = 1
         # So many truncated numbers add up in float64 without rounding, in any order.
         exactly = _EXACT // self._largest
-        for part, sums in zip(columns, torch.split(total, columns[0].shape[1]), strict=True):
-            truncated = wide[: part.numel()].view(part.shape).copy_(part).mul_(factors).trunc_()
+        for part, sums in zip(_blocks(gradients[:count]), _blocks(total, count), strict=True):
+            truncated = part.div_(divisors[:, None], rounding_mode="trunc")
             for some in torch.split(truncated, exactly):
-                sums += some.sum(dim=0).to(torch.int64)
+                sums += some.sum(dim=0, dtype=torch.float64).to(torch.int64)
+
+
+def _kernels(gradients: Tensor) -> cuda_sums.CudaSums | None:
+    on_gpu = gradients.device.type == "cuda" and gradients.dtype == torch.float32
+    return cuda_sums.load(gradients.device) if on_gpu else None
+
+
+def _norms(gradients: Tensor) -> Tensor:
+    """Return each row's Euclidean norm, float64."""
+    kernels = _kernels(gradients)
+    if kernels is not None:
+        return kernels.norms(gradients)
+    parts = [torch.linalg.vector_norm(part, dim=1, dtype=torch.float64) for part in _blocks(gradients)]
+    norms: Tensor = torch.linalg.vector_norm(torch.stack(parts), dim=0)
+    return norms
+
+
+def _blocks(numbers: Tensor, rows: int | None = None) -> tuple[Tensor, ...]:
+    """Return `numbers`, shape (…, width), in blocks of columns; one has few numbers in `rows` rows, by default all."""
+    block = _BLOCK["cuda" if numbers.device.type == "cuda" else "cpu"] // max(1, rows or len(numbers))
+    return torch.split(numbers, max(_ALIGNMENT, block // _ALIGNMENT * _ALIGNMENT), dim=-1)
+
+
+def _on_host(exact: Tensor) -> NDArray[np.int64]:
+    """Return `exact` as an array. From a GPU it goes through memory that is kept and pinned, thirty times as fast."""
+    if exact.device.type != "cuda":
+        return exact.numpy()
+    host = torch.empty(exact.shape, dtype=exact.dtype, pin_memory=True)
+    return host.copy_(exact).numpy()
 
 
 def cuda_devices(device: torch.device) -> list[int]:

@@ -44,7 +44,11 @@ DEFAULT_MODE: GradSampleMode = "hooks"
 Loss = Callable[[Tensor], Tensor]
 """From a model's output, one row for each example, to a sum over the rows of what depends on one row each."""
 
-_PATCHES = 2**17  # numbers of a convolution's unrolled inputs at a time: what a core's L2 cache holds
+_PATCHES = {
+    "cpu": 2**17,
+    "cuda": 2**27,
+}  # numbers of a convolution's unrolled inputs at a time: what a core's L2 cache holds; on a GPU, half a gigabyte
+_ALIGNMENT = 16  # numbers: 64 bytes of float32, a cache line and the widest vector register
 
 
 class LayerGradients:
@@ -92,12 +96,17 @@ class LayerGradients:
         return sum(parameter.numel() for parameter in self.parameters)
 
     @property
+    def width(self) -> int:
+        """How wide the rows of `of` are: d, and zeros, so that all of them begin alike in memory."""
+        return -(-self.dimension // _ALIGNMENT) * _ALIGNMENT
+
+    @property
     def in_training_mode(self) -> bool:
         """Whether every layer with trainable parameters is."""
         return all(layer.training for layer in self._model.modules() if _is_trainable(layer))
 
     def of(self, rows: Tensor, loss: Loss) -> Tensor:
-        """Return the gradients of `loss`, shape (len(rows), d), in one block of memory: the next call overwrites it.
+        """Return the gradients of `loss`, shape (len(rows), `width`), in one block: the next call overwrites it.
 
         Columns are in an order of their own; see `in_order`.
 
@@ -110,7 +119,8 @@ class LayerGradients:
             wide = any(parameter.dtype == torch.float64 for parameter in self.parameters)
             dtype = torch.float64 if wide else torch.float32
             self.release()
-            self._store = torch.empty((len(rows), self.dimension), dtype=dtype, device=rows.device)
+            self._store = torch.empty((len(rows), self.width), dtype=dtype, device=rows.device)
+            self._store[:, self.dimension :] = 0
             self._slots = dict(zip(self.parameters, self._parts(self._store), strict=True))
         self._missing = set(self.parameters)
         with torch.enable_grad():
@@ -130,7 +140,7 @@ class LayerGradients:
         return self._store
 
     def in_order(self, flat: Tensor) -> Tensor:
-        """Return `flat`, shape (d,), columns as `of` has them, in the order of `parameters`, each row-major."""
+        """Return (d,) numbers of `flat`, (width,), columns as `of` has them, ordered as `parameters`, row-major."""
         return torch.cat([part.reshape(-1) for part in self._parts(flat)])
 
     def compare_with_autograd(self, rows: Tensor, loss: Loss) -> None:
@@ -151,13 +161,14 @@ class LayerGradients:
                 )
 
     def _parts(self, flat: Tensor) -> list[Tensor]:
-        """Return each parameter's part of `flat`, shape (…, d), as a view of shape (…, *parameter.shape).
+        """Return each parameter's part of `flat`, shape (…, width), as a view of shape (…, *parameter.shape).
 
         Weights of convolutions lie in `flat` with channels last, as their formula makes them.
         """
         parts = []
         sizes = [parameter.numel() for parameter in self.parameters]
-        for parameter, part in zip(self.parameters, torch.split(flat, sizes, dim=-1), strict=True):
+        columns = torch.split(flat[..., : self.dimension], sizes, dim=-1)
+        for parameter, part in zip(self.parameters, columns, strict=True):
             if parameter.ndim == 4:
                 outputs, channels, height, width = parameter.shape
                 last = part.view(*part.shape[:-1], outputs, height, width, channels)
@@ -214,7 +225,8 @@ class LayerGradients:
             slot = self._slots[weight]
             slot = slot if slot.ndim == 3 else slot.permute(0, 1, 3, 4, 2).view(count, len(weight), -1)
             kept = 0 if weight in self._missing else 1
-            height = max(1, _PATCHES // patches[0].numel())
+            most = max(1, _PATCHES["cuda" if inputs.device.type == "cuda" else "cpu"] // patches[0].numel())
+            height = count if most >= count else 1 << (most.bit_length() - 1)
             for rows in (slice(start, start + height) for start in range(0, count, height)):
                 unrolled = patches[rows].reshape(-1, gradient.shape[1], slot.shape[2])
                 torch.baddbmm(slot[rows], gradient[rows].mT, unrolled, beta=kept, out=slot[rows])

@@ -215,7 +215,7 @@ class Participant:
         if session.expires <= self._clock():
             raise _Declines(DeclineCode.DIRECTORY, "the league's directory has expired since this set-up.")
         try:
-            model = messages.model_from_bytes(start.model, plan.dimension)
+            model = messages.model_from_bytes(start.model, plan.model_dimension)
         except WireError as error:
             raise _Declines(DeclineCode.MODEL, str(error)) from None
         session.merchant.open_round(start.round, messages.model_digest(start.model))

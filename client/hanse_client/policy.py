@@ -21,14 +21,22 @@ from pydantic import Field, field_validator, model_validator
 from hanse_client.charges import Budget
 from hanse_common.config import Section
 from hanse_common.errors import PlanRefused
-from hanse_common.plan import MeanTraining, MerchantLevelTraining, Plan, Training, Unit, noise_shares
+from hanse_common.plan import (
+    EvaluationTraining,
+    MeanTraining,
+    MerchantLevelTraining,
+    Plan,
+    Training,
+    Unit,
+    noise_shares,
+)
 from hanse_common.privacy import filters
 from hanse_common.privacy.accounting import STEPS_MAX
 from hanse_common.secagg.parameters import MAX_ROSTER
 from hanse_common.vision.taxonomy import Taxonomy
 from hanse_common.wire import Name
 
-Mode = Literal["local", "distributed", "merchant-level", "mean"]
+Mode = Literal["local", "distributed", "merchant-level", "mean", "evaluation"]
 
 Identity = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 RecipeDigest = Annotated[str, Field(pattern=r"^[0-9a-f]{16,64}$")]
@@ -126,6 +134,7 @@ class Policy(Section):
         "distributed",
         "merchant-level",
         "mean",
+        "evaluation",
     )
     max_rounds: Annotated[int, Field(ge=1, le=100_000)] = 1000
     max_steps: Annotated[int, Field(ge=1, le=STEPS_MAX)] = 20_000
@@ -279,8 +288,11 @@ def _explain_work(plan: Plan) -> Iterator[str]:
     training, classes = plan.training, plan.taxonomy.classes
     shown = ", ".join(classes[:_SHOWN_CLASSES]) + (", …" if len(classes) > _SHOWN_CLASSES else "")
     repeats = f", and to repeat at most {training.repeats} that fail" if training.repeats else ""
+    asks = "train a recognizer"
+    if isinstance(training, EvaluationTraining):
+        asks = "find out how well its recognizer does, one"
     yield (
-        f"The league {plan.league} asks to train a recognizer of {len(classes)} classes ({shown}) in "
+        f"The league {plan.league} asks to {asks} of {len(classes)} classes ({shown}) in "
         f"{training.rounds} rounds{repeats}."
     )
     yield f"Your photos stay on this machine. {_explain_step(training)}"
@@ -305,6 +317,14 @@ def _explain_step(training: Training) -> str:
         )
     if isinstance(training, MeanTraining):
         return f"The round is no training: it adds up the features of all your {training.unit}s once, for later plans."
+    if isinstance(training, EvaluationTraining):
+        tried = f"all the {training.unit}s"
+        if training.sampling_rate < 1:
+            tried = f"a secret random choice of about {share} of the {training.unit}s"
+        return (
+            f"A round is no training: it tries one of the server's recognizers on {tried} that you hold out, and "
+            "counts what it took them for and how sure it was."
+        )
     what = f"a secret random choice of about {share} of the {training.unit}s"
     if training.steps_per_round == 1:
         return f"A round takes one training step here, on {what}."

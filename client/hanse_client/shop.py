@@ -11,6 +11,7 @@ Nothing here talks to a network.
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -66,7 +67,8 @@ class Shop:
     ) -> tuple[Examples, tuple[str, ...]]:
         """Return the training examples by `recipe`, and a line for each photo that could not be decoded.
 
-        All photos are embedded, the holdout's too; embeddings of photos that are gone are forgotten.
+        All photos are embedded, the holdout's too, which are the examples' `holdout`; embeddings of photos that are
+        gone are forgotten.
         """
         with self._cache() as cache:
             found = self._examples(catalog.records, recipe, cache, progress)
@@ -128,11 +130,15 @@ class Shop:
             progress=progress,
         )
         kept = [records[index] for index in embedded.kept]
-        training = np.flatnonzero([not record.holdout for record in kept])
-        labels = np.array([record.label for record in kept], dtype=np.int64)[training]
-        products = [kept[index].sku for index in training]
-        features = embedded.features[training]
-        return Examples.of(features, labels, self._device, products), embedded.problems
+        labels = np.array([record.label for record in kept], dtype=np.int64)
+        held_out = np.array([record.holdout for record in kept], dtype=np.bool_)
+        training, holdout = (
+            Examples.of(
+                embedded.features[side], labels[side], self._device, [kept[index].sku for index in side]
+            )
+            for side in (np.flatnonzero(~held_out), np.flatnonzero(held_out))
+        )
+        return replace(training, holdout=holdout), embedded.problems
 
     @property
     def _device(self) -> str:

@@ -254,7 +254,7 @@ def _say(said: "queue.SimpleQueue[bytes | None]", record: bytes) -> None:
         said.put(frame)
 
 
-def _records(heard: Any, reader: RecordReader) -> Iterator[bytes]:
+def _records(heard: Any, reader: RecordReader) -> Iterator[memoryview]:
     """Yield records until the server ends the stream. Raises `WireError`, `grpc.RpcError`."""
     for frame in heard:
         record = reader.add(frame)

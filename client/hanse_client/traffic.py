@@ -50,7 +50,7 @@ class Traffic:
         """Raise `PlanRefused` unless `rounds` rounds of the plan surely fit into this month."""
         if self._limit is None:
             return
-        expected = (rounds * 8 * plan.dimension + 2 * MAX_SETUP_BYTES) / 1e6
+        expected = (rounds * 4 * (plan.dimension + plan.model_dimension) + 2 * MAX_SETUP_BYTES) / 1e6
         if self.megabytes + expected > self._limit:
             raise PlanRefused(
                 f"traffic: {self.megabytes:.0f} MB were moved this month and these rounds may move {expected:.0f}; you "

@@ -8,6 +8,7 @@
 - Mode `local`: the same with all of the noise, some steps in a row; what leaves is the difference of the weights, a
   function of the noisy sums alone.
 - Mode `mean`: no training, but the sum of the features themselves, once, with a share of the noise.
+- Mode `evaluation`: no training, but counts of how the model does on the holdout photos, with a share of the noise.
 - Mode `merchant-level`: by a secret coin, some plain steps; their whole difference is clipped and rounded as if it were
   one photo's gradient, and gets a share of the noise.
 
@@ -30,7 +31,15 @@ from numpy.typing import NDArray
 
 from hanse_client.exact_sums import ExactSums
 from hanse_client.examples import Examples
-from hanse_common.plan import DistributedTraining, LocalTraining, MeanTraining, MerchantLevelTraining, Plan
+from hanse_client.holdout_sums import HoldoutSums
+from hanse_common.plan import (
+    DistributedTraining,
+    EvaluationTraining,
+    LocalTraining,
+    MeanTraining,
+    MerchantLevelTraining,
+    Plan,
+)
 from hanse_common.privacy.mechanism import Mechanism
 from hanse_common.privacy.sampling import poisson_sample
 from hanse_common.randomness import Randomness
@@ -52,7 +61,7 @@ class Trainer(Protocol):
         ...
 
     def contribution(self, plan: Plan, round_: int, model: NDArray[np.float32]) -> NDArray[np.uint32]:
-        """Return the residues that are masked, shape (d,), from `model`, shape (d,).
+        """Return the residues that are masked, shape (d,), from `model`, shape (plan.model_dimension,).
 
         Touches photos; never raises after that.
         """
@@ -75,6 +84,7 @@ class ShopTrainer:
         self._examples = examples
         self._randomness = randomness
         self._sums = ExactSums(recipe, taxonomy, examples, memory)
+        self._holdout_sums = HoldoutSums(recipe, taxonomy, examples.holdout, memory)
 
     def accepts(self, plan: Plan) -> bool:
         """Return whether the plan's recipe, classes and dimension are the ones prepared for.
@@ -91,6 +101,8 @@ class ShopTrainer:
                 self._sums.prepare(plan.mechanism(1).grid)
             elif isinstance(plan.training, MerchantLevelTraining):
                 self._sums.prepare_plain()
+            elif isinstance(plan.training, EvaluationTraining):
+                self._holdout_sums.prepare()
         except Exception:
             log.exception("This plan's training cannot be prepared here.")
             return False
@@ -105,13 +117,18 @@ class ShopTrainer:
             fine = self._clipped_update(plan.training, mechanism, model.astype(np.float64))
         elif isinstance(plan.training, MeanTraining):
             fine = self._exact_sum(None, plan.training.unit, mechanism)
+        elif isinstance(plan.training, EvaluationTraining):
+            fine = self._holdout_sum(model, plan.training.unit, mechanism)
         else:
             # An update points downhill.
             fine = -self._exact_sum(model.astype(np.float64), plan.training.unit, mechanism)
         return ring.residues(mechanism.contribute(fine, plan.limit, self._randomness))
 
     def local_update(self, plan: Plan, round_: int, model: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Return the weights' difference after the local steps of a plan of mode `local`, shape (d,), float64."""
+        """Return the weights' difference after the local steps of a plan of mode `local`, shape (d,), float64.
+
+        What is added to a noisy gradient, penalties and the proximal term, knows no photo: it is post-processing.
+        """
         training = plan.training
         if not isinstance(training, LocalTraining):
             raise ValueError(f"Expected a plan of mode local, found {training.mode}.")
@@ -124,6 +141,8 @@ class ShopTrainer:
             exact = self._exact_sum(weights, training.unit, mechanism)
             gradient = mechanism.release(exact, self._randomness) / training.expected_batch
             gradient += self._recipe.model.penalty_gradient(weights)
+            if training.proximal:
+                gradient += training.proximal * (weights - start)
             velocity = training.momentum * velocity + gradient
             weights = weights - learning_rate * velocity
         return weights - start
@@ -144,6 +163,19 @@ class ShopTrainer:
         except Exception:  # whatever went wrong may depend on a photo, so it must not show: noise alone
             log.exception("A training step failed and contributes noise alone.")
             return np.zeros(mechanism.dimension, dtype=np.int64)
+
+    def _holdout_sum(
+        self, model: NDArray[np.float32], unit: Literal["photo", "product"], mechanism: Mechanism
+    ) -> NDArray[np.int64]:
+        """Return what a Poisson sample of the holdout contributes, in fine units, shape (d,), or zeros, as above."""
+        try:
+            holdout = self._examples.holdout
+            if holdout is not None:
+                sample = holdout.sample(unit, mechanism.sampling_rate, self._randomness)
+                return self._holdout_sums.sum(model, sample)
+        except Exception:  # as in `_exact_sum`
+            log.exception("An evaluation failed and contributes noise alone.")
+        return np.zeros(mechanism.dimension, dtype=np.int64)
 
     def _clipped_update(
         self, training: MerchantLevelTraining, mechanism: Mechanism, start: NDArray[np.float64]

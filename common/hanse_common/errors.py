@@ -14,6 +14,8 @@
     │   ├── PhotoUnreadable    not an image of an accepted format, or damaged
     │   └── PhotoTooLarge      over the limit of bytes or pixels
     ├── RecognizerError        a saved recognizer, backbone or recipe is damaged or does not match
+    ├── StorageError           the server's records are damaged, of another version, or cannot be reached
+    ├── ReleaseRefused         a recognizer is not released, or not taken
     ├── RoundFailed            a round ended without a sum
     ├── RunStopped             somebody stopped the run
     └── DatasetUnavailable     public data could not be obtained
@@ -108,6 +110,18 @@ class RecognizerError(HanseError):
     """A saved recognizer, backbone or recipe is damaged or does not match."""
 
     exit_code = 15
+
+
+class StorageError(HanseError):
+    """The server's records are damaged, of another version, or cannot be reached."""
+
+    exit_code = 26
+
+
+class ReleaseRefused(HanseError):
+    """A recognizer is not released, because its figures do not pass, or not taken, because something does not match."""
+
+    exit_code = 27
 
 
 class RoundFailed(HanseError):

@@ -26,7 +26,7 @@ from hanse_common.plan import SignedPlan
 from hanse_common.secagg.messages import MAX_SETUP_BYTES, Work
 from hanse_common.secagg.ring import MAX_VECTOR_BYTES
 from hanse_common.secagg.suite import MAX_SETUP_ROUNDS
-from hanse_common.wire import MAX_DOCUMENT_BYTES
+from hanse_common.wire import MAX_DOCUMENT_BYTES, Buffer
 
 MAX_MESSAGE_BYTES = MAX_VECTOR_BYTES + MAX_SETUP_BYTES + MAX_DOCUMENT_BYTES
 
@@ -76,6 +76,7 @@ class Start(Work):
     """The server asks a merchant to train from `model`, 4·d bytes of float32, and to upload."""
 
     kind: ClassVar[int] = 5
+    tail: ClassVar[str | None] = "model"
 
     model: Annotated[bytes, Field(max_length=MAX_VECTOR_BYTES)]
 
@@ -98,6 +99,6 @@ def model_from_bytes(data: bytes, dimension: int) -> NDArray[np.float32]:
     return model
 
 
-def model_digest(data: bytes) -> bytes:
+def model_digest(data: Buffer) -> bytes:
     """Return the SHA-256 of the model's bytes, 32 bytes."""
     return hashlib.sha256(data).digest()

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from hanse_common import signing, wire
+from hanse_common.evaluation import CLIPPING_NORM, Layout
 from hanse_common.privacy.accounting import STEPS_MAX
 from hanse_common.privacy.mechanism import Mechanism
 from hanse_common.secagg import ring
@@ -32,6 +33,9 @@ from hanse_common.wire import Message, Name, Signature, Value
 MAX_PLAN_BYTES = 256 * 1024
 
 Positive = Annotated[float, Field(gt=0, le=1e9)]
+
+_PIECE = 1 << 16
+"""Numbers of a sum that are decoded at once: beside the result there is room for little more."""
 
 _HEADROOM = 4
 """The ring must have room for so many times the photos that a merchant samples on average, all pulling one way."""
@@ -91,7 +95,9 @@ class LocalSchedule(_Schedule):
     """Mode `local` but for its noise: a round is `local_steps` steps of DP-SGD at each merchant.
 
     `expected_batch` is one merchant's. The learning rate of a round falls linearly to zero over the plan's rounds
-    when `decay` is set. A trained number changes by at most `update_bound` in a round; more is cut off.
+    when `decay` is set. A trained number changes by at most `update_bound` in a round; more is cut off. `proximal` is
+    μ of FedProx (Li et al. 2020, "Federated Optimization in Heterogeneous Networks", equation 2): it pulls a merchant's
+    weights back to those that the round began with, by a gradient of μ·(weights − start), after the noise.
     """
 
     mode: Literal["local"] = "local"
@@ -101,6 +107,7 @@ class LocalSchedule(_Schedule):
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     decay: bool = False
     update_bound: Positive = 4.0
+    proximal: Annotated[float, Field(ge=0, le=1e9)] = 0.0
 
     @property
     def steps_per_round(self) -> int:
@@ -172,19 +179,40 @@ class MeanTraining(MeanSchedule, _Noisy):
     """Mode `mean`: the noise is in shares, as in mode `distributed`."""
 
 
+class EvaluationSchedule(_Schedule):
+    """Mode `evaluation` but for its noise: not a training, but noisy counts of how well a model does on holdout photos.
+
+    Each round tries one model that the server shows; what a photo contributes is in `hanse_common.evaluation`.
+    `expected_batch` is how many holdout photos, or products, the league has, about, times `sampling_rate`.
+    """
+
+    mode: Literal["evaluation"] = "evaluation"
+    unit: Literal["photo", "product"] = "photo"
+    sampling_rate: Annotated[float, Field(gt=0, le=1)] = 1.0
+    clipping_norm: Annotated[float, Field(ge=CLIPPING_NORM, le=CLIPPING_NORM)] = CLIPPING_NORM
+
+
+class EvaluationTraining(EvaluationSchedule, _Noisy):
+    """Mode `evaluation`: the noise is in shares, as in mode `distributed`."""
+
+
 Schedule = Annotated[
-    LocalSchedule | DistributedSchedule | MerchantLevelSchedule | MeanSchedule,
+    LocalSchedule | DistributedSchedule | MerchantLevelSchedule | MeanSchedule | EvaluationSchedule,
     Field(discriminator="mode"),
 ]
 Training = Annotated[
-    LocalTraining | DistributedTraining | MerchantLevelTraining | MeanTraining,
+    LocalTraining | DistributedTraining | MerchantLevelTraining | MeanTraining | EvaluationTraining,
     Field(discriminator="mode"),
 ]
-TRAININGS: Mapping[str, type[LocalTraining | DistributedTraining | MerchantLevelTraining | MeanTraining]] = {
+TRAININGS: Mapping[
+    str,
+    type[LocalTraining | DistributedTraining | MerchantLevelTraining | MeanTraining | EvaluationTraining],
+] = {
     "local": LocalTraining,
     "distributed": DistributedTraining,
     "merchant-level": MerchantLevelTraining,
     "mean": MeanTraining,
+    "evaluation": EvaluationTraining,
 }
 
 
@@ -240,10 +268,23 @@ class Plan(Message):
             raise ValueError("mode mean: expected a recipe with a backbone and without a centre")
         return self
 
+    @model_validator(mode="after")
+    def _can_be_evaluated(self) -> Self:
+        if isinstance(self.training, EvaluationTraining):
+            Layout(len(self.taxonomy.classes))
+        return self
+
     @property
     def expected_dimension(self) -> int:
         """How many numbers this recipe and mode have for these classes."""
         return dimension_of(self.training, self.recipe, len(self.taxonomy.classes))
+
+    @property
+    def model_dimension(self) -> int:
+        """How many numbers the model has that the server sends; as many as are uploaded but in mode `evaluation`."""
+        if isinstance(self.training, EvaluationTraining):
+            return self.recipe.dimension(len(self.taxonomy.classes))
+        return self.dimension
 
     def mechanism(self, steps: int) -> Mechanism:
         """Return the mechanism that `steps` steps of this plan are."""
@@ -298,13 +339,23 @@ class Plan(Message):
     def decode(self, total: NDArray[np.uint32], survivors: int) -> NDArray[np.float64]:
         """Return the league's update, shape (d,), in the model's units, from the sum of `survivors` uploads.
 
-        Mode `local`: the mean of the client updates. Else the noisy sum over the plan's `expected_batch`.
+        Mode `local`: the mean of the client updates. Mode `evaluation`: the noisy sum, in units of the photos' vectors.
+        Else the noisy sum over the plan's `expected_batch`.
         """
         training = self.training
+        update = np.empty(total.size, dtype=np.float64)
+        pieces = [slice(first, first + _PIECE) for first in range(0, total.size, _PIECE)]
         if isinstance(training, LocalTraining):
-            return Ring(training.update_bound, self.cohort.max_merchants).decode(total) / survivors
-        steps = ring.integers(total).astype(np.int64)
-        return self.mechanism(1).grid.dequantise(steps) / training.expected_batch
+            units = Ring(training.update_bound, self.cohort.max_merchants)
+            for piece in pieces:
+                np.divide(units.decode(total[piece]), survivors, out=update[piece])
+        else:
+            grid = self.mechanism(1).grid
+            parts = 1.0 if isinstance(training, EvaluationTraining) else training.expected_batch
+            for piece in pieces:
+                steps = ring.integers(total[piece]).astype(np.int64)
+                np.divide(grid.dequantise(steps), parts, out=update[piece])
+        return update
 
     @property
     def digest(self) -> bytes:
@@ -313,7 +364,13 @@ class Plan(Message):
 
 
 def dimension_of(schedule: _Schedule, recipe: Recipe, classes: int) -> int:
-    """Return how many numbers a merchant uploads: what is trained, or a photo's features in mode `mean`."""
+    """Return how many numbers a merchant uploads.
+
+    What is trained; a photo's features in mode `mean`; a photo's vector in mode `evaluation`. Raises `ValueError` when
+    there are too many classes for an evaluation.
+    """
+    if isinstance(schedule, EvaluationSchedule):
+        return Layout(classes).dimension
     return recipe.feature_dimension if isinstance(schedule, MeanSchedule) else recipe.dimension(classes)
 
 

@@ -14,12 +14,23 @@ bytes that differ, so a digest or a signature over the bytes is one over the mea
 
 Bytes from outside are bounded before they are parsed (`max_bytes`), typed while they are parsed (no extension
 types, no nesting deeper than the models), and validated after (pydantic, strict, no unknown fields).
+
+A message's *tail* is its last field where that is bytes of any length, such as a vector: in canonical form it runs to
+the message's end. `decode_tailed` leaves it where it is, so that what is large is never copied:
+
+    class Parcel(Message):
+        kind: ClassVar[int] = 2
+        tail: ClassVar[str] = "body"
+        body: Annotated[bytes, Field(max_length=1 << 28)]
+
+    assert decode_tailed((Parcel,), encode(Parcel(body=b"..."))) == (Parcel(body=b""), b"...")
 """
 
 import hashlib
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Annotated, Any, ClassVar, TypeVar
 
 import msgpack
@@ -38,6 +49,12 @@ MAX_ITEMS = 1024
 MAX_CONTAINERS = 1 << 14
 """Bound of the arrays and maps of one message, however they nest: a full directory has some thousands."""
 
+MAX_HEAD_BYTES = 1 << 12
+"""Bound of what comes before a message's tail, in bytes."""
+
+Buffer = bytes | bytearray | memoryview
+"""What bytes from outside may be in: a view is of single bytes, in order."""
+
 
 class Value(BaseModel):
     """Base of what messages are made of: immutable, strictly typed, nothing unknown, nothing infinite."""
@@ -46,9 +63,13 @@ class Value(BaseModel):
 
 
 class Message(Value):
-    """A `Value` with a kind number of its own, so that no message is ever taken for another."""
+    """A `Value` with a kind number of its own, so that no message is ever taken for another.
+
+    `tail` is the name of its last field if that is its tail: bytes with a `max_length` and no other rule.
+    """
 
     kind: ClassVar[int]
+    tail: ClassVar[str | None] = None
 
 
 Bytes32 = Annotated[bytes, Field(min_length=32, max_length=32)]
@@ -63,8 +84,21 @@ M = TypeVar("M", bound=Message)
 
 def encode(message: Message) -> bytes:
     """Return the canonical bytes of `message`."""
+    if message.tail is not None:
+        tail = getattr(message, message.tail)
+        return b"".join((head(message, len(tail)), tail))
     data = msgpack.packb([WIRE_VERSION, message.kind, message.model_dump()], use_bin_type=True)
     return bytes(data)
+
+
+def head(message: Message, tail_bytes: int) -> bytes:
+    """Return what comes before the tail, of `tail_bytes` bytes, in the canonical bytes of `message`.
+
+    What `message` itself has as its tail does not matter. With the tail behind it, this is the whole message.
+    """
+    fields = message.model_dump(exclude={message.tail or ""}) | {message.tail: b""}
+    data = bytes(msgpack.packb([WIRE_VERSION, message.kind, fields], use_bin_type=True))
+    return data[: -len(_EMPTY)] + _length(tail_bytes)
 
 
 def digest(message: Message) -> bytes:
@@ -72,7 +106,7 @@ def digest(message: Message) -> bytes:
     return hashlib.sha256(encode(message)).digest()
 
 
-def decode(expected: type[M], data: bytes, max_bytes: int = MAX_DOCUMENT_BYTES) -> M:
+def decode(expected: type[M], data: Buffer, max_bytes: int = MAX_DOCUMENT_BYTES) -> M:
     """Return the message of type `expected` in `data`, untrusted bytes.
 
     Raises `WireError` when `data` is longer than `max_bytes`, not of this version and kind, not valid, or not
@@ -81,16 +115,29 @@ def decode(expected: type[M], data: bytes, max_bytes: int = MAX_DOCUMENT_BYTES) 
     return decode_any((expected,), data, max_bytes)
 
 
-def decode_any(expected: Sequence[type[M]], data: bytes, max_bytes: int = MAX_DOCUMENT_BYTES) -> M:
+def decode_any(expected: Sequence[type[M]], data: Buffer, max_bytes: int = MAX_DOCUMENT_BYTES) -> M:
     """Return the message in `data`, untrusted bytes, which must be of one of the types `expected`.
 
     Raises `WireError` as `decode` does.
+    """
+    message, tail = decode_tailed(expected, data, max_bytes)
+    return message if message.tail is None else message.model_copy(update={message.tail: bytes(tail)})
+
+
+def decode_tailed(
+    expected: Sequence[type[M]], data: Buffer, max_bytes: int = MAX_DOCUMENT_BYTES
+) -> tuple[M, memoryview]:
+    """Return the message in `data`, of one of the types `expected`, with an empty tail, and its tail as a view.
+
+    The view is of `data` itself and empty for a message without a tail. Raises `WireError` as `decode` does.
     """
     by_kind = {model.kind: model for model in expected}
     names = " or ".join(model.__name__ for model in by_kind.values())
     if len(data) > max_bytes:
         raise WireError(f"{names}: found {len(data)} bytes, expected at most {max_bytes}.")
-    version, kind, fields = _unpack(names, data)
+    view = memoryview(data)
+    head_, tail = _split(view, by_kind)
+    version, kind, fields = _unpack(names, head_)
     if version != WIRE_VERSION:
         raise WireError(f"{names}: found wire version {version!r:.20}, expected {WIRE_VERSION}.")
     model = by_kind.get(kind) if type(kind) is int else None
@@ -100,12 +147,95 @@ def decode_any(expected: Sequence[type[M]], data: bytes, max_bytes: int = MAX_DO
         message = model.model_validate(fields)
     except ValidationError as error:
         raise WireError(f"{model.__name__}: {_first_fault(error)}") from None
-    if encode(message) != data:
+    if encode(message) != head_:
         raise WireError(f"{model.__name__}: not in canonical form.")
-    return message
+    if model.tail is None:
+        return message, view[:0]
+    if tail is None:
+        raise WireError(f"{model.__name__}: found over {MAX_HEAD_BYTES} bytes before field {model.tail}.")
+    if len(tail) > _max_tail_bytes(model):
+        raise WireError(
+            f"{model.__name__}: field {model.tail}: found {len(tail)} bytes, expected at most {_max_tail_bytes(model)}."
+        )
+    return message, tail
 
 
-def _unpack(names: str, data: bytes) -> tuple[Any, Any, Any]:
+def announced_bytes(expected: type[Message], beginning: Buffer) -> int:
+    """Return how many bytes the message of type `expected`, which has a tail, has by its own word.
+
+    `beginning` is untrusted and holds the message's first bytes, `MAX_HEAD_BYTES` of them or all. Raises `WireError`
+    when it is no beginning of such a message.
+    """
+    found = _find_tail(memoryview(beginning), {expected.kind: expected})
+    if found is None:
+        raise WireError(f"{expected.__name__}: the bytes do not begin like one.")
+    _, begins, length = found
+    return begins + length
+
+
+_EMPTY = b"\xc4\x00"
+"""An empty tail."""
+
+
+def _length(count: int) -> bytes:
+    """Return MessagePack's shortest header of `count` bytes (bin 8, bin 16, bin 32)."""
+    for sign, size in ((b"\xc4", 1), (b"\xc5", 2)):
+        if count < 1 << 8 * size:
+            return sign + count.to_bytes(size, "big")
+    return b"\xc6" + count.to_bytes(4, "big")
+
+
+def _split(view: memoryview, by_kind: Mapping[int, type[Message]]) -> tuple[Buffer, memoryview | None]:
+    """Return the message without its tail, and the tail.
+
+    Where the tail is not at once found, in canonical form and of just the length that is left, all of `view` is
+    returned and None, so that the usual checks say what is wrong.
+    """
+    found = _find_tail(view, by_kind)
+    if found is None:
+        return view, None
+    ends, begins, length = found
+    if length != len(view) - begins or view[ends:begins] != _length(length):
+        return view, None
+    return bytes(view[:ends]) + _EMPTY, view[begins:]
+
+
+def _find_tail(view: memoryview, by_kind: Mapping[int, type[Message]]) -> tuple[int, int, int] | None:
+    """Return where the tail's header and the tail begin in `view`, and the tail's length by its header.
+
+    Returns None where there is no message that has a tail. Nothing is believed of the bytes: whoever uses what is
+    returned parses and checks what is before the tail.
+    """
+    unpacker = msgpack.Unpacker(max_buffer_size=MAX_HEAD_BYTES, max_ext_len=0)
+    unpacker.feed(view[:MAX_HEAD_BYTES])
+    try:
+        if unpacker.read_array_header() != 3:
+            return None
+        unpacker.skip()
+        kind = unpacker.unpack()
+        model = by_kind.get(kind) if type(kind) is int else None
+        if model is None or model.tail is None:
+            return None
+        for _ in range(2 * unpacker.read_map_header() - 1):
+            unpacker.skip()
+    except (ValueError, TypeError, RecursionError, msgpack.exceptions.UnpackException):
+        return None
+    header = unpacker.tell()
+    size = {0xC4: 1, 0xC5: 2, 0xC6: 4}.get(view[header] if header < len(view) else 0)
+    if size is None or header + 1 + size > len(view):
+        return None
+    begins = header + 1 + size
+    return header, begins, int.from_bytes(view[header + 1 : begins], "big")
+
+
+@cache
+def _max_tail_bytes(model: type[Message]) -> int:
+    """Return the `max_length` of the model's tail."""
+    rules = model.model_fields[model.tail or ""].metadata
+    return next(int(rule.max_length) for rule in rules if hasattr(rule, "max_length"))
+
+
+def _unpack(names: str, data: Buffer) -> tuple[Any, Any, Any]:
     made = itertools.count(1)
 
     def bounded(container: Any) -> Any:

@@ -13,10 +13,11 @@ another's shares are bad, one of the two is lying and nobody can tell which: bot
 costs the honest no more members than the corrupt ones.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -41,6 +42,7 @@ from hanse_common.secagg.messages import (
     Work,
 )
 from hanse_common.secagg.suite import Setup
+from hanse_server import plausibility
 from hanse_server.roll import R, Roll, trip
 from hanse_server.transport import Transport
 
@@ -56,7 +58,9 @@ class RoundOutcome:
     """What a round gave: the league's update (`Plan.decode`) and who took what part.
 
     `update` has shape (d,), float64, in the model's units. `dropped` are roster members whose update is not in it.
-    `blamed` holds a reason for each merchant that broke the protocol. Names are the transport's.
+    `blamed` holds a reason for each merchant that broke the protocol. Names are the transport's. `norm` is that of
+    the sum and `bound` what honest merchants' stays below, see `hanse_server.plausibility`; `failures` says why each
+    attempt before this one came to nothing.
     """
 
     update: NDArray[np.float64]
@@ -64,6 +68,9 @@ class RoundOutcome:
     dropped: tuple[str, ...]
     declined: Mapping[str, DeclineCode]
     blamed: Mapping[str, str]
+    norm: float = 0.0
+    bound: float = math.inf
+    failures: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -88,9 +95,10 @@ class MaskedRounds:
     """Runs rounds one after the other; implements `hanse_server.league.Rounds`.
 
     `directory` returns the league's directory as of now, asked at each set-up. `next_attempt` returns a number that
-    was never used for this plan, once it is recorded. A round is tried `attempts` times at most. `clock` returns
-    seconds since 1970. `watch`, for those who want to see what the server sees, hears each masked upload's name and
-    residues, and each sum under the name "".
+    was never used for this plan, once it is recorded. A round is tried `attempts` times at most. `deadline` is asked as
+    a trip begins, by its kind and the plan's deadline for it, and returns how long it waits, in seconds
+    (`hanse_server.deadlines`). `clock` returns seconds since 1970. `watch`, for those who want to see what the server
+    sees, hears each masked upload's name and residues, and each sum under the name "".
     """
 
     def __init__(
@@ -103,6 +111,7 @@ class MaskedRounds:
         *,
         setup_rounds: int,
         attempts: int,
+        deadline: Callable[[str, float], float] = lambda kind, planned: planned,
         clock: Callable[[], float] = time.time,
         watch: Callable[[str, NDArray[np.uint32]], None] | None = None,
     ) -> None:
@@ -114,6 +123,7 @@ class MaskedRounds:
         self._next_attempt = next_attempt
         self._setup_rounds = setup_rounds
         self._attempts = attempts
+        self._deadline = deadline
         self._clock = clock
         self._watch = watch
         self._excluded: set[str] = set()
@@ -122,9 +132,9 @@ class MaskedRounds:
     def run(self, round_: int, model: NDArray[np.float32]) -> RoundOutcome:
         """Run the round `round_`, counted from 0, from `model`, shape (d,), and return its outcome.
 
-        Raises `RoundFailed` when it fails in all its attempts; no sum of it is then released.
+        Raises `RoundFailed` when it fails in all its attempts; no sum of it is then applied.
         """
-        failures = []
+        failures: list[str] = []
         for _ in range(self._attempts):
             roll = Roll()
             try:
@@ -132,12 +142,17 @@ class MaskedRounds:
                 if aggregator is None or round_ >= aggregator.setup.round + aggregator.setup.rounds:
                     aggregator = self._set_up_stubbornly(round_, roll)
                 self._aggregator = aggregator
-                return self._round(aggregator, round_, model, roll)
+                outcome = self._round(aggregator, round_, model, roll)
+                return replace(outcome, failures=tuple(failures))
             except RoundFailed as failure:
                 self._aggregator = None
                 failures.append(str(failure))
         tried = " ".join(f"Attempt {number}: {text}" for number, text in enumerate(failures, start=1))
         raise RoundFailed(f"Round {round_ + 1} of {self._plan.training.rounds} failed. {tried}")
+
+    def forget(self) -> None:
+        """Begin anew with the next round: those who were set up together are asked for something else now."""
+        self._aggregator = None
 
     def _set_up_stubbornly(self, round_: int, roll: Roll) -> Aggregator:
         reason = ""
@@ -172,7 +187,7 @@ class MaskedRounds:
             signed_plan=self._signed_plan,
             signed_directory=self._listed.signed,
         )
-        for merchant, joined in self._trip(Joined, dict.fromkeys(invited, invitation), roll):
+        for merchant, joined, _ in self._trip(Joined, dict.fromkeys(invited, invitation), roll):
             with _blaming(merchant, roll):
                 aggregator.add_member(self._listed.identities[merchant], joined)
         try:
@@ -183,7 +198,7 @@ class MaskedRounds:
             ) from None
         there = [self._listed.names[member.identity] for member in roster.members]
 
-        for merchant, shares in self._trip(Shares, dict.fromkeys(there, roster), roll):
+        for merchant, shares, _ in self._trip(Shares, dict.fromkeys(there, roster), roll):
             with _blaming(merchant, roll):
                 aggregator.add_shares(self._listed.identities[merchant], shares)
         self._settle_disputes(roll)
@@ -193,7 +208,7 @@ class MaskedRounds:
             raise _Again(f"no shares came from {', '.join(missing)}", missing)
 
         deliveries = {name: aggregator.delivery(self._listed.identities[name]) for name in there}
-        ready = {name for name, _ in self._trip(Ready, deliveries, roll)}
+        ready = {name for name, _, _ in self._trip(Ready, deliveries, roll)}
         # Who names a culprit is there, and may come again once the dispute is settled.
         lost_now = set(there) - ready - {name for name, identity in roll.accused.items() if identity}
         self._settle_disputes(roll)
@@ -208,13 +223,9 @@ class MaskedRounds:
         model_bytes = messages.model_to_bytes(model)
         sum_ = aggregator.open_round(round_, messages.model_digest(model_bytes), self._plan.dimension)
         roster = [self._listed.names[member.identity] for member in aggregator.members]
-        reachable = set(self._transport.merchants())
-        start = Start(**sum_.work, model=model_bytes)
-        asked = {name: start for name in roster if name in reachable}
-        for merchant, upload in self._trip(Upload, asked, roll, self._plan.cohort.upload_deadline):
-            with _blaming(merchant, roll):
-                sum_.add_upload(self._listed.identities[merchant], upload)
-                self._show(merchant, upload.vector)
+        uploads = self._uploads(Start(**sum_.work, model=model_bytes), roster, roll)
+        del model_bytes  # each is a model's size
+        self._add_up(sum_, uploads, roll)
         try:
             total = self._unmasked(sum_, roster, roll)
         except SumLost as lost:
@@ -223,23 +234,42 @@ class MaskedRounds:
         survivors = [roster[place] for place in sum_.places]
         if self._watch is not None:
             self._watch("", total)
+        verdict = plausibility.judge(self._plan, round_, model, total, len(survivors))
+        if not verdict.plausible:
+            raise RoundFailed(verdict.refusal(self._plan, len(survivors)))
         return RoundOutcome(
             update=self._plan.decode(total, len(survivors)),
             uploaded=tuple(sorted(survivors)),
             dropped=tuple(sorted(set(roster) - set(survivors))),
             declined=roll.declined,
             blamed=roll.blamed,
+            norm=verdict.norm,
+            bound=verdict.bound,
         )
+
+    def _uploads(
+        self, start: Start, roster: list[str], roll: Roll
+    ) -> Iterator[tuple[str, Upload, memoryview]]:
+        reachable = set(self._transport.merchants())
+        asked = {name: start for name in roster if name in reachable}
+        return self._trip(Upload, asked, roll, self._plan.cohort.upload_deadline)
+
+    def _add_up(self, sum_: MaskedSum, uploads: Iterator[tuple[str, Upload, memoryview]], roll: Roll) -> None:
+        for merchant, _, vector in uploads:
+            with _blaming(merchant, roll):
+                sum_.add_vector(self._listed.identities[merchant], vector)
+                self._show(merchant, vector)
+            del vector  # while the next is waited for
 
     def _unmasked(self, sum_: MaskedSum, roster: list[str], roll: Roll) -> NDArray[np.uint32]:
         """Return the sum of the uploads, once the survivors agreed on who they are and opened its masks."""
         survivors = sum_.survivors()
         there = [roster[place] for place in survivors.places]
-        for merchant, agreed in self._trip(Agreed, dict.fromkeys(there, survivors), roll):
+        for merchant, agreed, _ in self._trip(Agreed, dict.fromkeys(there, survivors), roll):
             with _blaming(merchant, roll):
                 sum_.add_agreed(self._listed.identities[merchant], agreed)
         agreement = sum_.agreement()
-        for merchant, unmasked in self._trip(Unmasked, dict.fromkeys(there, agreement), roll):
+        for merchant, unmasked, _ in self._trip(Unmasked, dict.fromkeys(there, agreement), roll):
             with _blaming(merchant, roll):
                 sum_.add_unmasked(self._listed.identities[merchant], unmasked)
         return sum_.total(UNMASK_THREADS)
@@ -263,14 +293,15 @@ class MaskedRounds:
 
     def _trip(
         self, expected: type[R], payloads: Mapping[str, Work], roll: Roll, deadline: float | None = None
-    ) -> Iterator[tuple[str, R]]:
+    ) -> Iterator[tuple[str, R, memoryview]]:
         max_bytes = MAX_SETUP_BYTES + wire.MAX_DOCUMENT_BYTES
         if expected is Upload:
             max_bytes = ring.WORD.itemsize * self._plan.dimension + wire.MAX_DOCUMENT_BYTES
-        seconds = self._plan.cohort.join_deadline if deadline is None else deadline
+        planned = self._plan.cohort.join_deadline if deadline is None else deadline
+        seconds = self._deadline(expected.__name__.lower(), planned)
         return trip(self._transport, expected, payloads, seconds, max_bytes, roll)
 
-    def _show(self, merchant: str, vector: bytes) -> None:
+    def _show(self, merchant: str, vector: memoryview) -> None:
         if self._watch is not None:
             self._watch(merchant, ring.from_bytes(vector, self._plan.dimension))
 

@@ -1,44 +1,34 @@
-"""The server as one process: Flower's SuperLink, the aggregator's streams, and the run that trains.
+"""The server as one process: Flower's SuperLink, the aggregator's streams, the page, and the run that trains.
 
     Daemon(config, tell).train(stop, resume=False)     # one training, then end
     Daemon(config, tell).serve(stop)                   # trainings begin with `flwr run`
 
-Flower keeps membership and runs; what a training came to is in our own checkpoint, which alone is the truth. A
-Flower run that ended, however it did, is followed by another that goes on from there.
+Flower keeps membership and runs; what a training came to is in our own records, which alone are the truth. A
+Flower run that ended, however it did, is followed by another that goes on from there. Read `_run` for what one does.
 """
 
-import hashlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from typing import Any
 
-from hanse_common.errors import ConfigError, HanseError, RunStopped
+from hanse_common.errors import ConfigError, RunStopped
 from hanse_common.files import read_bounded
-from hanse_server.blocks import BlockTransport
+from hanse_server import logs
 from hanse_server.config import ServerConfig, Service
 from hanse_server.flower_executor import Executor, RunContext
-from hanse_server.flower_grid import FlowerMembership
 from hanse_server.flower_link import SuperLink
-from hanse_server.league import RoundReport
+from hanse_server.live import Live
 from hanse_server.members import Members
+from hanse_server.metrics import Metrics
+from hanse_server.reporting import Event, Reporter, Tell
 from hanse_server.stream import StreamServer
 from hanse_server.training import Training
+from hanse_server.upkeep import MAX_PEM_BYTES, Upkeep
+from hanse_server.work import Work
 
-MAX_PEM_BYTES = 1 << 20
+__all__ = ["Daemon", "Event", "Tell"]
+
 POLL_SECONDS = 0.5
-
-Tell = Callable[["Event"], None]
-
-
-@dataclass(frozen=True)
-class Event:
-    """Something the operator hears: a kind for programs, a text for people, and the facts in it."""
-
-    kind: str
-    text: str
-    facts: dict[str, Any] = field(default_factory=dict)
 
 
 class Daemon:
@@ -49,11 +39,12 @@ class Daemon:
             raise ConfigError(
                 "service: missing; expected a section with plan, state, tls, … See hanse-server.yaml."
             )
-        self._config = config
         self._service: Service = config.service
-        self._tell = tell
+        if self._service.logs.file is not None or self._service.logs.form == "json":
+            logs.configure(self._service.logs.form, self._service.logs.file)
         self._training = Training.open(config, self._service)
         self._members = Members(self._service, self._training.plan.league)
+        self._reporter = Reporter(tell, self._training.state, Metrics(self._service.state), Live())
         self._ended = threading.Event()
         self._failure: Exception | None = None
 
@@ -63,34 +54,44 @@ class Daemon:
         Raises `ConfigError` when a training was begun and `resume` is not set, or the reverse; `RunStopped` when
         stopped; `RoundFailed` when the training fails. The checkpoint of the last round stays in each case.
         """
-        begun = self._training.store.begun()
+        progress = self._training.progress
+        begun = progress.begun()
         if begun and not resume:
             raise ConfigError(
-                f"{self._service.state}: found a training of this plan with {self._training.rounds_done()} of "
-                f"{self._training.plan.training.rounds} rounds done; go on with --resume, or sign another plan "
-                "and name another state folder."
+                f"{self._service.state}: found a training of this plan with {progress.rounds_done()} of "
+                f"{progress.plan.training.rounds} rounds done; go on with hanse-server resume, or sign another plan."
             )
         if resume and not begun:
-            raise ConfigError(f"{self._service.state}: found no training to go on with; leave out --resume.")
-        with self._listening() as link:
+            raise ConfigError(
+                f"{self._service.state}: found no training of this plan to go on with; begin it with hanse-server run."
+            )
+        upkeep = Upkeep(self._service, self._reporter)
+        with self._listening() as (link, streams):
             run = link.start_run()
             while not self._ended.wait(POLL_SECONDS):
+                upkeep.tick()
                 if stop.is_set():
+                    streams.abort()  # before Flower drops its messages, which would look as if merchants were lost
                     link.stop_run(run)
         if self._failure is not None:
             raise self._failure
 
     def serve(self, stop: threading.Event) -> None:
         """Keep the listeners up until `stop` is set; runs begin with `flwr run`. Their failures end only them."""
+        upkeep = Upkeep(self._service, self._reporter)
         with self._listening():
-            stop.wait()
+            while not stop.wait(POLL_SECONDS):
+                upkeep.tick()
 
     @contextmanager
-    def _listening(self) -> Iterator[SuperLink]:
+    def _listening(self) -> Iterator[tuple[SuperLink, StreamServer]]:
         """Bring everything up, in the order in which it is needed, and down again."""
-        service = self._service
+        service, state = self._service, self._training.state
         tls = service.tls
         with ExitStack() as stack:
+            stack.enter_context(state)
+            stack.enter_context(state.alone())
+            state.collect()
             streams = stack.enter_context(
                 StreamServer(
                     host=service.aggregator.host,
@@ -103,10 +104,11 @@ class Daemon:
                 )
             )
             link = stack.enter_context(SuperLink(service))
-            self._register(link)
-            executor = Executor(link.state, lambda context: self._run(context, streams, link), streams.abort)
+            work = Work(self._training, self._members, streams, link, self._reporter)
+            work.refresh()
+            executor = Executor(link.state, lambda context: self._run(context, work, streams), streams.abort)
             stack.enter_context(executor)
-            self._say(
+            self._reporter.say(
                 "listening",
                 f"Merchants' nodes: port {link.fleet_port}. Streams: port {streams.port}. "
                 f"Your own flwr commands: FLWR_HOME={link.flwr_home}",
@@ -114,83 +116,41 @@ class Daemon:
                 stream_port=streams.port,
                 admin_port=link.admin_port,
             )
-            yield link
+            yield link, streams
 
-    def _run(self, context: RunContext, streams: StreamServer, link: SuperLink) -> None:
+    def _run(self, context: RunContext, work: Work, streams: StreamServer) -> None:
         """Be the pinned ServerApp: train, publish. What went wrong is kept for `train` and goes to Flower, too."""
-        training, plan = self._training, self._training.plan
         self._failure = None
-
-        def say(kind: str, text: str, **facts: Any) -> None:
-            context.log(text)
-            self._say(kind, text, **facts)
-
-        def refresh() -> frozenset[str]:
-            self._members.refresh(lambda text: say("directory", text))
-            self._register(link)
-            return self._members.names
-
-        def on_round(report: RoundReport) -> None:
-            outcome = report.outcome
-            text = f"Round {report.round + 1} of {plan.training.rounds}: {len(outcome.uploaded)} merchants."
-            text += "".join(f" {name} dropped out." for name in outcome.dropped)
-            text += "".join(f" {name} declined ({code})." for name, code in sorted(outcome.declined.items()))
-            text += "".join(f" {name}: {reason}." for name, reason in sorted(outcome.blamed.items()))
-            say(
-                "round",
-                text,
-                round=report.round + 1,
-                rounds=plan.training.rounds,
-                uploaded=list(outcome.uploaded),
-                dropped=list(outcome.dropped),
-                declined=dict(outcome.declined),
-                blamed=sorted(outcome.blamed),
-            )
-
+        history, progress = self._training.state.history, self._training.progress
+        done = progress.rounds_done()
+        run = history.begin_run(progress.plan.digest, done)
+        over = threading.Event()
+        watcher = threading.Thread(target=self._heed, args=(run, over, streams), name="stop", daemon=True)
+        watcher.start()
         try:
-            done = training.rounds_done()
-            if done:
-                say("resumed", f"Going on after round {done} of {plan.training.rounds}.", rounds_done=done)
-            membership = FlowerMembership(
-                context.grid,
-                lambda: self._members.nodes,
-                lambda name, epsilon: say(
-                    "spent", f"{name} has spent ε = {epsilon:.3f} in all.", merchant=name, epsilon=epsilon
-                ),
-            )
-            with BlockTransport(
-                streams,
-                membership,
-                training.signed_plan,
-                plan,
-                self._service.aggregator.address,
-                refresh,
-                self._service.blocks,
-                lambda text: say("merchants", text),
-            ) as transport:
-                model = training.run(transport, lambda: self._members.current, on_round)
-            published = training.publish(model)
-            if published.is_dir():
-                text = f"The recognizer is in {published}."
-            else:
-                digest = hashlib.sha256(published.read_bytes()).hexdigest()
-                text = (
-                    f"The centre is in {published}: give it to every merchant. The training's plan names it, "
-                    f"under recipe, as centre: {digest}"
-                )
-            say("published", text, published=str(published))
+            work.run(context, run, done)
+            history.end_run(run, *self._reporter.ended(None))
+        except RunStopped as error:
+            self._failure = error
+            self._reporter.ended(None)
+            history.end_run(run, "stopped", str(error))
+            self._reporter.say("stopped", str(error))
+            raise
         except Exception as error:
             self._failure = error
-            reason = str(error) if isinstance(error, HanseError) else type(error).__name__
-            say("stopped" if isinstance(error, RunStopped) else "failed", reason)
+            state, reason = self._reporter.ended(error)
+            self._reporter.say("failed", reason)
+            history.end_run(run, state, reason)
             raise
         finally:
+            over.set()
+            watcher.join()
             self._ended.set()
 
-    def _register(self, link: SuperLink) -> None:
-        """Let every member's node in. One that is no member any more may come, but is asked nothing."""
-        for pem in self._members.nodes:
-            link.register(pem)
-
-    def _say(self, kind: str, text: str, **facts: Any) -> None:
-        self._tell(Event(kind, text, facts))
+    def _heed(self, run: int, over: threading.Event, streams: StreamServer) -> None:
+        """Stop the run when `hanse-server stop` asks for it."""
+        history = self._training.state.history
+        while not over.wait(POLL_SECONDS):
+            if history.stop_requested(run):
+                streams.abort()
+                return

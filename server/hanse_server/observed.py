@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from hanse_common.wire import Buffer
 from hanse_server.transport import Transport
 
 
@@ -16,7 +17,7 @@ from hanse_server.transport import Transport
 class TripObservation:
     """One question to many merchants, after its end.
 
-    `kind` is join, share, ready, upload, survivors or unmask. `seconds` holds, of each merchant of `asked` that
+    `kind` is joined, shares, ready, upload, agreed or unmasked. `seconds` holds, of each merchant of `asked` that
     answered, the time from the question to its answer; `deadline` and `lasted` are in seconds, too.
     """
 
@@ -30,10 +31,19 @@ class TripObservation:
 
 
 class ObservedTransport:
-    """Implements `Transport` by another one; each of `observers` hears of every trip once it is over."""
+    """Implements `Transport` by another one; each of `observers` hears of every trip once it is over.
 
-    def __init__(self, transport: Transport, observers: Sequence[Callable[[TripObservation], None]]) -> None:
+    `on_answer` hears a trip's kind, how many answered so far, and how many were asked.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        observers: Sequence[Callable[[TripObservation], None]],
+        on_answer: Callable[[str, int, int], None] = lambda kind, answered, asked: None,
+    ) -> None:
         self._transport = transport
+        self._on_answer = on_answer
         self._observers = tuple(observers)
 
     def gather(self) -> tuple[str, ...]:
@@ -46,16 +56,19 @@ class ObservedTransport:
 
     def exchange(
         self, kind: str, payloads: Mapping[str, bytes], deadline: float
-    ) -> Iterator[tuple[str, bytes]]:
+    ) -> Iterator[tuple[str, Buffer]]:
         """As `Transport.exchange`."""
         began = time.monotonic()
         seconds: dict[str, float] = {}
         received = 0
+        self._on_answer(kind, 0, len(payloads))
         try:
             for merchant, reply in self._transport.exchange(kind, payloads, deadline):
                 seconds[merchant] = time.monotonic() - began
                 received += len(reply)
+                self._on_answer(kind, len(seconds), len(payloads))
                 yield merchant, reply
+                del reply  # while it waits for the next
         finally:
             observation = TripObservation(
                 kind=kind,

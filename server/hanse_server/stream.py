@@ -8,7 +8,9 @@
 
 An asyncio loop in a thread of its own serves the streams; the methods are for one other thread. Each stream
 alternates: one ask, then its answer. Nothing else is read, so a merchant that floods or dawdles fills its own
-flow-control window and nobody's memory. See `hanse_common.session` for what is said.
+flow-control window and nobody's memory. Of an answer longer than a frame no more than the first is read before
+`hanse_server.reception` has room for all of it; that room is free again when the next reply is asked for, so memory
+does not grow with merchants that upload at once. See `hanse_common.session` for what is said.
 """
 
 import asyncio
@@ -22,6 +24,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Self
 
 import grpc
@@ -41,6 +44,8 @@ from hanse_common.session import (
     RecordReader,
     frames,
 )
+from hanse_common.wire import Buffer
+from hanse_server.reception import STALL_SECONDS, Place, Room
 
 log = logging.getLogger(__name__)
 
@@ -75,22 +80,28 @@ _OPTIONS = (
 
 @dataclass
 class _Stream:
-    """One authenticated stream. `over` is done when it must end, with the status that the merchant is to see."""
+    """One authenticated stream. `over` is done when it must end, with the status that the merchant is to see.
+
+    `place` is where its answer comes in, if that is large.
+    """
 
     name: str
     over: "asyncio.Future[grpc.StatusCode]"
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     last_trip: int = 0
+    place: Place | None = None
 
 
 @dataclass
 class _Trip:
-    """The question that is open: each merchant's record, and who has answered."""
+    """The question that is open: what each merchant is asked, who has answered, and where large answers are."""
 
     number: int
-    records: Mapping[str, bytes]
+    payloads: Mapping[str, bytes]
+    until: float
     replies: "queue.SimpleQueue[Any]"
     answered: set[str] = field(default_factory=set)
+    places: list[Place] = field(default_factory=list)
 
 
 @dataclass
@@ -128,6 +139,7 @@ class StreamServer:
         self._identities = identities
         self._pending: Counter[str] = Counter()
         self._block: _Block | None = None
+        self._room = Room(self._slice)
         self._replies: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._changed = threading.Condition()
         self._stopped = False
@@ -185,7 +197,7 @@ class StreamServer:
 
     def exchange(
         self, kind: str, payloads: Mapping[str, bytes], deadline: float
-    ) -> Iterator[tuple[str, bytes]]:
+    ) -> Iterator[tuple[str, Buffer]]:
         """As `Transport.exchange`: a stream lost meanwhile is asked again, byte by byte, when it is back.
 
         Raises `RunStopped` after `abort`.
@@ -198,13 +210,8 @@ class StreamServer:
         self._replies = replies
         block.trips += 1
         number = block.trips
-        records: dict[bytes, bytes] = {}  # of equal payloads there is one record, however many merchants
-        for payload in payloads.values():
-            if payload not in records:
-                records[payload] = wire.encode(Ask(trip=number, payload=payload))
-        trip = _Trip(number, {name: records[payload] for name, payload in payloads.items()}, replies)
-        del records
-        self._loop.call_soon_threadsafe(_ask, block, trip)
+        trip = _Trip(number, dict(payloads), until, replies)
+        self._loop.call_soon_threadsafe(self._ask, block, trip)
         left = len(payloads)
         try:
             while left:
@@ -213,11 +220,16 @@ class StreamServer:
                     reply = replies.get(timeout=max(0.0, until - time.monotonic()))
                 except queue.Empty:
                     return
-                if reply is not _NOBODY:
-                    left -= 1
-                    yield reply
+                if reply is _NOBODY:
+                    continue
+                name, payload, place = reply
+                left -= 1
+                yield name, payload
+                del reply, payload
+                if place is not None:
+                    self._loop.call_soon_threadsafe(self._room.leave, place)
         finally:
-            self._loop.call_soon_threadsafe(_close_trip, block, trip)
+            self._loop.call_soon_threadsafe(self._close_trip, block, trip)
 
     def abort(self) -> None:
         """Make `wait` and `exchange`, running or later, raise `RunStopped` until `resume`. For any thread."""
@@ -300,6 +312,8 @@ class StreamServer:
             status = grpc.StatusCode.INVALID_ARGUMENT
         finally:
             self._leave(block, stream)
+            if stream.place is not None:
+                self._room.leave(stream.place)
         if status is not grpc.StatusCode.OK:
             await context.abort(status, "")
 
@@ -310,7 +324,10 @@ class StreamServer:
         """
         nonce = os.urandom(32)
         await _write(context, wire.encode(Challenge(nonce=nonce)))
-        hello = wire.decode(Hello, await _read(context, RecordReader(MAX_HELLO_BYTES)), MAX_HELLO_BYTES)
+        record = RecordReader(MAX_HELLO_BYTES).add(await _read(context))
+        if record is None:
+            raise WireError("a hello of more than a frame")
+        hello = wire.decode(Hello, record, MAX_HELLO_BYTES)
         name = self._identities().get(hello.identity)
         if name is None:
             raise SignatureInvalid("not a merchant of this league")
@@ -348,29 +365,77 @@ class StreamServer:
             if trip is None:
                 return stream.over.result()
             stream.last_trip = trip.number
-            talk = asyncio.ensure_future(_question(context, trip.records[stream.name], reader))
+            talk = asyncio.ensure_future(self._question(context, stream, trip, reader))
             talk.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody else may look
             await asyncio.wait({talk, stream.over}, return_when=asyncio.FIRST_COMPLETED)
             if not talk.done():
                 # Cancelling it would cancel the stream, and the merchant would not see the status.
                 return stream.over.result()
-            record = talk.result()
-            answer = wire.decode(Answer, record, block.max_record_bytes)
+            answer, payload = wire.decode_tailed((Answer,), talk.result(), block.max_record_bytes)
             if answer.trip != trip.number:
                 raise _Violation(f"answered trip {answer.trip}, was asked {trip.number}")
+            place, stream.place = stream.place, None
+            if place is not None:
+                place.done = True
             if trip is block.trip and stream.name not in trip.answered:
                 trip.answered.add(stream.name)
-                trip.replies.put((stream.name, answer.payload))
+                trip.places += [] if place is None else [place]
+                trip.replies.put((stream.name, payload, place))
+            elif place is not None:
+                self._room.leave(place)
+            del talk, payload  # while the next question is waited for
+
+    async def _question(self, context: Any, stream: _Stream, trip: _Trip, reader: RecordReader) -> memoryview:
+        """Ask the merchant the trip's question and return the record that it answers, read in its turn."""
+        payload = trip.payloads[stream.name]
+        await _write(context, wire.head(Ask(trip=trip.number, payload=b""), len(payload)), payload)
+        while True:
+            record = reader.add(await _read(context))
+            if record is not None:
+                return record
+            if stream.place is None:
+                size = wire.announced_bytes(Answer, reader.received)
+                reader.expect(size)
+                lose = partial(_end, stream, grpc.StatusCode.ABORTED)
+                stream.place = self._room.line_up(stream.name, size, lose)
+                await stream.place.granted
+            else:
+                stream.place.progress()
 
     async def _next_trip(self, block: _Block, stream: _Stream) -> _Trip | None:
         """Return the next question for this stream, or None when it is over."""
         while not stream.over.done():
             trip = block.trip
-            if trip and trip.number > stream.last_trip and stream.name in trip.records.keys() - trip.answered:
+            if (
+                trip
+                and trip.number > stream.last_trip
+                and stream.name in trip.payloads.keys() - trip.answered
+            ):
                 return trip
             stream.wake.clear()
             await stream.wake.wait()
         return None
+
+    def _ask(self, block: _Block, trip: _Trip) -> None:
+        block.trip = trip
+        self._room.forget()
+        for name in trip.payloads:
+            if name in block.streams:
+                block.streams[name].wake.set()
+
+    def _close_trip(self, block: _Block, trip: _Trip) -> None:
+        if block.trip is trip:
+            block.trip = None
+        for place in trip.places:
+            self._room.leave(place)
+
+    def _slice(self) -> float:
+        """Return the length of a merchant's turn to upload, in seconds: its share of the time that is left."""
+        trip = self._block.trip if self._block else None
+        if trip is None:
+            return STALL_SECONDS
+        left = len(trip.payloads) - len(trip.answered)
+        return (trip.until - time.monotonic()) / max(left, 1)
 
 
 class _Violation(Exception):
@@ -387,18 +452,6 @@ class _Handler(grpc.GenericRpcHandler):  # type: ignore[misc]
         return self._method if handler_call_details.method == METHOD else None
 
 
-def _ask(block: _Block, trip: _Trip) -> None:
-    block.trip = trip
-    for name in trip.records:
-        if name in block.streams:
-            block.streams[name].wake.set()
-
-
-def _close_trip(block: _Block, trip: _Trip) -> None:
-    if block.trip is trip:
-        block.trip = None
-
-
 def _end_all(block: _Block) -> None:
     block.trip = None
     for stream in block.streams.values():
@@ -411,25 +464,17 @@ def _end(stream: _Stream, status: grpc.StatusCode) -> None:
         stream.wake.set()
 
 
-async def _question(context: Any, record: bytes, reader: RecordReader) -> bytes:
-    await _write(context, record)
-    return await _read(context, reader)
-
-
-async def _write(context: Any, record: bytes) -> None:
-    for frame in frames(record):
+async def _write(context: Any, *pieces: Buffer) -> None:
+    for frame in frames(*pieces):
         await context.write(frame)
 
 
-async def _read(context: Any, reader: RecordReader) -> bytes:
-    """Return the next record. Raises `WireError` when the merchant ends the stream or sends none."""
-    while True:
-        frame = await context.read()
-        if frame is grpc.aio.EOF:
-            raise WireError("the merchant ended the stream")
-        record = reader.add(frame)
-        if record is not None:
-            return record
+async def _read(context: Any) -> bytes:
+    """Return the next frame. Raises `WireError` when the merchant ends the stream."""
+    frame = await context.read()
+    if frame is grpc.aio.EOF:
+        raise WireError("the merchant ended the stream")
+    return bytes(frame)
 
 
 def _bracketed(host: str) -> str:

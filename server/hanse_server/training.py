@@ -1,140 +1,173 @@
-"""The training that a daemon runs: its signed plan, how far it got, and the recognizer at its end.
+"""The training that a daemon runs: its signed plans, how far it got, and the recognizer at its end.
 
-    training = Training.open(config, resume=False)
-    model = training.run(transport, on_round=print)
-    training.publish(model)                          # state/recognizer
+    training = Training.open(config, service)
+    model = training.run(rounds, on_round=print)
+    version = training.publish(model)                # a candidate in the registry
 
 torch is loaded when a training starts, not before.
 """
 
+import hashlib
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hanse_common import wire
+from hanse_common import messages, wire
 from hanse_common.errors import ConfigError, SignatureInvalid, WireError
 from hanse_common.files import PUBLIC, read_bounded, write_atomically
-from hanse_common.plan import MeanTraining, Plan, SignedPlan
+from hanse_common.plan import EvaluationTraining, MeanTraining, Plan, SignedPlan
 from hanse_common.signing import load_public
-from hanse_server.config import Optimization, ServerConfig, Service
-from hanse_server.coordinator import LeagueDirectory, MaskedRounds
-from hanse_server.league import RoundReport, train
+from hanse_server.config import ServerConfig, Service
+from hanse_server.league import RoundReport, Rounds, train
 from hanse_server.optimizers import create
-from hanse_server.store import Store
-from hanse_server.transport import Transport
+from hanse_server.storage import Beginning, Progress, State, Version
+
+if TYPE_CHECKING:  # it brings torch
+    from hanse_common.vision.recognizer import Card
 
 
 @dataclass(frozen=True)
 class Training:
-    """One signed plan and the folder that holds what became of it."""
+    """One signed plan, the evaluation's plan beside it, and the state that holds what became of them."""
 
-    signed_plan: SignedPlan
-    plan: Plan
-    optimization: Optimization
+    config: ServerConfig
     service: Service
-    store: Store
+    state: State
+    progress: Progress
+    evaluation: Progress | None
 
     @classmethod
     def open(cls, config: ServerConfig, service: Service) -> "Training":
         """Return the training that `service` names, however far it got.
 
-        Raises `ConfigError` when a file is missing or damaged or the state folder holds another plan's training,
-        `SignatureInvalid` when the operator did not sign the plan, `RecognizerError` when the whitening is not
-        the plan's.
+        Raises `ConfigError` when a file is missing or damaged, `SignatureInvalid` when the operator did not sign a
+        plan, `RecognizerError` when the whitening is not the plan's, `StorageError` when the state can't be used.
         """
-        signed_plan = _read_plan(service.plan)
-        key = load_public(config.signing_key.with_name(config.signing_key.name + ".pub"))
-        try:
-            plan = signed_plan.open(key)
-        except SignatureInvalid:
-            raise SignatureInvalid(
-                f"{service.plan}: not signed with the key {config.signing_key}.pub, so every merchant would "
-                "decline it. Sign it again: hanse-server sign."
-            ) from None
+        signed_plan, plan = _read_plan(service.plan, config)
+        if isinstance(plan.training, EvaluationTraining):
+            raise ConfigError(f"{service.plan}: found an evaluation plan; name it under service.evaluation.")
         create(config.optimization.optimizer)
         _check_files(plan, service)
-        store = Store(service.state)
-        store.save_plan(signed_plan)
-        return cls(signed_plan, plan, config.optimization, service, store)
+        evaluation = None
+        if service.evaluation is not None:
+            evaluation = _read_plan(service.evaluation, config)
+            _require_same_models(service.evaluation, evaluation[1], plan)
+        state = State.open(service.state, service.storage)
+        return cls(
+            config,
+            service,
+            state,
+            state.progress(signed_plan, plan),
+            None if evaluation is None else state.progress(*evaluation),
+        )
 
-    def rounds_done(self) -> int:
-        """Return how many rounds the checkpoint holds. Raises `ConfigError` when it is damaged."""
-        checkpoint = self.store.load(self.plan.digest, self.plan.dimension)
-        return checkpoint.rounds_done if checkpoint else 0
+    @property
+    def plan(self) -> Plan:
+        """The training's plan."""
+        return self.progress.plan
 
     def run(
         self,
-        transport: Transport,
-        directory: Callable[[], LeagueDirectory],
+        rounds: Rounds,
         on_round: Callable[[RoundReport], None],
+        enough: Callable[[int, NDArray[np.float32]], bool] = lambda done, published: False,
     ) -> NDArray[np.float32]:
-        """Run the rounds that are left, if any, and return the published model, shape (d,), float32.
+        """Run the rounds that are left, if any, and return the model to publish, shape (d,), float32.
 
-        `directory` returns the league's directory as of now, asked at each set-up.
-
-        Raises as `league.train` does.
+        Raises as `league.train` does, and `RecognizerError` when it can't go on from the recognizer named.
         """
-        from hanse_common.vision import model as models  # torch takes seconds to load
-
-        # The start is public: all zeros, or what the plan's own digest draws.
-        seed = int.from_bytes(self.plan.digest[:8], "big") >> 1
-        if isinstance(self.plan.training, MeanTraining):
-            initial = np.zeros(self.plan.dimension, dtype=np.float32)
-        else:
-            initial = models.initial_vector(self.plan.recipe, len(self.plan.taxonomy.classes), seed)
-        rounds = MaskedRounds(
-            transport,
-            self.signed_plan,
-            self.plan,
-            directory,
-            self.store.next_attempt,
-            setup_rounds=self.service.blocks.rounds,
-            attempts=self.optimization.attempts,
-        )
+        settings = self.config.optimization
+        total = self.plan.training.rounds
         return train(
             rounds=rounds,
-            signed_plan=self.signed_plan,
-            plan=self.plan,
-            optimizer=create(self.optimization.optimizer),
-            store=self.store,
-            initial=initial,
-            tail_average=self.optimization.tail_average,
-            decay=self.optimization.decay,
+            progress=self.progress,
+            optimizer=create(settings.optimizer),
+            initial=self.progress.start_from(self._beginning).model,
+            tail_average=settings.tail_average,
+            factor=lambda round_: settings.schedule.factor(round_, total),
+            enough=enough,
             on_round=on_round,
         )
 
-    def publish(self, model: NDArray[np.float32]) -> Path:
-        """Write the recognizer of `model`, shape (d,), to state/recognizer and return that folder.
+    def publish(self, model: NDArray[np.float32], metrics: dict[str, float | None]) -> Version:
+        """Keep the recognizer of `model`, shape (d,), as a candidate version, once, and return that.
 
-        Its ε and δ are those of the plan and of its centre together. After a plan of mode `mean` it is the file
-        state/centre.safetensors.
+        Its ε and δ are those of the plan and of its centre together, and of the trainings that it went on from. The
+        files are in state/recognizer, too. Raises `RecognizerError`.
         """
-        from hanse_common.vision.centring import Centre, load_centre
-        from hanse_common.vision.recognizer import CENTRE_FILE, Recognizer
+        from hanse_common.vision.centring import load_centre
+        from hanse_common.vision.recognizer import Recognizer
 
-        if isinstance(self.plan.training, MeanTraining):
-            path = self.service.state / CENTRE_FILE
-            centre = Centre(model, self.plan.epsilon(), self.plan.delta)
-            write_atomically(path, centre.to_bytes(), PUBLIC)
-            return path
-        before = load_centre(self.plan.recipe, self.service.centre)
-        folder = self.service.state / "recognizer"
-        Recognizer.create(
+        made = self.state.versions.of_plan(self.plan.digest)
+        if made is not None:
+            return made
+        centre = load_centre(self.plan.recipe, self.service.centre)
+        epsilon = self.plan.epsilon() + (centre.epsilon if centre else 0.0)
+        delta = self.plan.delta + (centre.delta if centre else 0.0)
+        parent = self._parent()
+        inheritance = parent.descend(epsilon=epsilon, delta=delta) if parent else None
+        recognizer = Recognizer.create(
             self.plan.recipe,
             self.plan.taxonomy,
             model,
             created=datetime.now(UTC),
-            epsilon=self.plan.epsilon() + (before.epsilon if before else 0.0),
-            delta=self.plan.delta + (before.delta if before else 0.0),
+            metrics=metrics,
+            epsilon=inheritance.epsilon if inheritance else epsilon,
+            delta=inheritance.delta if inheritance else delta,
             plan_digest=self.plan.digest,
+            parent_digest=parent.digest() if parent else None,
+            lineage=inheritance.lineage if inheritance else (),
             whitening=self.service.whitening,
             centre=self.service.centre,
-        ).save(folder)
-        return folder
+        )
+        with tempfile.TemporaryDirectory(dir=self.service.state) as folder:
+            recognizer.save(Path(folder))
+            version = self.state.versions.add(
+                Path(folder),
+                self.plan.digest,
+                parent.digest().hex() if parent else None,
+                model_digest(model),
+            )
+        recognizer.save(self.service.state / "recognizer")
+        return version
+
+    def publish_centre(self, mean: NDArray[np.float32]) -> Path:
+        """Write the centre that a plan of mode `mean` came to, shape (d,), to state/centre.safetensors; return that."""
+        from hanse_common.vision.centring import Centre
+        from hanse_common.vision.recognizer import CENTRE_FILE
+
+        path = self.service.state / CENTRE_FILE
+        write_atomically(path, Centre(mean, self.plan.epsilon(), self.plan.delta).to_bytes(), PUBLIC)
+        return path
+
+    def _beginning(self) -> Beginning:
+        """Return where the training starts: all zeros, what the plan's own digest draws, or another recognizer."""
+        from hanse_common.vision import model as models
+        from hanse_server.beginning import graft
+
+        if isinstance(self.plan.training, MeanTraining):
+            return Beginning(np.zeros(self.plan.dimension, dtype=np.float32))
+        if self.config.start is not None:
+            return graft(self.config.start, self.plan, self.service, self.state.versions)
+        seed = int.from_bytes(self.plan.digest[:8], "big") >> 1
+        return Beginning(models.initial_vector(self.plan.recipe, len(self.plan.taxonomy.classes), seed))
+
+    def _parent(self) -> "Card | None":
+        from hanse_common.vision.recognizer import Card
+
+        card = self.progress.start_from(self._beginning).card
+        return None if card is None else Card.model_validate_json(card)
+
+
+def model_digest(model: NDArray[np.float32]) -> bytes:
+    """Return the SHA-256 of a model as it is sent to merchants, 32 bytes."""
+    return hashlib.sha256(messages.model_to_bytes(model)).digest()
 
 
 def _check_files(plan: Plan, service: Service) -> None:
@@ -149,11 +182,30 @@ def _check_files(plan: Plan, service: Service) -> None:
     load_centre(plan.recipe, service.centre)
 
 
-def _read_plan(path: Path) -> SignedPlan:
+def _require_same_models(path: Path, evaluation: Plan, plan: Plan) -> None:
+    if not isinstance(evaluation.training, EvaluationTraining):
+        raise ConfigError(
+            f"{path}: found a plan of mode {evaluation.training.mode}, expected mode evaluation."
+        )
+    for field in ("league", "recipe", "taxonomy"):
+        if getattr(evaluation, field) != getattr(plan, field):
+            raise ConfigError(
+                f"{path}: its {field} is not that of the training's plan; sign both again: hanse-server sign."
+            )
+
+
+def _read_plan(path: Path, config: ServerConfig) -> tuple[SignedPlan, Plan]:
     data = read_bounded(
         path, wire.MAX_DOCUMENT_BYTES, "a signed plan; make it with hanse-server sign", ConfigError
     )
+    key = load_public(config.signing_key.with_name(config.signing_key.name + ".pub"))
     try:
-        return wire.decode(SignedPlan, data)
+        signed_plan = wire.decode(SignedPlan, data)
+        return signed_plan, signed_plan.open(key)
     except WireError as error:
         raise WireError(f"{path}: not a plan file. {error} Sign it again: hanse-server sign.") from None
+    except SignatureInvalid:
+        raise SignatureInvalid(
+            f"{path}: not signed with the key {config.signing_key}.pub, so every merchant would decline it. Sign it "
+            "again: hanse-server sign."
+        ) from None

@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Protocol
 
+from hanse_common.wire import Buffer
+
 
 class Transport(Protocol):
     """Carries one trip of a round to many merchants at once.
@@ -21,10 +23,11 @@ class Transport(Protocol):
 
     def exchange(
         self, kind: str, payloads: Mapping[str, bytes], deadline: float
-    ) -> Iterator[tuple[str, bytes]]:
+    ) -> Iterator[tuple[str, Buffer]]:
         """Send each merchant its payload and yield (merchant, reply) as replies arrive.
 
         `kind` names the trip, for logs and metrics. A merchant that does not answer within `deadline` seconds
-        is left out; it is not an error. Each merchant is yielded once at most. Replies are untrusted bytes.
+        is left out; it is not an error. Each merchant is yielded once at most. Replies are untrusted bytes; who asks
+        for the next one is done with the last, so that memory stays bounded if none is kept.
         """
         ...

@@ -22,7 +22,7 @@ from hanse_common.errors import ConfigError
 from hanse_common.plan import DistributedTraining, MeanTraining, Plan, SignedPlan
 from hanse_server.coordinator import RoundOutcome
 from hanse_server.league import RoundReport
-from hanse_server.store import Store
+from hanse_server.storage import Progress, State
 from hanse_simulations.experiment import Experiment
 from hanse_simulations.seeded import RoundRandomness
 from hanse_simulations.simulation import make_signed_plan, stream_name, train_with
@@ -61,7 +61,7 @@ class CentralLeague:
     plan: Plan
     signed_plan: SignedPlan
     examples: Examples
-    store: Store
+    progress: Progress
 
     @property
     def ledgers(self) -> dict[str, Ledger]:
@@ -76,12 +76,11 @@ class CentralLeague:
             raise ConfigError(
                 f"plan.training.mode: found {plan.training.mode}; the central yardstick is that of mode distributed."
             )
-        return cls(
-            experiment, plan, signed_plan, Examples.pooled(tuple(shops.values())), Store(folder / "server")
-        )
+        progress = State.open(folder / "server").progress(signed_plan, plan)
+        return cls(experiment, plan, signed_plan, Examples.pooled(tuple(shops.values())), progress)
 
     def train(self, on_round: Callable[[RoundReport], None] = lambda report: None) -> NDArray[np.float32]:
         """Run the rounds that are left and return the published model, shape (d,)."""
         randomness = RoundRandomness(self.experiment.seed, stream_name(self.experiment, "curator"))
         rounds = CentralRounds(self.plan, self.examples, randomness)
-        return train_with(rounds, self.experiment, self.plan, self.signed_plan, self.store, on_round)
+        return train_with(rounds, self.experiment, self.progress, on_round)

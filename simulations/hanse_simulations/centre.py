@@ -76,5 +76,6 @@ def _mean_experiment(experiment: Experiment) -> Experiment:
 
 
 def _seen_from(centre: Centre, shop: Examples, norm: float) -> Examples:
-    moved = centre.apply(shop.inputs.cpu().numpy(), norm)
-    return Examples(torch.from_numpy(moved).to(shop.inputs.device), shop.labels, shop.products)
+    moved = torch.from_numpy(centre.apply(shop.inputs.cpu().numpy(), norm)).to(shop.inputs.device)
+    holdout = None if shop.holdout is None else _seen_from(centre, shop.holdout, norm)
+    return Examples(moved, shop.labels, shop.products, holdout)

@@ -126,6 +126,28 @@ def frontier(
 
 
 @app.command()
+def robustness(
+    study: Annotated[Path, typer.Argument(help="The study of attacks, YAML.", metavar="FILE")] = Path(
+        "simulations/experiments/robustness.yaml"
+    ),
+    folder: Annotated[
+        Path, typer.Option(help="Where results go, and where an earlier call left them.", metavar="FOLDER")
+    ] = Path("results/robustness"),
+    as_json: JsonOption = None,
+) -> None:
+    """What merchants that attack cost in accuracy, and what is stopped: a table and a figure."""
+    from dataclasses import asdict
+
+    from hanse_simulations.robustness import Study, run_study, table
+
+    wanted = load(Study, study)
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = run_study(wanted, folder, folder / "embeddings.sqlite")
+    out.print(table(rows), soft_wrap=True)
+    _write_json(as_json, {"rows": [asdict(row) for row in rows]})
+
+
+@app.command()
 def new_algorithm(
     path: Annotated[
         Path, typer.Argument(help="The Python file to write.", metavar="FILE", callback=_in_a_folder)

@@ -26,7 +26,7 @@ from hanse_common import signing, wire
 from hanse_common.charter import CharterFile, founded
 from hanse_common.config import load
 from hanse_common.credentials import create_node_key
-from hanse_common.errors import RoundFailed
+from hanse_common.errors import RoundFailed, StorageError
 from hanse_common.files import PUBLIC, write_atomically
 from hanse_common.plan import Plan, SignedPlan
 from hanse_common.vision.recognizer import WHITENING_FILE, Recognizer
@@ -34,7 +34,7 @@ from hanse_server.averaging import TailAverage
 from hanse_server.config import make_plan
 from hanse_server.development_keys import make_keys, sign_directory
 from hanse_server.evaluation import Evaluator
-from hanse_server.store import Store
+from hanse_server.storage import State
 from hanse_simulations import results
 from hanse_simulations.console import bar, console
 from hanse_simulations.experiment import Experiment
@@ -203,7 +203,11 @@ def _events(log: Path, ended: Any) -> Iterator[dict[str, Any]]:
 
 def _published(state: Path, experiment: Experiment, plan: Plan) -> NDArray[np.float32] | None:
     """Return what would be published now, shape (d,), from the server's checkpoint."""
-    checkpoint = Store(state).load(plan.digest, plan.dimension)
+    try:
+        with State.open(state) as kept:
+            checkpoint = kept.checkpoint(plan.digest)
+    except StorageError:
+        return None  # the server replaced it at this very moment
     if checkpoint is None:
         return None
     average = TailAverage(plan.training.rounds, experiment.optimization.tail_average, plan.dimension)

@@ -14,6 +14,7 @@ from hanse_common.config import ConfigPath, Section
 from hanse_common.privacy.accounting import EPSILON_MAX
 from hanse_common.wire import Name
 from hanse_server.config import Optimization, PlanSettings
+from hanse_simulations.attacks import Attack
 
 CONFIG_FILE = "experiment.yaml"
 """The experiment with every default, in its result folder."""
@@ -91,6 +92,7 @@ class Experiment(Section):
     optimization: Optimization = Optimization()
     dropout_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0
     dropouts: Annotated[int, Field(ge=0, le=300)] = 0
+    attack: Attack | None = None
     evaluate_every: Annotated[int, Field(ge=1)] = 1
     extensions: tuple[ConfigPath, ...] = ()
     sweep: Sweep | None = None
@@ -107,6 +109,8 @@ class Experiment(Section):
             self._check_whiten(self.whiten)
         if self.centring is not None:
             self._check_centring(self.centring)
+        if self.attack is not None:
+            self._check_attack(self.attack)
         if self.sweep is not None:
             for index in range(len(self.sweep.points)):
                 self.at(index, self.seed)
@@ -148,6 +152,15 @@ class Experiment(Section):
             )
         if self.plan.recipe.backbone is None or self.plan.recipe.centre is not None:
             raise ValueError("centring: expected a plan.recipe with a backbone and without a centre")
+
+    def _check_attack(self, attack: Attack) -> None:
+        if attack.merchants >= self.data.merchants:
+            raise ValueError(
+                f"attack.merchants is {attack.merchants}; expected fewer than data.merchants, {self.data.merchants}"
+            )
+        for name in attack.targets:
+            if name not in self.plan.taxonomy.classes:
+                raise ValueError(f"attack: found {name}, expected one of plan.taxonomy.classes")
 
     def _check_whiten(self, whiten: Whiten) -> None:
         if whiten.photos + self.data.test_photos > TEST_PHOTOS:

@@ -40,15 +40,16 @@ from numpy.typing import NDArray
 from hanse_client.ledger import Ledger
 from hanse_common import messages, wire
 from hanse_common.errors import ConfigError, RoundFailed, WireError
+from hanse_common.files import write_atomically
 from hanse_common.flower import from_record, to_record
 from hanse_common.messages import MAX_MESSAGE_BYTES, DeclineCode
 from hanse_common.plan import Plan, SignedPlan
 from hanse_common.secagg import ring
 from hanse_server.coordinator import RoundOutcome
 from hanse_server.league import RoundReport
-from hanse_server.store import Store
+from hanse_server.storage import Progress, State
 from hanse_simulations.experiment import Experiment
-from hanse_simulations.flower_merchant import Answer, Order, answer
+from hanse_simulations.flower_merchant import PLAN_FILE, Answer, Order, answer
 from hanse_simulations.shops import merchant_names
 from hanse_simulations.simulation import (
     Tell,
@@ -103,7 +104,7 @@ class FlowerLeague:
     experiment: Experiment
     plan: Plan
     signed_plan: SignedPlan
-    store: Store
+    progress: Progress
     folder: Path
     cache: Path
     ledgers: Mapping[str, Ledger]
@@ -116,12 +117,12 @@ class FlowerLeague:
         Raises `PlanRefused` when the plan's ε can't be met.
         """
         plan, signed_plan = make_signed_plan(experiment)
-        store = Store(folder / "server")
-        store.save_plan(signed_plan)  # merchants read it there
+        progress = State.open(folder / "server").progress(signed_plan, plan)
+        write_atomically(folder / PLAN_FILE, wire.encode(signed_plan))  # merchants read it there
         budget = simulated_policy(experiment).budget
         names = merchant_names(experiment.data.merchants)
         ledgers = {name: Ledger(ledger_path(folder, name), budget) for name in names}
-        return cls(experiment, plan, signed_plan, store, folder.resolve(), cache.resolve(), ledgers, tell)
+        return cls(experiment, plan, signed_plan, progress, folder.resolve(), cache.resolve(), ledgers, tell)
 
     def train(self, on_round: Callable[[RoundReport], None] = lambda report: None) -> NDArray[np.float32]:
         """Run all rounds, or those that are left, and return the published model, shape (d,), float32.
@@ -134,11 +135,11 @@ class FlowerLeague:
                 grid,
                 self.plan,
                 tuple(self.ledgers),
-                self.store.next_attempt,
+                self.progress.next_attempt,
                 self.experiment.optimization.attempts,
                 self.tell,
             )
-            return train_with(rounds, self.experiment, self.plan, self.signed_plan, self.store, on_round)
+            return train_with(rounds, self.experiment, self.progress, on_round)
 
 
 def _on_message(folder: Path, cache: Path, message: Message, context: Context) -> Message:

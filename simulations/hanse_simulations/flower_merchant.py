@@ -22,18 +22,20 @@ from hanse_client.ledger import Ledger, Repeated
 from hanse_client.training import ShopTrainer
 from hanse_common import messages, signing, wire
 from hanse_common.config import load
-from hanse_common.errors import BudgetExceeded, HanseError, WireError
+from hanse_common.errors import BudgetExceeded, ConfigError, HanseError, WireError
+from hanse_common.files import read_bounded
 from hanse_common.messages import MAX_MESSAGE_BYTES, DeclineCode
-from hanse_common.plan import Plan
+from hanse_common.plan import Plan, SignedPlan
 from hanse_common.secagg import ring
 from hanse_common.secagg.messages import Work
 from hanse_common.secagg.ring import MAX_VECTOR_BYTES
 from hanse_common.vision.recognizer import WHITENING_FILE
-from hanse_server.store import Store
 from hanse_simulations.experiment import CONFIG_FILE, Experiment
 from hanse_simulations.seeded import RoundRandomness
 from hanse_simulations.shops import make_shop, merchant_names
 from hanse_simulations.simulation import ledger_path, operator_key, simulated_policy
+
+PLAN_FILE = "plan.hanse"
 
 MAX_TOLD = 2000
 """Bound of what a merchant's owner is told, in characters."""
@@ -123,7 +125,7 @@ class _Merchant:
         """Charge the ledger, then return the update's residues, 4·d bytes. Raises what stands in the way."""
         if order.plan_digest != self.plan.digest:
             raise WireError("the order is for another plan than the folder's.")
-        model = messages.model_from_bytes(order.model, self.plan.dimension)
+        model = messages.model_from_bytes(order.model, self.plan.model_dimension)
         steps = self.plan.training.steps_per_round
         self.ledger.charge(Charge.of(self.plan, order.round, order.attempt, steps))
         self.randomness.begin(order.round)
@@ -143,9 +145,8 @@ def _merchant_name(folder: Path, partition: int) -> str:
 def _merchant(folder: Path, embeddings: Path, partition: int) -> _Merchant:
     """Make the merchant, with its photos out of the cache of embeddings."""
     experiment = _experiment(folder)
-    signed_plan = Store(folder / "server").load_plan()
-    if signed_plan is None:
-        raise WireError("the folder holds no plan.")
+    data = read_bounded(folder / PLAN_FILE, wire.MAX_DOCUMENT_BYTES, "the experiment's plan", ConfigError)
+    signed_plan = wire.decode(SignedPlan, data)
     plan = signed_plan.open(signing.public_bytes(operator_key(experiment)))
     policy = simulated_policy(experiment)
     policy.check(plan, experiment.plan.taxonomy)

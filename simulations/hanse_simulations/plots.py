@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,9 @@ from numpy.typing import NDArray
 from hanse_common.errors import ConfigError
 from hanse_common.vision.metrics import ClassificationReport
 from hanse_simulations.frontier import Frontier
+
+if TYPE_CHECKING:
+    from hanse_simulations.robustness import Row
 
 try:
     import matplotlib as mpl
@@ -146,6 +150,35 @@ def roc(report: ClassificationReport, classes: Sequence[str], path: Path) -> Non
     axes.set_ylabel("true positive rate")
     axes.set_title("ROC, one class against the rest (area)", loc="left")
     axes.legend(fontsize=7, frameon=False, loc="lower right", ncols=1 + len(classes) // 12)
+    _save(figure, path)
+
+
+def robustness(rows: Sequence["Row"], path: Path) -> None:
+    """Draw each row's accuracy in per cent as a bar, a panel for each mode; attacks that were stopped have none."""
+    modes = list(dict.fromkeys(row.mode for row in rows))
+    tallest = max(sum(row.mode == mode for row in rows) for mode in modes)
+    figure, panels = plt.subplots(
+        1, len(modes), figsize=(2.6 + 3.4 * len(modes), 1.2 + 0.27 * tallest), layout="constrained",
+        sharex=True, squeeze=False,
+    )  # fmt: skip
+    for axes, mode in zip(panels[0], modes, strict=True):
+        own = [row for row in rows if row.mode == mode]
+        honest = next((row.accuracy for row in own if row.merchants == 0), None)
+        if honest is not None:
+            axes.axvline(100 * honest, color=GREY, linewidth=1, linestyle=":")
+        for place, row in enumerate(own):
+            if row.accuracy is None:
+                axes.text(1, place, "stopped", va="center", fontsize=8, color=GREY)
+                continue
+            axes.barh(place, 100 * row.accuracy, color=BLUE if row.merchants else GREY, height=0.7)
+            axes.text(100 * row.accuracy + 1, place, f"{100 * row.accuracy:.1f}", va="center", fontsize=8)
+        labels = [f"{row.merchants}: {row.attack}" if row.merchants else "nobody attacks" for row in own]
+        axes.set_yticks(range(len(own)), labels if axes is panels[0][0] else [""] * len(own), fontsize=8)
+        axes.invert_yaxis()
+        axes.set_xlim(0, 100)
+        axes.set_xlabel("accuracy, %")
+        axes.set_title(mode, loc="left")
+        axes.spines[["top", "right"]].set_visible(False)
     _save(figure, path)
 
 

@@ -88,7 +88,9 @@ def shops_maker(cache: Path) -> ShopsMaker:
     last: list[tuple[tuple[object, ...], Shops]] = []
 
     def make(experiment: Experiment, whitening: Path) -> Shops:
-        key = (experiment.data, experiment.seed, experiment.whiten, experiment.plan.recipe)
+        key = (
+            experiment.data, experiment.seed, experiment.whiten, experiment.plan.recipe, experiment.attack,
+        )  # fmt: skip
         if not last or last[0][0] != key:
             last.clear()
             with bar("embedding", 1) as shown:
@@ -112,6 +114,8 @@ def run(
     `cache` keeps embeddings between runs, `make` whole shops between the runs of a sweep.
     """
     started = time.perf_counter()
+    if experiment.attack is not None and engine != "local":
+        raise ConfigError(f"attack: found one, and the engine {engine}; run it without --engine.")
     load_extensions(experiment)
     results.write_config(experiment, folder)
     whitening = folder / WHITENING_FILE

@@ -1,6 +1,7 @@
 """Merchants made from a public dataset: its photos dealt out, embedded, ready to train on."""
 
 import hashlib
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from hanse_common.files import write_atomically
 from hanse_common.vision.recipe import Recipe
 from hanse_common.vision.taxonomy import Taxonomy
 from hanse_server.whitening import fit_whitening
-from hanse_simulations import datasets, partition
+from hanse_simulations import attacks, datasets, partition
 from hanse_simulations.experiment import Data, Dirichlet, Experiment
 from hanse_simulations.seeded import seed_for
 
@@ -46,10 +47,24 @@ class ArrayPhoto:
 
 @dataclass(frozen=True)
 class Shops:
-    """Each merchant's training examples by name, and the operator's public test examples."""
+    """Each merchant's training examples by name, and the operator's public test examples.
+
+    With a backdoor, `triggered` are the test photos of other classes than its target, each with the trigger.
+    """
 
     merchants: dict[str, Examples]
     test: Examples
+    triggered: Examples | None = None
+
+
+_Photos = tuple[NDArray[np.uint8], NDArray[np.integer[Any]]]
+"""Photos, shape (n, h, w), and their labels, shape (n,)."""
+
+
+def attackers(experiment: Experiment) -> tuple[str, ...]:
+    """Return the names of the merchants that attack."""
+    count = experiment.attack.merchants if experiment.attack else 0
+    return merchant_names(experiment.data.merchants)[experiment.data.merchants - count :]
 
 
 def deal(data: Data, seed: int, labels: NDArray[np.integer[Any]]) -> dict[str, NDArray[np.intp]]:
@@ -69,23 +84,42 @@ def make_shops(
 ) -> Shops:
     """Deal out the dataset's photos and embed those that are used; `cache` keeps the embeddings.
 
+    Attackers' photos are those that `experiment.attack` makes of theirs.
+
     Raises `ConfigError` when the league's classes are not the dataset's, `DatasetUnavailable` without data.
     """
     data = experiment.data
     require_classes(experiment.plan.taxonomy)
     source = datasets.fashion_mnist(data.folder)
     dealt = deal(data, experiment.seed, source.train_labels)
-    train = np.concatenate(list(dealt.values()))
     test = test_indices(experiment)
-    images = np.concatenate([source.train_images[train], source.test_images[test]])
-    labels = np.concatenate([source.train_labels[train], source.test_labels[test]])
-    examples = _embedded(images, labels, experiment.plan.recipe, cache, whitening, device, progress)
-    bounds = np.cumsum([0, *(len(indices) for indices in dealt.values())])
-    merchants = {
-        name: Examples(examples.inputs[first:last], examples.labels[first:last])
-        for name, first, last in zip(dealt, bounds, bounds[1:], strict=False)
+    parts: dict[str, _Photos] = {
+        name: (source.train_images[own], source.train_labels[own]) for name, own in dealt.items()
     }
-    return Shops(merchants, Examples(examples.inputs[bounds[-1] :], examples.labels[bounds[-1] :]))
+    tests: list[_Photos] = [(source.test_images[test], source.test_labels[test])]
+    attack, classes = experiment.attack, experiment.plan.taxonomy.classes
+    copies = dict.fromkeys(parts, 1)
+    if attack is not None:
+        for name in attackers(experiment):
+            parts[name] = attacks.poisoned(attack, *parts[name], classes)
+            copies[name] = attack.copies if isinstance(attack, attacks.Photos) else 1
+        if isinstance(attack, attacks.Backdoor):
+            others = tests[0][1] != classes.index(attack.target)
+            tests.append((attacks.triggered(tests[0][0][others], attack.size), tests[0][1][others]))
+    dealt_out = [*parts.values(), *tests]
+    images = np.concatenate([images for images, _ in dealt_out])
+    labels = np.concatenate([labels for _, labels in dealt_out])
+    examples = _embedded(images, labels, experiment.plan.recipe, cache, whitening, device, progress)
+    bounds = np.cumsum([0, *(len(own) for _, own in dealt_out)])
+    made = [
+        Examples(examples.inputs[first:last], examples.labels[first:last])
+        for first, last in itertools.pairwise(bounds)
+    ]
+    merchants = {
+        name: Examples.pooled([own] * copies[name]) if copies[name] > 1 else own
+        for name, own in zip(parts, made, strict=False)
+    }
+    return Shops(merchants, *made[len(parts) :])
 
 
 def make_shop(experiment: Experiment, name: str, cache: Path, whitening: Path, device: str) -> Examples:

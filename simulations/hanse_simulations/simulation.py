@@ -29,7 +29,7 @@ from hanse_client.ledger import Ledger
 from hanse_client.markers import Markers
 from hanse_client.participant import Participant, PinnedLeague
 from hanse_client.policy import Policy
-from hanse_client.training import ShopTrainer
+from hanse_client.training import ShopTrainer, Trainer
 from hanse_common import signing, wire
 from hanse_common.charter import SignedCharter, founded
 from hanse_common.directory import Directory, Entry, SignedDirectory
@@ -41,10 +41,12 @@ from hanse_server.config import PrivacyTarget, make_plan
 from hanse_server.coordinator import LeagueDirectory, MaskedRounds
 from hanse_server.league import RoundReport, Rounds, train
 from hanse_server.optimizers import create
-from hanse_server.store import Store
+from hanse_server.storage import Progress, State
+from hanse_simulations.attacks import Attacker
 from hanse_simulations.experiment import Experiment
 from hanse_simulations.grid import Handler, LocalGrid
 from hanse_simulations.seeded import RoundRandomness, seed_for
+from hanse_simulations.shops import attackers
 
 SETUP_ROUNDS = 20
 """Rounds of one set-up of secure aggregation."""
@@ -76,7 +78,7 @@ class League:
     signed_plan: SignedPlan
     grid: LocalGrid
     members: Mapping[str, Member]
-    store: Store
+    progress: Progress
     seen: dict[str, NDArray[np.uint32]] = field(default_factory=dict)
 
     @property
@@ -98,7 +100,7 @@ class League:
             signed_plan=signed_plan,
             grid=LocalGrid(handlers, experiment.dropout_rate, experiment.seed, experiment.dropouts),
             members=members,
-            store=Store(folder / "server"),
+            progress=State.open(folder / "server").progress(signed_plan, plan),
         )
 
     def train(self, on_round: Callable[[RoundReport], None] = lambda report: None) -> NDArray[np.float32]:
@@ -109,12 +111,12 @@ class League:
             self.signed_plan,
             self.plan,
             lambda: directory,
-            self.store.next_attempt,
+            self.progress.next_attempt,
             setup_rounds=SETUP_ROUNDS,
             attempts=self.experiment.optimization.attempts,
             watch=self._watch,
         )
-        return train_with(rounds, self.experiment, self.plan, self.signed_plan, self.store, on_round)
+        return train_with(rounds, self.experiment, self.progress, on_round)
 
     def _watch(self, merchant: str, residues: NDArray[np.uint32]) -> None:
         if merchant in ("", min(self.members)):
@@ -131,15 +133,14 @@ def make_signed_plan(experiment: Experiment) -> tuple[Plan, SignedPlan]:
 def train_with(
     rounds: Rounds,
     experiment: Experiment,
-    plan: Plan,
-    signed_plan: SignedPlan,
-    store: Store,
+    progress: Progress,
     on_round: Callable[[RoundReport], None],
 ) -> NDArray[np.float32]:
     """Run the experiment's rounds that are left as `rounds` does and return the published model, shape (d,).
 
     Raises as `league.train` does.
     """
+    plan, settings = progress.plan, experiment.optimization
     if isinstance(plan.training, MeanTraining):
         initial = np.zeros(plan.dimension, dtype=np.float32)
     else:
@@ -147,13 +148,11 @@ def train_with(
         initial = models.initial_vector(plan.recipe, len(plan.taxonomy.classes), seed)
     return train(
         rounds=rounds,
-        signed_plan=signed_plan,
-        plan=plan,
-        optimizer=create(experiment.optimization.optimizer),
-        store=store,
+        progress=progress,
+        optimizer=create(settings.optimizer),
         initial=initial,
-        tail_average=experiment.optimization.tail_average,
-        decay=experiment.optimization.decay,
+        tail_average=settings.tail_average,
+        factor=lambda round_: settings.schedule.factor(round_, plan.training.rounds),
         on_round=on_round,
     )
 
@@ -256,13 +255,16 @@ def seeded_members(
         own = ledger_path(folder, name)
         ledger = Ledger(own, policy.budget)
         randomness = RoundRandomness(experiment.seed, stream_name(experiment, f"merchant {name}"))
+        trainer: Trainer = ShopTrainer(settings.recipe, settings.taxonomy, examples, randomness)
+        if experiment.attack is not None and name in attackers(experiment):
+            trainer = Attacker(experiment.attack, trainer, experiment.seed, name)
         participant = Participant(
             league=league,
             policy=policy,
             identity=identity_key(experiment, name),
             ledger=ledger,
             markers=Markers(own.with_name("markers.sqlite")),
-            trainer=ShopTrainer(settings.recipe, settings.taxonomy, examples, randomness),
+            trainer=trainer,
             tell=partial(tell, name),
             wait=lambda seconds: None,
         )

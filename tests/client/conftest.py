@@ -14,6 +14,7 @@ from PIL import Image
 from hanse_client import node_keeper
 from hanse_client.config import ClientConfig
 from hanse_client.keys import make_keys
+from hanse_client.watching import Watcher
 from hanse_common import signing
 from hanse_common.charter import founded
 from hanse_server.development_keys import DevelopmentKeys
@@ -40,6 +41,13 @@ number = len(list(folder.glob("run-*")))
 (folder / f"run-{{number}}").write_text(str(os.getpid()))
 {script}
 """
+
+
+@pytest.fixture(autouse=True)
+def quick_watcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a watcher that is not told otherwise tell of a change, and end, within a tenth of a second."""
+    for name in ("quiet_seconds", "check_seconds"):
+        monkeypatch.setitem(Watcher.__init__.__kwdefaults__, name, 0.1)
 
 
 @pytest.fixture

@@ -62,8 +62,8 @@ class Server:
         reader, record = RecordReader(1 << 24), None
         while record is None:
             record = reader.add(next(frames_in))
-        self.heard.append(record)
-        return record
+        self.heard.append(bytes(record))
+        return self.heard[-1]
 
     def answers(self) -> list[bytes]:
         """Return the records heard besides hellos."""

@@ -77,6 +77,7 @@ def dp_sgd(plan: Plan, round_: int, model: NDArray[np.float32], inputs: Any, lab
         weight_decay=plan.recipe.model.l2,
     )
     parameters = list(layer.parameters())
+    start = [parameter.detach().clone() for parameter in parameters]
     for _ in range(training.local_steps):
         total = [torch.zeros_like(parameter) for parameter in parameters]
         for x, y in zip(torch.from_numpy(inputs).double(), torch.from_numpy(labels), strict=True):
@@ -84,9 +85,12 @@ def dp_sgd(plan: Plan, round_: int, model: NDArray[np.float32], inputs: Any, lab
             norm = torch.sqrt(sum((part**2).sum() for part in gradient))
             scale = min(1.0, training.clipping_norm / float(norm))
             total = [one + scale * part for one, part in zip(total, gradient, strict=True)]
-        for parameter, one in zip(parameters, total, strict=True):
+        # Li et al. 2020, equation 2: FedProx adds μ/2·‖w − w_t‖² to what a merchant minimises.
+        distance = sum(((one - then) ** 2).sum() for one, then in zip(parameters, start, strict=True))
+        proximal = torch.autograd.grad(training.proximal / 2 * distance, parameters)
+        for parameter, one, pull in zip(parameters, total, proximal, strict=True):
             penalty = plan.recipe.model.l1 * torch.sign(parameter.detach())
-            parameter.grad = one / training.expected_batch + penalty
+            parameter.grad = one / training.expected_batch + penalty + pull
         optimizer.step()
     reached = torch.nn.utils.parameters_to_vector(parameters).detach().numpy()
     return reached - model.astype(np.float64)
@@ -100,6 +104,8 @@ def dp_sgd(plan: Plan, round_: int, model: NDArray[np.float32], inputs: Any, lab
         ({"local_steps": 5, "momentum": 0.9, "decay": True}, {}, 3),
         ({"local_steps": 4, "clipping_norm": 100.0, "learning_rate": 0.1}, {"l1": 0.02, "l2": 0.3}, 1),
         ({"local_steps": 3, "momentum": 0.5}, {"l1": 0.1, "l2": 0.1}, 2),
+        ({"local_steps": 5, "proximal": 0.1}, {}, 0),
+        ({"local_steps": 4, "momentum": 0.5, "decay": True, "proximal": 0.05}, {"l2": 0.1}, 1),
     ],
 )
 @pytest.mark.usefixtures("noise_free")
@@ -115,6 +121,38 @@ def test_it_is_dp_sgd(
     update = trainer(plan, inputs, labels).local_update(plan, round_, start)
     assert update.dtype == np.float64
     np.testing.assert_allclose(update, expected, rtol=1e-4, atol=2e-6)
+
+
+def test_the_proximal_term_pulls_an_update_back(make_plan: MakePlan) -> None:
+    """FedProx, with noise: the more so the larger μ. One step from the start it has nothing to pull back."""
+    inputs, labels = arrays()
+    lengths, firsts = [], []
+    for proximal in (0.0, 0.05, 0.15):
+        for steps, found in ((8, lengths), (1, firsts)):
+            plan = make_plan({"local_steps": steps, "learning_rate": 2.0, "proximal": proximal})
+            found.append(trainer(plan, inputs, labels).local_update(plan, 0, start_at(plan)))
+    norms = [float(np.linalg.norm(update)) for update in lengths]
+    assert norms[0] > norms[1] > norms[2] > 0
+    assert np.array_equal(firsts[0], firsts[1])
+    assert np.array_equal(firsts[0], firsts[2])
+
+
+def test_two_proximal_steps_are_the_closed_form(make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one gradient g throughout: −ηg, then −ηg − η(g + μ·(−ηg)) = −ηg·(2 − ημ)."""
+    gradient = np.linspace(-1, 1, DIMENSION)
+    monkeypatch.setattr(Mechanism, "release", lambda self, fine, randomness: 20.0 * gradient)
+    plan = make_plan({"local_steps": 2, "learning_rate": 0.5, "proximal": 0.8, "expected_batch": 20.0})
+    update = trainer(plan, *arrays()).local_update(plan, 0, start_at(plan))
+    np.testing.assert_allclose(update, -0.5 * gradient * (2 - 0.5 * 0.8), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid value")
+def test_a_proximal_term_that_diverges_still_uploads(make_plan: MakePlan) -> None:
+    """A plan may be foolish; after the charge nothing raises."""
+    plan = make_plan({"local_steps": 60, "proximal": 1e9, "learning_rate": 5.0})
+    inputs, labels = arrays(5)
+    residues = trainer(plan, inputs, labels).contribution(plan, 0, start_at(plan))
+    assert residues.shape == (DIMENSION,)
 
 
 @pytest.mark.usefixtures("noise_free")

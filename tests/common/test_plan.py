@@ -34,6 +34,7 @@ def test_the_digest_tells_any_two_plans_apart(make_plan: MakePlan) -> None:
         make_plan(delta=1e-6),
         make_plan({"noise_multiplier": 2.0000001}),
         make_plan({"decay": True}),
+        make_plan({"proximal": 1e-3}),
         make_plan(cohort=Cohort(min_merchants=3, max_merchants=6)),
         make_plan(cohort=Cohort(min_merchants=4, max_merchants=5, max_corrupt=2)),
     ]
@@ -64,6 +65,8 @@ def test_a_signed_plan_opens_with_the_pinned_key_only(make_plan: MakePlan) -> No
         {"rounds": 0},
         {"rounds": 1.0},
         {"clipping_norm": -1.0},
+        {"proximal": -1.0},
+        {"proximal": float("inf")},
         {"mode": "trust-me"},
         {"surprise": 1},
     ],

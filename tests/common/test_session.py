@@ -140,7 +140,7 @@ def test_a_reader_never_holds_more_than_its_bound(record: bytes, size: int, boun
         else:
             assert found == record
             assert len(record) <= bound
-        assert sum(map(len, reader._pieces)) <= bound
+        assert len(reader.received) <= bound
 
 
 def test_the_bound_is_of_each_record_and_not_of_all_together() -> None:

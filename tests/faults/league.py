@@ -123,7 +123,7 @@ class Training:
             except Died:
                 self._after_death()
             train(
-                rounds, SIGNED_PLAN, PLAN, create({"name": "sgd"}), store,
+                rounds, SIGNED_PLAN, PLAN, create({"name": "fedavg"}), store,
                 np.zeros(PLAN.dimension, np.float32), tail_average=0.5, on_round=self._reports.append,
             )  # fmt: skip
         except HanseError as error:

@@ -33,8 +33,8 @@ def many_steps(experiment: dict[str, Any]) -> None:
     }
     plan["cohort"] |= {"min_merchants": 8, "max_merchants": 10, "upload_slot": 0.1, "upload_deadline": 30}
     experiment["optimization"] |= {
-        "optimizer": {"name": "sgd", "learning_rate": 1, "momentum": 0.9},
-        "decay": True,
+        "optimizer": {"name": "fedavgm", "learning_rate": 1, "momentum": 0.9},
+        "schedule": {"name": "linear"},
     }
 
 
@@ -57,7 +57,7 @@ def test_two_hundred_masked_steps_of_ten_merchants_with_a_crash_in_the_middle(
     seconds = time.monotonic() - started
     done = len(league.events("round"))
     league.log("server").rename(league.folder / "server-before.log")
-    again = league.start_server("--resume")
+    again = league.start_server(verb="resume")
     league.until("the next round", lambda: league.events("round"))
     started = time.monotonic()
     assert league.events("round")[0]["round"] == done + 1

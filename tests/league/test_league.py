@@ -40,7 +40,7 @@ def test_a_training_from_nothing_to_a_recognizer(make_league: Callable[..., Any]
     again = league.start_server()
     league.until("the second server to end", lambda: again.poll() is not None)
     assert again.returncode == 10
-    assert "6 of 6 rounds done; go on with --resume" in league.text("server")
+    assert "6 of 6 rounds done; go on with hanse-server resume" in league.text("server")
 
 
 @pytest.mark.slow
@@ -133,8 +133,8 @@ def test_a_killed_server_resumes_with_as_many_rounds_and_no_ledger_loses_an_even
     refused = league.start_server()
     league.until("a refusal", lambda: refused.poll() is not None)
     assert refused.returncode == 10
-    assert "go on with --resume" in league.text("server")
-    resumed = league.start_server("--resume")
+    assert "go on with hanse-server resume" in league.text("server")
+    resumed = league.start_server(verb="resume")
     league.until("the resumed server to end", lambda: resumed.poll() is not None)
     assert resumed.returncode == 0, league.text("server")
     rounds = [event["round"] for event in league.events("round")]

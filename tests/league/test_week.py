@@ -212,7 +212,7 @@ class Week:
         self.mornings.append(time.monotonic() - started)
 
     def start_server(self) -> None:
-        self.server = self.league.start_server(*(["--resume"] if self.server else []))
+        self.server = self.league.start_server(verb="resume" if self.server else "run")
         self.until_more_rounds(1)
 
     def stop_server(self, number: signal.Signals) -> None:

@@ -120,7 +120,7 @@ def test_check_refuses_an_optimizer_that_is_none(server, folder: Path) -> None:
     (folder / "hanse-server.yaml").write_text(yaml.safe_dump(wrong))
     code, _, err = server("check")
     assert code == ConfigError.exit_code
-    assert "found 'sdg', expected one of adam" in err
+    assert "found 'sdg', expected one of fedadagrad" in err
 
 
 def test_check_lists_every_fault_with_its_line(server, folder: Path) -> None:

@@ -12,10 +12,8 @@ from hanse_common.config import load
 from hanse_common.errors import ConfigError, PlanRefused
 from hanse_common.privacy.calibration import noise_multiplier
 from hanse_common.vision.recipe import EfficientNetLite0, SmallCnn, TorchvisionBackbone
-from hanse_server.config import Optimization, ServerConfig, make_plan
-from hanse_server.optimizers import create
-from hanse_server.optimizers.adam import AdamParams
-from hanse_server.optimizers.sgd import SgdParams
+from hanse_server.config import Blocks, Optimization, ServerConfig, make_plan
+from hanse_server.optimizers import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedYogi, create
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +49,7 @@ def test_the_sample_names_every_key(sample: Path) -> None:
     text = sample.read_text(encoding="utf-8")
     models = every_model(ServerConfig)
     assert {EfficientNetLite0, TorchvisionBackbone, SmallCnn} <= models
-    for model in (*models, AdamParams, SgdParams):
+    for model in (*models, *(one.params_type for one in (FedAdagrad, FedAdam, FedAvg, FedAvgM, FedYogi))):
         for key in model.model_fields:
             assert re.search(rf"\b{key}\b", text), f"{model.__name__}.{key} is not in {sample}"
 
@@ -76,6 +74,9 @@ def test_a_default_is_what_the_sample_says(sample: Path) -> None:
     said = Optimization()
     assert settings.optimization.attempts == said.attempts == 3
     assert settings.optimization.tail_average == said.tail_average == 0.2
+    assert settings.optimization.early_stop is said.early_stop is None
+    assert settings.service is not None
+    assert settings.service.blocks == Blocks()
     assert settings.plan.privacy.delta == 1e-5
     preprocessing = settings.plan.recipe.preprocessing
     assert type(preprocessing)(channels=1) == preprocessing
@@ -93,6 +94,36 @@ def test_all_faults_are_listed(sample: Path, tmp_path: Path) -> None:
         load(ServerConfig, path)
     for words in ("plan.training.rounds", "'many'", "signing_ky", "missing", "plan.privacy.epsilon"):
         assert words in str(found.value)
+
+
+def test_what_was_renamed_is_refused_with_its_new_name(sample: Path, tmp_path: Path) -> None:
+    text = sample.read_text(encoding="utf-8").replace(
+        "  schedule: {name: linear, warmup: 0}", "  decay: true"
+    )
+    path = tmp_path / "old.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"old\.yaml:\d+: optimization: .*write schedule: \{name: linear\}"):
+        load(ServerConfig, path)
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("  schedule: {name: linear, warmup: 0}", "  schedule: {name: expodential}"),
+        ("  early_stop: null", "  early_stop: {patience: 0}"),
+        ("    cohort: {name: all}", "    cohort: {name: random, size: 5, seed: no}"),
+        ("    deadlines: {factor: 3, floor: 5}", "    deadlines: {factor: 0.5}"),
+    ],
+)
+def test_how_rounds_are_run_is_checked_where_it_is_read(
+    sample: Path, tmp_path: Path, line: str, found: str
+) -> None:
+    text = sample.read_text(encoding="utf-8")
+    assert line in text
+    path = tmp_path / "bad.yaml"
+    path.write_text(text.replace(line, found), encoding="utf-8")
+    with pytest.raises(ConfigError, match=rf"bad\.yaml:\d+: .*{line.split(':')[0].strip()}"):
+        load(ServerConfig, path)
 
 
 def test_a_promise_out_of_reach_is_refused(sample: Path) -> None:

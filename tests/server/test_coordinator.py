@@ -54,6 +54,19 @@ def test_the_update_is_the_mean_of_those_who_uploaded(plan: Plan, make_masked: M
     assert deadlines == [7.0, 7.0, 7.0, 9.0, 7.0, 7.0]
 
 
+def test_each_trip_asks_how_long_it_may_take(plan: Plan, make_masked: Make) -> None:
+    heard: list[tuple[str, float]] = []
+
+    def deadline(kind: str, planned: float) -> float:
+        heard.append((kind, planned))
+        return planned / (len(heard) + 1)
+
+    league, rounds = make_masked(plan, deadline=deadline)
+    go(rounds, plan)
+    assert heard == list(zip(SETUP + ROUND, [7.0, 7.0, 7.0, 9.0, 7.0, 7.0], strict=True))
+    assert [asked for _, _, asked in league.asked] == [7 / 2, 7 / 3, 7 / 4, 9 / 5, 7 / 6, 7 / 7]
+
+
 def test_one_set_up_serves_its_rounds_and_no_more(plan: Plan, make_masked: Make) -> None:
     league, rounds = make_masked(plan, setup_rounds=3)
     for round_ in range(4):  # of four that the plan has

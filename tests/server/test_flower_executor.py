@@ -18,6 +18,8 @@ from flwr.supercore.task_identity import TaskIdentity
 
 WAIT = 60.0
 
+pytestmark = pytest.mark.usefixtures("quick_executor")
+
 
 def status(link: SuperLink, run: int) -> tuple[str, str, str]:
     found = link.state.get_run_status({run})[run]

@@ -54,7 +54,7 @@ def go(
         rounds,
         SignedPlan.sign(plan, Ed25519PrivateKey.from_private_bytes(bytes(32))),
         plan,
-        create({"name": "adam"}),
+        create({"name": "fedadam"}),
         Store(folder),
         np.ones(plan.dimension, dtype=np.float32),
         tail_average=0.5,

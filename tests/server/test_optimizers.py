@@ -1,4 +1,4 @@
-"""Server optimizers against torch's own, and iterate averaging against a plain mean."""
+"""Server optimizers against torch's own and their papers' formulas, and iterate averaging against a plain mean."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +12,8 @@ from hanse_server import optimizers
 from hanse_server.averaging import TailAverage
 from hanse_server.optimizers import Params, ServerOptimizer, base, create
 
+ALL = ("fedadagrad", "fedadam", "fedavg", "fedavgm", "fedyogi")
+
 
 def updates() -> Iterator[np.ndarray[Any, np.dtype[np.float64]]]:
     rng = np.random.default_rng(5)
@@ -22,14 +24,20 @@ def updates() -> Iterator[np.ndarray[Any, np.dtype[np.float64]]]:
 @pytest.mark.parametrize(
     ("config", "peer"),
     [
-        ({"name": "sgd"}, lambda p: torch.optim.SGD(p, lr=1.0)),
+        ({"name": "fedavg"}, lambda p: torch.optim.SGD(p, lr=1.0)),
+        ({"name": "fedavg", "learning_rate": 0.2}, lambda p: torch.optim.SGD(p, lr=0.2)),
+        ({"name": "fedavgm"}, lambda p: torch.optim.SGD(p, lr=1.0, momentum=0.9)),
         (
-            {"name": "sgd", "learning_rate": 0.3, "momentum": 0.9},
-            lambda p: torch.optim.SGD(p, lr=0.3, momentum=0.9),
+            {"name": "fedavgm", "learning_rate": 0.3, "momentum": 0.8, "nesterov": True},
+            lambda p: torch.optim.SGD(p, lr=0.3, momentum=0.8, nesterov=True),
         ),
         (
-            {"name": "adam", "learning_rate": 0.05, "beta1": 0.8, "beta2": 0.95, "epsilon": 1e-3},
+            {"name": "fedadam", "learning_rate": 0.05, "beta1": 0.8, "beta2": 0.95, "tau": 1e-3},
             lambda p: torch.optim.Adam(p, lr=0.05, betas=(0.8, 0.95), eps=1e-3),
+        ),
+        (
+            {"name": "fedadagrad", "learning_rate": 0.05, "tau": 0.3},
+            lambda p: torch.optim.Adagrad(p, lr=0.05, initial_accumulator_value=0.3**2, eps=0.3),
         ),
     ],
 )
@@ -45,28 +53,73 @@ def test_steps_are_those_of_torch(config: dict[str, Any], peer: Any) -> None:
         assert np.allclose(model, parameter.detach().numpy(), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("config", [{"name": "sgd", "momentum": 0.9}, {"name": "adam"}])
-def test_state_is_all_that_a_restart_needs(config: dict[str, Any]) -> None:
-    whole, model = create(config), np.zeros(7)
-    first, resumed = create(config), np.zeros(7)
+@pytest.mark.parametrize("name", ALL)
+def test_state_is_all_that_a_restart_needs(name: str) -> None:
+    whole, model = create({"name": name}), np.zeros(7)
+    first, resumed = create({"name": name}), np.zeros(7)
     for index, update in enumerate(updates()):
         if index == 10:
             state = {name: array.copy() for name, array in first.state.items()}
-            first = create(config)
+            first = create({"name": name})
             first.state = state
         model, resumed = whole.step(model, update), first.step(resumed, update)
     assert np.array_equal(model, resumed)
 
 
+@pytest.mark.parametrize("name", ALL)
+def test_a_step_changes_neither_model_nor_update_nor_an_older_state(name: str) -> None:
+    optimizer, model = create({"name": name}), np.ones(7)
+    for update in updates():
+        before = model.copy(), update.copy()
+        states = {key: (array, array.copy()) for key, array in optimizer.state.items()}
+        after = optimizer.step(model, update)
+        assert np.array_equal(model, before[0])
+        assert np.array_equal(update, before[1])
+        assert all(np.array_equal(array, copy) for array, copy in states.values())
+        model = after
+
+
+@pytest.mark.parametrize("name", ["fedadam", "fedyogi", "fedadagrad"])
+def test_an_update_of_zero_moves_nothing_at_first_and_nothing_is_infinite(name: str) -> None:
+    optimizer = create({"name": name})
+    model = optimizer.step(np.ones(7), np.zeros(7))
+    assert np.array_equal(model, np.ones(7))
+    for scale in (1e-12, 1e6, 0.0):
+        model = optimizer.step(model, np.full(7, scale))
+        assert np.isfinite(model).all()
+
+
+def test_yogi_forgets_a_large_update_slower_than_adam() -> None:
+    """What Yogi is for: after a large update, its steps do not grow again at once (Zaheer et al. 2018, section 3)."""
+    sizes = {}
+    for name in ("fedyogi", "fedadam"):
+        optimizer = create({"name": name, "learning_rate": 1.0, "beta1": 0.0, "beta2": 0.9})
+        model = optimizer.step(np.zeros(1), np.full(1, 10.0))
+        for _ in range(200):
+            after = optimizer.step(model, np.full(1, 0.1))
+            model, moved = after, after - model
+        sizes[name] = float(moved[0])
+    assert sizes["fedyogi"] < 0.1 * sizes["fedadam"]
+
+
+def test_all_known_names() -> None:
+    assert optimizers.names() == ALL
+
+
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({"name": "sdg"}, "expected one of adam, sgd"),
+        ({"name": "fedavgg"}, r"expected one of fedadagrad, fedadam, fedavg, fedavgm, fedyogi\.$"),
         ({}, "optimizer.name"),
-        ({"name": ["sgd"]}, "optimizer.name"),
-        ({"name": "sgd", "momentum": 1.0}, "optimizer.momentum: found 1.0"),
-        ({"name": "sgd", "speed": 3}, "optimizer.speed"),
-        ({"name": "adam", "beta1": "x", "beta2": -1}, "optimizer.beta2"),
+        ({"name": ["fedavg"]}, "optimizer.name"),
+        ({"name": "fedavgm", "momentum": 1.0}, "optimizer.momentum: found 1.0"),
+        ({"name": "fedavg", "momentum": 0.5}, "optimizer.momentum"),
+        ({"name": "fedadam", "beta1": "x", "beta2": -1}, "optimizer.beta2"),
+        ({"name": "fedadagrad", "beta2": 0.9}, "optimizer.beta2"),
+        ({"name": "fedyogi", "tau": 0}, "optimizer.tau"),
+        ({"name": "sgd", "momentum": 0.9}, "now called fedavg, and fedavgm where it has a momentum"),
+        ({"name": "adam"}, "now called fedadam, and its epsilon tau"),
+        ({"name": "fedprox"}, "FedProx is fedavg here, and proximal in the plan"),
     ],
 )
 def test_a_wrong_configuration_is_named(config: dict[str, Any], words: str) -> None:
@@ -83,9 +136,9 @@ def test_two_optimizers_of_one_name_are_refused(monkeypatch: pytest.MonkeyPatch)
         def step(self, model: base.Vector, update: base.Vector) -> base.Vector:
             return model
 
-    with pytest.raises(ValueError, match="sgd"):
-        optimizers.register("sgd")(Other)
-    assert isinstance(create({"name": "sgd"}), optimizers.Sgd)
+    with pytest.raises(ValueError, match="fedavg"):
+        optimizers.register("fedavg")(Other)
+    assert isinstance(create({"name": "fedavg"}), optimizers.FedAvg)
 
 
 @pytest.mark.parametrize(
@@ -104,4 +157,4 @@ def test_the_tail_is_averaged(fraction: float, averaged: list[int]) -> None:
 
 def test_an_infinite_number_is_refused() -> None:
     with pytest.raises(ConfigError, match="learning_rate"):
-        create({"name": "sgd", "learning_rate": float("inf")})
+        create({"name": "fedavg", "learning_rate": float("inf")})

@@ -34,7 +34,7 @@ TINY: dict[str, Any] = {
         "privacy": {"epsilon": 3, "delta": 1e-5},
         "cohort": {"min_merchants": 3, "max_merchants": 3},
     },
-    "optimization": {"optimizer": {"name": "sgd", "momentum": 0.5}, "tail_average": 0.5},
+    "optimization": {"optimizer": {"name": "fedavgm", "momentum": 0.5}, "tail_average": 0.5},
 }
 
 

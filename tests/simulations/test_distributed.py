@@ -40,8 +40,8 @@ DISTRIBUTED: dict[str, Any] = {
     },
     "plan.privacy": {"epsilon": 8, "delta": 1e-5},
     "plan.cohort": {"min_merchants": 8, "max_merchants": MERCHANTS, "max_corrupt": 1},
-    "optimization.optimizer": {"name": "sgd", "learning_rate": 4, "momentum": 0.9},
-    "optimization.decay": True,
+    "optimization.optimizer": {"name": "fedavgm", "learning_rate": 4, "momentum": 0.9},
+    "optimization.schedule": {"name": "linear"},
     "optimization.attempts": 20,
 }
 
@@ -208,7 +208,7 @@ def test_the_yardstick_is_of_mode_distributed_alone(write_experiment: Write, tmp
 def test_penalties_enter_once_and_at_the_server(
     experiment: Callable[..., Experiment], tmp_path: Path
 ) -> None:
-    settings = experiment(**{"plan.recipe.model": {"name": "linear", "l2": 0.5}, "optimization.decay": False})
+    settings = experiment(**{"plan.recipe.model": {"name": "linear", "l2": 0.5}, "optimization.schedule": {"name": "constant"}})
     league = make_league(settings, tmp_path)
 
     class Still:
@@ -217,7 +217,7 @@ def test_penalties_enter_once_and_at_the_server(
 
             return RoundOutcome(np.full(model.size, 0.1), (), (), {}, {})
 
-    plain = experiment(**{"optimization.decay": False})
+    plain = experiment(**{"optimization.schedule": {"name": "constant"}})
     with_penalty = train_with(
         Still(), settings, league.plan, league.signed_plan, league.store, lambda r: None
     )

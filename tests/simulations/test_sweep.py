@@ -27,7 +27,7 @@ SWEEP: dict[str, Any] = {
         "expected_batch": 90,
         "clipping_norm": 0.5,
     },
-    "optimization.optimizer": {"name": "sgd", "learning_rate": 2},
+    "optimization.optimizer": {"name": "fedavg", "learning_rate": 2},
     "sweep": {
         "seeds": [3, 4],
         "points": [{"plan.privacy.epsilon": 8}, {"plan.privacy.epsilon": 2, "plan.training.rounds": 3}],

@@ -4,7 +4,7 @@
     aggregator.add_member(joined) …                     then    roster = aggregator.roster()
     aggregator.add_shares(identity, shares) …           then    aggregator.delivery(identity) for each
     sum_ = aggregator.open_round(round_, model_digest, dimension)
-    sum_.add_upload(identity, upload) …                 then    survivors = sum_.survivors()
+    sum_.add_vector(identity, vector) …                 then    survivors = sum_.survivors()
     sum_.add_agreed(identity, agreed) …                 then    agreement = sum_.agreement()
     sum_.add_unmasked(identity, unmasked) …             then    total = sum_.total()
 
@@ -42,6 +42,7 @@ from hanse_common.secagg.messages import (
 from hanse_common.secagg.parameters import Parameters
 from hanse_common.secagg.suite import Setup
 from hanse_common.secagg.transcript import KEY, SEED
+from hanse_common.wire import Buffer
 
 
 class Aggregator:
@@ -163,12 +164,19 @@ class MaskedSum:
         return self._survivors
 
     def add_upload(self, identity: bytes, upload: Upload) -> None:
-        """Add one masked update. Raises `Misbehaviour` when it is a second one, or of another length."""
+        """Add the masked update in `upload`, as `add_vector` does."""
+        self.add_vector(identity, upload.vector)
+
+    def add_vector(self, identity: bytes, vector: Buffer) -> None:
+        """Add one masked update, 4·d bytes, in place and without a copy of it.
+
+        Raises `Misbehaviour` when it is a second one of that merchant, or of another length.
+        """
         place = self._aggregator.place(identity)
         if place in self._uploaded or self._survivors:
             raise Misbehaviour("uploaded twice, or after the survivors were named")
         try:
-            residues = ring.from_bytes(upload.vector, self._total.size)
+            residues = ring.from_bytes(vector, self._total.size)
         except ValueError as error:
             raise Misbehaviour(str(error)) from None
         np.add(self._total, residues, out=self._total)

@@ -120,6 +120,7 @@ class Upload(Work):
     """The masked client update as residues of the plan's ring, 4·d bytes of uint32."""
 
     kind: ClassVar[int] = 6
+    tail: ClassVar[str | None] = "vector"
 
     vector: Annotated[bytes, Field(max_length=MAX_VECTOR_BYTES)]
 

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from hanse_common.wire import Buffer
+
 MODULUS_BITS = 32
 
 WORD = np.dtype("<u4")
@@ -71,8 +73,8 @@ def residues(integers: NDArray[np.int64]) -> NDArray[np.uint32]:
 
 
 def integers(residues: NDArray[np.uint32]) -> NDArray[np.int32]:
-    """Return the integers nearest zero that `residues` stand for, dtype int32, same shape."""
-    return residues.astype(np.uint32).view(np.int32)
+    """Return the integers nearest zero that `residues` stand for, dtype int32, same shape: a view of them."""
+    return residues.view(np.int32)
 
 
 def to_bytes(residues: NDArray[np.uint32]) -> bytes:
@@ -80,8 +82,8 @@ def to_bytes(residues: NDArray[np.uint32]) -> bytes:
     return residues.astype(WORD).tobytes()
 
 
-def from_bytes(data: bytes, dimension: int) -> NDArray[np.uint32]:
-    """Return the residues in `data`, shape (dimension,), dtype uint32, read-only.
+def from_bytes(data: Buffer, dimension: int) -> NDArray[np.uint32]:
+    """Return the residues in `data`, shape (dimension,), dtype uint32: a view of them, where words are like that.
 
     Raises `ValueError` when `data` is not exactly 4·dimension bytes.
     """

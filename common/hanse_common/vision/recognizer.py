@@ -23,7 +23,7 @@ import safetensors.torch
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import AwareDatetime, Field, ValidationError
+from pydantic import AwareDatetime, Field, ValidationError, model_validator
 from safetensors import SafetensorError
 from torch import nn
 
@@ -32,6 +32,7 @@ from hanse_common.files import PUBLIC, read_bounded, write_atomically
 from hanse_common.vision.backbones import Embedding, load_backbone, load_whitening
 from hanse_common.vision.centring import Centre, centred, load_centre
 from hanse_common.vision.extraction import extract
+from hanse_common.vision.lineage import MAX_ANCESTORS, Ancestor, Inheritance, inherited
 from hanse_common.vision.model import build, load_vector, to_vector
 from hanse_common.vision.recipe import HexDigest, Recipe
 from hanse_common.vision.taxonomy import Taxonomy
@@ -54,12 +55,13 @@ MetricName = Annotated[str, Field(min_length=1, max_length=64)]
 class Card(Value):
     """What is known about a recognizer.
 
-    `epsilon` and `delta` are the guarantee of the merchant who spent most; None where nothing was trained
-    under privacy. `plan_digest` is the training plan's; `parent_digest` the digest of the recognizer that
-    training began from.
+    `epsilon` and `delta` are the guarantee of the merchant who spent most, in this training and in those of all
+    ancestors; None where nothing was trained under privacy. `plan_digest` is the training plan's; `parent_digest` the
+    digest of the recognizer that training began from, and `lineage` its ancestors, that one first. A card with a
+    lineage has format 2; one of format 1 is read, written and named by the same bytes as ever.
     """
 
-    format_version: Literal[1] = 1
+    format_version: Literal[1, 2] = 1
     recipe: Recipe
     recipe_digest: HexDigest
     taxonomy: Taxonomy
@@ -69,11 +71,50 @@ class Card(Value):
     delta: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
     plan_digest: HexDigest | None = None
     parent_digest: HexDigest | None = None
+    lineage: Annotated[tuple[Ancestor, ...], Field(max_length=MAX_ANCESTORS)] = ()
     created: AwareDatetime
+
+    @model_validator(mode="after")
+    def _check_lineage(self) -> Self:
+        if (self.format_version == 2) != bool(self.lineage):
+            raise ValueError(
+                f"format_version is {self.format_version} with {len(self.lineage)} ancestors; expected 2 with a "
+                "lineage, 1 without"
+            )
+        digests = [ancestor.digest for ancestor in self.lineage]
+        if digests and digests[0] != self.parent_digest:
+            raise ValueError(f"lineage begins with {digests[0]}, parent_digest is {self.parent_digest}")
+        if len(set(digests)) != len(digests):
+            raise ValueError("lineage: expected ancestors that differ")
+        return self
 
     def to_bytes(self) -> bytes:
         """Return the card as the JSON that its file holds."""
-        return self.model_dump_json(indent=2).encode() + b"\n"
+        without = None if self.lineage else {"lineage"}
+        return self.model_dump_json(indent=2, exclude=without).encode() + b"\n"
+
+    def digest(self) -> bytes:
+        """Return the SHA-256 of the card's bytes, 32 bytes."""
+        return hashlib.sha256(self.to_bytes()).digest()
+
+    def descend(self, *, epsilon: float | None, delta: float | None) -> Inheritance:
+        """Return the figures and lineage of a successor whose own training, from here on, costs `epsilon` and `delta`.
+
+        The cost of a centre belongs to `epsilon` and `delta` unless this card's recipe names the same centre: then it
+        is paid already. None is a training without a guarantee, and so is what this card does not state.
+
+        Raises `ValueError` for a cost below zero or not a number.
+        """
+        ancestors = self.lineage
+        if not ancestors and self.parent_digest is not None:  # as format 1 may name it
+            ancestors = (Ancestor(digest=self.parent_digest),)
+        return inherited(
+            self.digest().hex(),
+            self.plan_digest,
+            ancestors,
+            parent_cost=None if self.epsilon is None or self.delta is None else (self.epsilon, self.delta),
+            own_cost=None if epsilon is None or delta is None else (epsilon, delta),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +145,7 @@ class Recognizer:
         delta: float | None = None,
         plan_digest: bytes | None = None,
         parent_digest: bytes | None = None,
+        lineage: Sequence[Ancestor] = (),
         device: torch.device | str = "cpu",
         backbone_weights: Path | None = None,
         whitening: Path | None = None,
@@ -111,12 +153,16 @@ class Recognizer:
     ) -> Self:
         """Return a recognizer with the card that belongs to it.
 
+        For one whose training began from another, `epsilon`, `delta`, `parent_digest` and `lineage` are those that the
+        other's `Card.descend` gives.
+
         Raises `RecognizerError` when `vector` is not finite or not of the recipe's dimension, and pydantic's
         `ValidationError` for figures that no card may hold.
         """
         vector = vector.copy()
         vector.flags.writeable = False
         card = Card(
+            format_version=2 if lineage else 1,
             recipe=recipe,
             recipe_digest=recipe.digest().hex(),
             taxonomy=taxonomy,
@@ -126,6 +172,7 @@ class Recognizer:
             delta=delta,
             plan_digest=plan_digest.hex() if plan_digest else None,
             parent_digest=parent_digest.hex() if parent_digest else None,
+            lineage=tuple(lineage),
             created=created,
         )
         return cls(card, vector, device, backbone_weights, whitening, centre)
@@ -198,7 +245,7 @@ class Recognizer:
 
     def digest(self) -> bytes:
         """Return the SHA-256 of the card, 32 bytes, which names everything else."""
-        return hashlib.sha256(self.card.to_bytes()).digest()
+        return self.card.digest()
 
     def predict(self, images: Sequence[Image.Image]) -> NDArray[np.float64]:
         """Return each class's probability, (n, classes) float64, rows summing to 1, for decoded `images`.

@@ -33,9 +33,9 @@ def _printable(name: str) -> str:
 def _distinct(classes: tuple[str, ...]) -> tuple[str, ...]:
     first: dict[str, str] = {}
     for name in classes:
-        if _folded(name) in first:
-            raise ValueError(f"expected classes that differ, found {first[_folded(name)]!r} and {name!r}")
-        first[_folded(name)] = name
+        if folded(name) in first:
+            raise ValueError(f"expected classes that differ, found {first[folded(name)]!r} and {name!r}")
+        first[folded(name)] = name
     return classes
 
 
@@ -72,11 +72,11 @@ class LabelMap:
             if name is not None and name not in self.taxonomy.classes:
                 raise ConfigError(f"label {label!r}: {_no_such_class(name, self.taxonomy)}")
             code = None if name is None else self.taxonomy.index(name)
-            if codes.setdefault(_folded(label), code) != code:
+            if codes.setdefault(folded(label), code) != code:
                 raise ConfigError(
                     f"label {label!r}: found twice, in other case, for another class, expected once"
                 )
-        identity = {_folded(name): code for code, name in enumerate(self.taxonomy.classes)}
+        identity = {folded(name): code for code, name in enumerate(self.taxonomy.classes)}
         object.__setattr__(self, "_codes", identity | codes)
 
     @classmethod
@@ -90,11 +90,11 @@ class LabelMap:
 
     def encode(self, label: str) -> int | None:
         """Return the league's class index of a shop's label, None for one without a class."""
-        return self._codes.get(_folded(label))
+        return self._codes.get(folded(label))
 
     def left_out(self, label: str) -> bool:
         """Return whether the map names `label` and says that it has no class."""
-        return self._codes.get(_folded(label), -1) is None
+        return self._codes.get(folded(label), -1) is None
 
 
 def _league_class(name: str, info: ValidationInfo) -> str:
@@ -114,6 +114,6 @@ def _no_such_class(name: str, taxonomy: Taxonomy) -> str:
     return f"found {name!r}, expected a class of the league" + (f", {near[0]}?" if near else f": {shown}")
 
 
-def _folded(label: str) -> str:
+def folded(label: str) -> str:
     """Return what equal labels share: canonical caseless matching, Unicode 15.0, section 3.13, D145."""
     return unicodedata.normalize("NFD", unicodedata.normalize("NFD", label.strip()).casefold())

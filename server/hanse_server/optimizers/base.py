@@ -45,6 +45,13 @@ class ServerOptimizer(ABC, Generic[P]):
 
 _registry: dict[str, type[ServerOptimizer[Any]]] = {}
 
+_RENAMED = {
+    "sgd": "It is now called fedavg, and fedavgm where it has a momentum.",
+    "adam": "It is now called fedadam, and its epsilon tau.",
+    "fedprox": "FedProx is fedavg here, and proximal in the plan, under training.",
+}
+"""What to write instead of names that were in use, or that somebody will look for."""
+
 C = TypeVar("C", bound=type[ServerOptimizer[Any]])
 
 
@@ -77,7 +84,10 @@ def create(config: Mapping[str, Any]) -> ServerOptimizer[Any]:
     name = numbers.pop("name", None)
     optimizer = _registry.get(name) if isinstance(name, str) else None
     if optimizer is None:
-        raise ConfigError(f"optimizer.name: found {name!r}, expected one of {', '.join(names())}.")
+        hint = _RENAMED.get(name, "") if isinstance(name, str) else ""
+        raise ConfigError(
+            f"optimizer.name: found {name!r}, expected one of {', '.join(names())}. {hint}".strip()
+        )
     try:
         params = optimizer.params_type.model_validate(numbers)
     except ValidationError as error:

@@ -2,7 +2,10 @@
 
 References:
 [1] Reddi et al. 2021, "Adaptive Federated Optimization", algorithm 2.
-[2] Kingma, Ba 2015, "Adam: A Method for Stochastic Optimization", algorithm 1 (bias correction).
+[2] Kingma, Ba 2015, "Adam: A Method for Stochastic Optimization", algorithm 1.
+
+Mean and variance begin at zero and are corrected for that, as in [2]: so it is Adam itself, step by step. [1] leaves
+the correction out, and begins the variance at τ² or more instead.
 """
 
 from typing import Annotated
@@ -13,20 +16,20 @@ from pydantic import Field
 from hanse_server.optimizers.base import Params, ServerOptimizer, Vector, register
 
 
-class AdamParams(Params):
-    """Names as in [2]; `epsilon` is the adaptivity τ of [1], in the units of an update, no privacy loss."""
+class FedAdamParams(Params):
+    """`beta1` and `beta2` as in [2]; `tau` is the adaptivity τ of [1], ε of [2], in the units of an update."""
 
     learning_rate: Annotated[float, Field(gt=0)] = 0.1
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
-    epsilon: Annotated[float, Field(gt=0)] = 1e-3
+    tau: Annotated[float, Field(gt=0)] = 1e-3
 
 
-@register("adam")
-class Adam(ServerOptimizer[AdamParams]):
-    """m ← β₁m + (1−β₁)u; v ← β₂v + (1−β₂)u²; model ← model + lr·m̂/(√v̂ + τ) [1, 2]."""
+@register("fedadam")
+class FedAdam(ServerOptimizer[FedAdamParams]):
+    """m ← β₁m + (1−β₁)u; v ← β₂v + (1−β₂)u²; model ← model + lr·m̂/(√v̂ + τ) [1], m̂ = m/(1−β₁ᵗ), v̂ = v/(1−β₂ᵗ) [2]."""
 
-    params_type = AdamParams
+    params_type = FedAdamParams
 
     def step(self, model: Vector, update: Vector) -> Vector:
         """Return the model after one step, shape (d,), float64."""
@@ -39,5 +42,5 @@ class Adam(ServerOptimizer[AdamParams]):
         self.state.update(steps=steps, mean=mean, variance=variance)
         unbiased_mean = mean / (1 - params.beta1 ** steps[0])
         unbiased_variance = variance / (1 - params.beta2 ** steps[0])
-        step: Vector = unbiased_mean / (np.sqrt(unbiased_variance) + params.epsilon)
+        step: Vector = unbiased_mean / (np.sqrt(unbiased_variance) + params.tau)
         return model + params.learning_rate * step
