@@ -17,6 +17,7 @@ byte the same, under the same trip number; the merchant answers with the same by
 grow. A block ends when the server ends the stream with status OK.
 """
 
+import mmap
 import os
 from collections.abc import Iterator
 from enum import StrEnum
@@ -76,14 +77,17 @@ class RecordReader:
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
-        self._bound = max_bytes
-        self._padding = 0
-        self._buffer = bytearray()
+        self._begin_record()
+
+    def _begin_record(self) -> None:
+        self._bound = self.max_bytes
+        self._buffer: bytearray | mmap.mmap = bytearray()
+        self._begin = self._end = 0
 
     @property
     def received(self) -> memoryview:
         """What is here of a record that goes on."""
-        return memoryview(self._buffer)[self._padding :].toreadonly()
+        return memoryview(self._buffer)[self._begin : self._end].toreadonly()
 
     def add(self, frame: bytes) -> memoryview | None:
         """Return the record that `frame` ends, None when it goes on. Raises `WireError` for what is no frame."""
@@ -92,28 +96,33 @@ class RecordReader:
         more = frame[0] == 1
         if more and len(frame) < FRAME_BYTES:
             raise WireError("A stream's frame: found a short one before the last.")
-        if len(self._buffer) - self._padding + len(frame) - 1 > self._bound:
+        end = self._end + len(frame) - 1
+        if end - self._begin > self._bound:
             raise WireError(f"A stream's record: found over {self._bound} bytes.")
-        self._buffer += memoryview(frame)[1:]
+        self._buffer[self._end : end] = memoryview(frame)[1:]
+        self._end = end
         if more:
             return None
         record = self.received
-        self._buffer, self._padding, self._bound = bytearray(), 0, self.max_bytes
+        self._begin_record()
         return record
 
     def expect(self, record_bytes: int) -> None:
         """Let the record that goes on have at most `record_bytes` bytes. Raises `WireError` when that is too many.
 
-        When it has just so many, its end lies at a multiple of 4 bytes in memory, and so does a vector of 32-bit
-        words that it ends with: numpy adds others at two thirds of the speed.
+        It then lies in pages of its own, which go back to the system with it. When it has just so many bytes, its end
+        is at a multiple of 4, and so is a vector of 32-bit words that it ends with: others are added more slowly.
         """
-        if not len(self.received) <= record_bytes <= self.max_bytes:
+        begun = bytes(self.received)
+        if not len(begun) <= record_bytes <= self.max_bytes:
             raise WireError(
                 f"A stream's record: found one of {record_bytes} bytes, expected at most {self.max_bytes}."
             )
-        self._bound = record_bytes
-        self._padding = -record_bytes % 4
-        self._buffer = bytearray(self._padding) + self._buffer
+        self._bound, self._begin = record_bytes, -record_bytes % 4
+        self._end = self._begin + len(begun)
+        self._buffer = mmap.mmap(-1, self._begin + record_bytes)
+        self._buffer.madvise(mmap.MADV_HUGEPAGE)
+        self._buffer[self._begin : self._end] = begun
 
 
 class ReportCode(StrEnum):

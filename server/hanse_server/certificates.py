@@ -36,9 +36,13 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True)
 class Notice:
-    """Something the operator must do. `days` is the warning's own of `WARNING_DAYS`, 0 for an error."""
+    """Something the operator must do. `days` is the warning's own of `WARNING_DAYS`, 0 for an error.
+
+    `about` names what it is about. Whoever tells each (`about`, `days`) once tells everything, and nothing daily.
+    """
 
     severity: Severity
+    about: str
     days: int
     text: str
 
@@ -71,9 +75,10 @@ def examine(certificate: bytes, authority: bytes, host: str, now: datetime) -> C
     if anchor is None:
         notices.append(
             _error(
+                "issuer",
                 f"The server's certificate ({_name(chain[0])}) was not issued by the authority that merchants have. "
                 "Put the intermediate certificates after it in the file under service.tls.certificate, or name the "
-                "authority that issued it under service.tls.authority and give merchants that file."
+                "authority that issued it under service.tls.authority and give merchants that file.",
             )
         )
     elif anchor not in path and (notice := _notice(anchor, now, _AUTHORITY)):
@@ -81,9 +86,10 @@ def examine(certificate: bytes, authority: bytes, host: str, now: datetime) -> C
     if not covers(chain[0], host):
         notices.append(
             _error(
+                "host",
                 f"Merchants are told to connect to {host} (service.aggregator.address), but the server's certificate "
                 f"is for {', '.join(_hosts(chain[0])) or 'no host'}. Get a certificate that names {host}, or write an "
-                "address that it names."
+                "address that it names.",
             )
         )
     ends = min(found.not_valid_after_utc for found in (*path, *([anchor] if anchor else trusted)))
@@ -128,22 +134,24 @@ _AUTHORITY = _Role(
 
 def _notice(certificate: x509.Certificate, now: datetime, role: _Role) -> Notice | None:
     """Return what is to be said of one certificate, None when it is good for longer than the first warning."""
+    about = f"{role.name} {certificate.serial_number:x}"
     name = f"The {role.name} ({_name(certificate)})"
     begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     if now < begins:
         return _error(
+            about,
             f"{name} is not good before {begins:%d %B %Y, %H:%M} UTC: no merchant can connect. Check this machine's "
-            "clock, or wait."
+            "clock, or wait.",
         )
     if now > ends:
-        return _error(f"{name} ended on {ends:%d %B %Y}: no merchant can connect. {role.remedy}")
+        return _error(about, f"{name} ended on {ends:%d %B %Y}: no merchant can connect. {role.remedy}")
     days = [days for days in WARNING_DAYS if ends - now <= timedelta(days=days)]
     if not days:
         return None
     left = (ends - now).days
     until = f"in {left} days" if left > 1 else "in a day" if left else "in less than a day"
     text = f"{name} ends {until}, on {ends:%d %B %Y}; no merchant can connect from then on. {role.remedy}"
-    return Notice(Severity.WARNING, min(days), text)
+    return Notice(Severity.WARNING, about, min(days), text)
 
 
 def _path(
@@ -208,5 +216,5 @@ def _matches(pattern: str, host: str) -> bool:
     return bool(first) and rest == pattern[2:] and "." in rest
 
 
-def _error(text: str) -> Notice:
-    return Notice(Severity.ERROR, 0, text)
+def _error(about: str, text: str) -> Notice:
+    return Notice(Severity.ERROR, about, 0, text)

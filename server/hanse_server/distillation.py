@@ -5,7 +5,7 @@
     fidelity.agreement            # 0.97: the share of held-out photos that both give the same class
 
 The last layer is fitted by ridge regression, in closed form and float64, to the recognizer's logits less their mean
-over the classes, which softmax does not see. Matching logits is what distillation becomes at a high temperature
+over the classes, which softmax does not see: of all heads that say the same, that gives the smallest. Matching logits is what distillation becomes at a high temperature
 (Hinton, Vinyals, Dean 2015, "Distilling the Knowledge in a Neural Network", section 2.1). The hidden layer of an MLP
 stays as the recipe's digest draws it: public random features (Rahimi, Recht 2008).
 
@@ -134,7 +134,7 @@ def _fit(features: Floats, teacher: Floats) -> tuple[_Head, Fidelity]:
     fold = np.arange(len(features)) % 5
     reported, chosen = fold == 4, fold == 3
     targets = np.log(np.maximum(teacher, np.finfo(np.float64).tiny))
-    pass
+    targets -= targets.mean(axis=1, keepdims=True)
     small = fold < 3
     divergences = [
         _divergence(teacher[chosen], head.logits(features[chosen]))

@@ -234,6 +234,19 @@ def secagg(
     _write_json(as_json, figures)
 
 
+@bench.command()
+def aggregation(
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer and smaller uploads.")] = False,
+    as_json: JsonOption = None,
+) -> None:
+    """The server's sum of masked uploads, beside bare addition and Flower's aggregation: time and memory."""
+    from hanse_simulations.benchmarks import aggregation as benchmark
+
+    figures = benchmark.run(quick)
+    benchmark.show(figures)
+    _write_json(as_json, figures)
+
+
 def _write_json(path: Path | None, figures: dict[str, Any]) -> None:
     if path is not None:
         write_atomically(path, json.dumps(figures, indent=2).encode() + b"\n")

@@ -33,9 +33,16 @@ from hanse_client.training import ShopTrainer, Trainer
 from hanse_common import signing, wire
 from hanse_common.charter import SignedCharter, founded
 from hanse_common.directory import Directory, Entry, SignedDirectory
-from hanse_common.errors import WireError
+from hanse_common.errors import ConfigError, WireError
 from hanse_common.messages import MAX_MESSAGE_BYTES, Start
-from hanse_common.plan import MeanSchedule, MeanTraining, Plan, SignedPlan
+from hanse_common.plan import (
+    EvaluationSchedule,
+    EvaluationTraining,
+    MeanSchedule,
+    MeanTraining,
+    Plan,
+    SignedPlan,
+)
 from hanse_common.vision import model as models
 from hanse_server.config import PrivacyTarget, make_plan
 from hanse_server.coordinator import LeagueDirectory, MaskedRounds
@@ -104,9 +111,16 @@ class League:
         )
 
     def train(self, on_round: Callable[[RoundReport], None] = lambda report: None) -> NDArray[np.float32]:
-        """Run all rounds, or those that are left, and return the published model, shape (d,), float32."""
+        """Run all rounds, or those that are left, and return the published model, shape (d,), float32.
+
+        Raises `ConfigError` when the plan trains nothing.
+        """
+        return train_with(self.rounds(), self.experiment, self.progress, on_round)
+
+    def rounds(self) -> MaskedRounds:
+        """Return what runs the plan's rounds, one after the other."""
         directory = directory_of(self.experiment, self.members)
-        rounds = MaskedRounds(
+        return MaskedRounds(
             self.grid,
             self.signed_plan,
             self.plan,
@@ -116,7 +130,6 @@ class League:
             attempts=self.experiment.optimization.attempts,
             watch=self._watch,
         )
-        return train_with(rounds, self.experiment, self.progress, on_round)
 
     def _watch(self, merchant: str, residues: NDArray[np.uint32]) -> None:
         if merchant in ("", min(self.members)):
@@ -138,9 +151,13 @@ def train_with(
 ) -> NDArray[np.float32]:
     """Run the experiment's rounds that are left as `rounds` does and return the published model, shape (d,).
 
-    Raises as `league.train` does.
+    Raises as `league.train` does, and `ConfigError` when the plan trains nothing.
     """
     plan, settings = progress.plan, experiment.optimization
+    if isinstance(plan.training, EvaluationTraining):
+        raise ConfigError(
+            "plan.training.mode: found evaluation, which trains nothing; see hanse_server.federated_evaluation."
+        )
     if isinstance(plan.training, MeanTraining):
         initial = np.zeros(plan.dimension, dtype=np.float32)
     else:
@@ -223,8 +240,10 @@ def simulated_policy(experiment: Experiment, budget: PrivacyTarget | None = None
 
 
 def stream_name(experiment: Experiment, holder: str) -> str:
-    """Return the name of a random stream: one plan's noise must not be another's, when an experiment has two."""
-    return f"mean {holder}" if isinstance(experiment.plan.training, MeanSchedule) else holder
+    """Return the name of a random stream: one plan's noise must not be another's, when an experiment has several."""
+    training = experiment.plan.training
+    apart = isinstance(training, MeanSchedule | EvaluationSchedule)
+    return f"{training.mode} {holder}" if apart else holder
 
 
 def ledger_path(folder: Path, merchant: str) -> Path:

@@ -68,7 +68,7 @@ from hanse_common.secagg.messages import (
 from hanse_server.coordinator import MaskedRounds
 from hanse_server.league import RoundReport, train
 from hanse_server.optimizers import create
-from hanse_server.store import Store
+from hanse_server.storage import State
 
 ANSWERS = (Joined, Shares, Ready, Upload, Agreed, Unmasked, Declined)
 STATE = {f"{name}.sqlite{end}" for name in ("ledger", "markers") for end in ("", "-wal", "-shm")}
@@ -112,9 +112,9 @@ class Training:
 
     def run(self) -> None:
         """Train to the end, whatever happens to the victim, and hold what happened against the promises."""
-        store = Store(self._folder / "server")
+        progress = State.open(self._folder / "server").progress(SIGNED_PLAN, PLAN)
         rounds = MaskedRounds(
-            self, SIGNED_PLAN, PLAN, lambda: DIRECTORY, store.next_attempt,
+            self, SIGNED_PLAN, PLAN, lambda: DIRECTORY, progress.next_attempt,
             setup_rounds=BLOCK, attempts=1, clock=lambda: NOW, watch=self._watch,
         )  # fmt: skip
         try:
@@ -123,7 +123,7 @@ class Training:
             except Died:
                 self._after_death()
             train(
-                rounds, SIGNED_PLAN, PLAN, create({"name": "fedavg"}), store,
+                rounds, progress, create({"name": "fedavg"}),
                 np.zeros(PLAN.dimension, np.float32), tail_average=0.5, on_round=self._reports.append,
             )  # fmt: skip
         except HanseError as error:

@@ -45,7 +45,7 @@ def _plan() -> Plan:
     )
     training = LocalTraining(
         rounds=ROUNDS, local_steps=1, sampling_rate=0.2, expected_batch=20.0, clipping_norm=1.0,
-        learning_rate=0.5, update_bound=8.0, noise_multiplier=2.0,
+        learning_rate=1000.0, update_bound=8.0, noise_multiplier=2.0,
     )  # fmt: skip
     return Plan(
         league="test", serial=bytes(16), recipe=recipe, taxonomy=TAXONOMY, dimension=recipe.dimension(3),

@@ -21,11 +21,13 @@ from hanse_common.messages import DeclineCode, Declined, Invitation, Start
 from hanse_common.plan import (
     Cohort,
     DistributedTraining,
+    EvaluationTraining,
     LocalTraining,
     MeanTraining,
     MerchantLevelTraining,
     Plan,
     SignedPlan,
+    dimension_of,
 )
 from hanse_common.secagg.messages import (
     Agreed,
@@ -126,6 +128,7 @@ TRAININGS = (
     DistributedTraining(**_STEPS, rounds=9, sampling_rate=0.1, expected_batch=50.0),
     MerchantLevelTraining(**_STEPS, **(_LOCAL | {"expected_batch": 2.0}), local_rate=0.1),
     MeanTraining(**_STEPS, expected_batch=400.0),
+    EvaluationTraining(**_STEPS, rounds=3, expected_batch=400.0),
 )
 
 
@@ -135,7 +138,7 @@ def plans() -> list[Plan]:
     for training, recipe in [(training, SMALL) for training in TRAININGS] + [
         (TRAININGS[0], r) for r in RECIPES[1:]
     ]:
-        dimension = recipe.feature_dimension if isinstance(training, MeanTraining) else recipe.dimension(3)
+        dimension = dimension_of(training, recipe, 3)
         made.append(
             Plan(
                 league="test",

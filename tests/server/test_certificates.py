@@ -136,6 +136,18 @@ def test_the_chain_and_the_authority_count_too() -> None:
     assert "The intermediate certificate (Middle) ends in 12 days" in state.notices[1].text
 
 
+def test_what_each_notice_is_about_can_be_told_apart_and_stays_the_same() -> None:
+    root = Issued("Root", None, 6)
+    server = Issued("server", root, 6, ("shop.example",))
+
+    def told(days: float) -> set[str]:
+        notices = examine(server.pem, root.pem, "league.example", NOW + timedelta(days=days)).notices
+        return {notice.about for notice in notices}
+
+    assert len(told(0)) == 3
+    assert told(0) == told(1) == told(7)
+
+
 def test_what_the_server_does_not_rest_on_may_end() -> None:
     root, other = Issued("Root", None, YEAR), Issued("Old root", None, -5)
     server = Issued("server", root, 200, ("league.example",))

@@ -22,6 +22,8 @@ from flwr.app import Context, Message, RecordDict
 from flwr.common.constant import Status, SubStatus
 from flwr.supercore.task_identity import TaskIdentity
 
+pytestmark = pytest.mark.usefixtures("quick_executor")
+
 WAIT = 60.0
 Flwr = Callable[..., "subprocess.CompletedProcess[str]"]
 

@@ -8,12 +8,12 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
-from hanse_common.errors import ConfigError, RoundFailed
+from hanse_common.errors import RoundFailed, StorageError
 from hanse_common.plan import Plan, SignedPlan
 from hanse_server.coordinator import RoundOutcome
 from hanse_server.league import RoundReport, train
 from hanse_server.optimizers import create
-from hanse_server.store import Store
+from hanse_server.storage import Checkpoint, Progress, State
 
 MakePlan = Callable[..., Plan]
 
@@ -38,6 +38,11 @@ class Stop(Exception):
     pass
 
 
+def progress_in(folder: Path, plan: Plan) -> Progress:
+    signed = SignedPlan.sign(plan, Ed25519PrivateKey.from_private_bytes(bytes(32)))
+    return State.open(folder).progress(signed, plan)
+
+
 def go(
     plan: Plan,
     rounds: Deterministic,
@@ -52,10 +57,8 @@ def go(
 
     return train(
         rounds,
-        SignedPlan.sign(plan, Ed25519PrivateKey.from_private_bytes(bytes(32))),
-        plan,
+        progress_in(folder, plan),
         create({"name": "fedadam"}),
-        Store(folder),
         np.ones(plan.dimension, dtype=np.float32),
         tail_average=0.5,
         on_round=on_round,
@@ -85,41 +88,85 @@ def test_a_round_that_fails_for_good_keeps_the_round_before(make_plan: MakePlan,
     assert again.seen == [2, 3]
 
 
-def test_attempt_numbers_grow_and_go_on_after_a_restart(tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    assert not store.begun()
-    assert [store.next_attempt() for _ in range(3)] == [0, 1, 2]
-    assert store.begun()
-    assert Store(tmp_path).next_attempt() == 3
+def test_attempt_numbers_grow_and_go_on_after_a_restart(make_plan: MakePlan, tmp_path: Path) -> None:
+    plan = make_plan()
+    progress = progress_in(tmp_path, plan)
+    assert not progress.begun()
+    assert [progress.next_attempt() for _ in range(3)] == [0, 1, 2]
+    assert progress.begun()
+    assert progress_in(tmp_path, plan).next_attempt() == 3
 
 
-def test_a_store_of_another_plan_is_refused(make_plan: MakePlan, tmp_path: Path) -> None:
-    go(make_plan(), Deterministic(make_plan()), tmp_path)
-    other = make_plan(league="other")
-    with pytest.raises(ConfigError, match="another plan"):
-        go(other, Deterministic(other), tmp_path)
+def test_plans_in_one_state_do_not_mix(make_plan: MakePlan, tmp_path: Path) -> None:
+    plan, other = make_plan(), make_plan(league="other")
+    with pytest.raises(Stop):
+        go(plan, Deterministic(plan), tmp_path, 1)
+    assert np.array_equal(
+        go(other, Deterministic(other), tmp_path), go(other, Deterministic(other), tmp_path / "alone")
+    )
+    rest = Deterministic(plan)
+    assert np.array_equal(go(plan, rest, tmp_path), go(plan, Deterministic(plan), tmp_path / "whole"))
+    assert rest.seen == [2, 3]
 
 
-@pytest.mark.parametrize("name", ["checkpoint.safetensors", "plan.hanse"])
-def test_a_damaged_file_is_named_and_left_alone(make_plan: MakePlan, tmp_path: Path, name: str) -> None:
+def test_a_damaged_object_is_named_and_left_alone(make_plan: MakePlan, tmp_path: Path) -> None:
     plan = make_plan()
     with pytest.raises(Stop):
         go(plan, Deterministic(plan), tmp_path, 1)
-    (tmp_path / name).write_bytes(b"half of")
-    with pytest.raises(ConfigError, match=name):
+    (kept,) = (path for path in (tmp_path / "objects").rglob("*") if path.is_file())
+    kept.write_bytes(b"half of")
+    with pytest.raises(StorageError, match=kept.name):
         go(plan, Deterministic(plan), tmp_path)
-    assert (tmp_path / name).read_bytes() == b"half of"
+    assert kept.read_bytes() == b"half of"
 
 
-@pytest.mark.parametrize(
-    "content",
-    [b"half of", b'{"attempt":Infinity}', b"[" * 4000, b'{"attempt":-5}', b'{"round":0,"attempt":1}'],
-)
-def test_an_attempt_file_that_makes_no_sense_is_refused(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "attempt.json").write_bytes(content)
-    with pytest.raises(ConfigError, match=r"attempt\.json"):
-        Store(tmp_path).next_attempt()
-    assert (tmp_path / "attempt.json").read_bytes() == content
+class Crash(Exception):
+    pass
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_sum_that_was_opened_is_applied_once_whenever_the_server_dies(
+    make_plan: MakePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    plan = make_plan()
+    apply = Progress.apply
+
+    def dies(self: Progress, checkpoint: Checkpoint) -> None:
+        if checkpoint.rounds_done == 3:
+            if when == "after":
+                apply(self, checkpoint)
+            raise Crash
+        apply(self, checkpoint)
+
+    with monkeypatch.context() as patched, pytest.raises(Crash):
+        patched.setattr(Progress, "apply", dies)
+        go(plan, Deterministic(plan), tmp_path)
+    rest = Deterministic(plan)
+    resumed = go(plan, rest, tmp_path)
+    assert rest.seen == [3]  # what merchants paid for is not asked for again
+    assert np.array_equal(resumed, go(plan, Deterministic(plan), tmp_path / "whole"))
+
+
+def test_a_training_that_has_had_enough_ends_and_stays_ended(make_plan: MakePlan, tmp_path: Path) -> None:
+    plan = make_plan()
+    rounds = Deterministic(plan)
+    asked: list[int] = []
+
+    def enough(done: int, published: NDArray[np.float32]) -> bool:
+        asked.append(done)
+        return done == 2
+
+    for _ in range(2):
+        train(
+            rounds,
+            progress_in(tmp_path, plan),
+            create({"name": "fedavg"}),
+            np.zeros(plan.dimension, dtype=np.float32),
+            tail_average=0,
+            enough=enough,
+        )
+    assert rounds.seen == [0, 1]
+    assert asked == [1, 2, 2]
 
 
 def test_what_is_published_is_the_mean_of_the_last_rounds_models(make_plan: MakePlan, tmp_path: Path) -> None:
@@ -127,7 +174,7 @@ def test_what_is_published_is_the_mean_of_the_last_rounds_models(make_plan: Make
     after, published = [], []
 
     def on_round(report: RoundReport) -> None:
-        checkpoint = Store(tmp_path).load(plan.digest, plan.dimension)
+        checkpoint = progress_in(tmp_path, plan).checkpoint()
         assert checkpoint is not None
         after.append(checkpoint.model)
         published.append(report.published)

@@ -241,7 +241,7 @@ def test_whitening_and_centre_of_the_new_recipe_are_used(tmp_path: Path) -> None
     fitted = fit_whitening(WIDER, photos(200, seed=3), 8)
     whitening, centre = tmp_path / "w", tmp_path / "c"
     whitening.write_bytes(fitted.file)
-    middle = Centre(np.full(8, 0.01, dtype=np.float32), epsilon=0.05, delta=1e-6)
+    middle = Centre(np.full(8, 0.3, dtype=np.float32), epsilon=0.05, delta=1e-6)
     centre.write_bytes(middle.to_bytes())
     recipe = fitted.recipe.model_copy(update={"centre": middle.digest})
     old = recognizer()
@@ -269,6 +269,10 @@ def test_the_same_input_gives_the_same_bits() -> None:
     first, second = (graft(recognizer(), OLD, WIDER, photos=photos(150)) for _ in range(2))
     np.testing.assert_array_equal(first.vector, second.vector)
     assert first.fidelity == second.fidelity
+    # Of all heads that say the same, this is the smallest.
+    weights, bias = last_layer(child(first, WIDER, OLD))
+    assert abs(weights.sum(0)).max() < 1e-5 * abs(weights).max()
+    assert abs(bias.sum()) < 1e-5 * abs(bias).max()
 
 
 @pytest.mark.parametrize("shape", [(40, 7), (20, 60)], ids=["tall", "wide"])
@@ -285,6 +289,8 @@ def test_the_closed_form_is_scikit_learns_ridge(shape: tuple[int, int]) -> None:
 def test_what_is_missing_to_change_the_features_is_said() -> None:
     with pytest.raises(RecognizerError, match=r"\(backbone changed\).*at least 100"):
         graft(recognizer(), OLD, WIDER)
+    with pytest.raises(RecognizerError, match=r"\(centre changed\)"):
+        graft(recognizer(), OLD, LINEAR.model_copy(update={"centre": "0" * 64}))
     with pytest.raises(RecognizerError, match=r"\(model changed\)"):
         graft(recognizer(MLP), OLD, MLP.model_copy(update={"model": Mlp(hidden=6)}))
     with pytest.raises(RecognizerError, match="Found 99 public photos, expected at least 100"):

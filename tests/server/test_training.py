@@ -10,8 +10,8 @@ from hanse_common.errors import RecognizerError
 from hanse_common.plan import MeanTraining, Plan, SignedPlan
 from hanse_common.vision.centring import Centre, load_centre
 from hanse_common.vision.recognizer import Recognizer
-from hanse_server.config import Optimization, Service
-from hanse_server.store import Store
+from hanse_server.config import Optimization, ServerConfig, Service
+from hanse_server.storage import State
 from hanse_server.training import Training, _check_files
 
 MakePlan = Callable[..., Plan]
@@ -21,7 +21,9 @@ def training(plan: Plan, service: Service) -> Training:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     signed = SignedPlan.sign(plan, Ed25519PrivateKey.from_private_bytes(bytes(32)))
-    return Training(signed, plan, Optimization(), service, Store(service.state))
+    config = ServerConfig.model_construct(optimization=Optimization(), evaluation=None, start=None)
+    state = State.open(service.state)
+    return Training(config, service, state, state.progress(signed, plan), None)
 
 
 def mean_plan(make_plan: MakePlan) -> Plan:
@@ -41,7 +43,7 @@ def test_a_mean_is_published_as_a_centre_that_a_recipe_can_name(
 ) -> None:
     plan, service = mean_plan(make_plan), make_service()
     mean = np.linspace(0, 1, plan.dimension, dtype=np.float32)
-    path = training(plan, service).publish(mean)
+    path = training(plan, service).publish_centre(mean)
     assert path == service.state / "centre.safetensors"
     centre = Centre(mean, plan.epsilon(), plan.delta)
     found = load_centre(plan.recipe.model_copy(update={"centre": centre.digest}), path)
@@ -57,7 +59,10 @@ def test_a_recognizer_carries_its_centre(
     path = tmp_path / "from-elsewhere.safetensors"
     path.write_bytes(centre.to_bytes())
     plan = plan.model_copy(update={"recipe": plan.recipe.model_copy(update={"centre": centre.digest})})
-    folder = training(plan, make_service(centre=path)).publish(np.zeros(plan.dimension, dtype=np.float32))
+    service = make_service(centre=path)
+    version = training(plan, service).publish(np.zeros(plan.dimension, dtype=np.float32), {"accuracy": 0.5})
+    assert (version.number, version.state) == (1, "candidate")
+    folder = service.state / "recognizer"
     assert (folder / "centre.safetensors").read_bytes() == path.read_bytes()
     card = Recognizer.load(folder).card
     assert card.recipe.centre == centre.digest

@@ -53,7 +53,10 @@ def test_a_device_that_is_not_there_is_an_error_before_anything_is_measured() ->
 
 
 @pytest.mark.filterwarnings("ignore:Full backward hook")
-@pytest.mark.parametrize("name", dp_step.CASES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow) if name == "resnet18" else name for name in dp_step.CASES],
+)
 @pytest.mark.parametrize("way", ["_plain", "_dp", "_opacus"])
 def test_a_step_counts_the_photos_it_used(name: str, way: str) -> None:
     case = dp_step.TINY[name]

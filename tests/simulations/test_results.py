@@ -75,7 +75,7 @@ def test_a_result_folder_is_complete_and_runs_again(
     assert f"accuracy {100 * found['accuracy']:.2f} %" in text
     assert found["rounds"] == [3, 4]
     assert found["accuracies"][-1] == found["accuracy"]
-    assert found["epsilon_max"] == max(found["epsilon"].values()) <= 3
+    assert found["epsilon_max"] == max(found["epsilon"].values()) <= 1
     assert (first / "metrics.csv").read_text().splitlines()[0] == "round,merchants,accuracy"
 
     for name in ("learning-curve.png", "confusion.png", "roc.png"):
@@ -84,7 +84,7 @@ def test_a_result_folder_is_complete_and_runs_again(
             darkest, brightest = picture.convert("L").getextrema()
             assert darkest < 128 < brightest == 255, f"{name} is blank"
     for name in ("alder", "birch", "cedar"):
-        ledger = Ledger(first / "merchants" / name / "ledger.sqlite", Budget(3.0, 1e-5))
+        ledger = Ledger(first / "merchants" / name / "ledger.sqlite", Budget(1.0, 1e-5))
         assert ledger.counter == 4
     card = Recognizer.load(first / "recognizer").card
     assert card.metrics["accuracy"] == found["accuracy"]

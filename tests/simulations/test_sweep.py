@@ -30,7 +30,7 @@ SWEEP: dict[str, Any] = {
     "optimization.optimizer": {"name": "fedavg", "learning_rate": 2},
     "sweep": {
         "seeds": [3, 4],
-        "points": [{"plan.privacy.epsilon": 8}, {"plan.privacy.epsilon": 2, "plan.training.rounds": 3}],
+        "points": [{"plan.privacy.epsilon": 1}, {"plan.privacy.epsilon": 0.5, "plan.training.rounds": 3}],
     },
 }
 
@@ -38,10 +38,10 @@ SWEEP: dict[str, Any] = {
 def test_a_point_differs_where_it_says(write_experiment: Write) -> None:
     experiment = load(Experiment, write_experiment(SWEEP))
     one = experiment.at(1, 4)
-    assert (one.seed, one.plan.privacy.epsilon, one.plan.training.rounds) == (4, 2, 3)
+    assert (one.seed, one.plan.privacy.epsilon, one.plan.training.rounds) == (4, 0.5, 3)
     assert one.sweep is None
     other = experiment.at(0, 3)
-    assert (other.plan.privacy.epsilon, other.plan.training.rounds) == (8, 2)
+    assert (other.plan.privacy.epsilon, other.plan.training.rounds) == (1, 2)
     assert other.data == experiment.data
 
 
@@ -84,7 +84,7 @@ def test_what_is_done_is_not_done_again(
     ran.clear()
     frontier = sweep.run_sweep(experiment, folder, cache)
     assert [own.name for own in ran] == ["point-2-seed-4"]
-    assert [round(point.epsilon) for point in frontier.points] == [2, 8]
+    assert [round(point.epsilon, 2) for point in frontier.points] == [0.5, 1]
     assert [len(point.accuracies) for point in frontier.points] == [2, 2]
     assert json.loads((folder / "frontier.json").read_bytes()) == frontier.to_json()
     (folder / "point-1-seed-3" / "result.json").write_text("{}")

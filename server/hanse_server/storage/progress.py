@@ -139,7 +139,7 @@ class Progress:
         `subject` says of which model it is, where that is not the plan's own. Raises `StorageError` when the round has
         one already.
         """
-        update = self._objects.put(save({"update": np.ascontiguousarray(outcome.update)}))
+        update = self._put(round_, {"update": outcome.update})
         attempt = self._last_attempt()
         with self._database.transaction() as session:
             session.add(
@@ -240,9 +240,9 @@ class Progress:
         arrays["model"] = checkpoint.model
         arrays["average"] = checkpoint.average_total
         arrays["average_count"] = np.array([checkpoint.average_count])
-        made = self._objects.put(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
-        now = self._database.clock()
         round_ = checkpoint.rounds_done - 1
+        made = self._put(round_, arrays)
+        now = self._database.clock()
         with self._database.transaction() as session:
             self._database.move(session, RoundRecord, "applied", plan=self._digest, number=round_)
             record = session.get_one(RoundRecord, (self._digest, round_), populate_existing=True)
@@ -286,6 +286,13 @@ class Progress:
         roles |= {name: ("uploaded", outcome.blamed.get(name, "")[:MAX_DETAIL]) for name in outcome.uploaded}
         for name, (role, detail) in sorted(roles.items()):
             yield ParticipantRecord(plan=self._digest, round=round_, name=name, role=role, detail=detail)
+
+    def _put(self, round_: int, arrays: Mapping[str, NDArray[Any]]) -> str:
+        """Keep arrays as one object of this plan and round alone: an equal one of another must not go with it."""
+        named = {"plan": self._digest, "round": str(round_)}
+        return self._objects.put(
+            save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, named)
+        )
 
     def _array(self, digest: str, name: str) -> NDArray[Any]:
         try:

@@ -42,6 +42,7 @@ from hanse_server.flower_executor import Executor, RunContext
 from hanse_server.flower_grid import FlowerMembership
 from hanse_server.flower_link import SuperLink
 from hanse_server.stream import StreamServer
+from hanse_simulations.benchmarks.connected import Connected
 from hanse_simulations.benchmarks.round_merchants import ECHO_ROUNDS
 from hanse_simulations.console import console
 from hanse_simulations.shops import merchant_names
@@ -199,7 +200,7 @@ class _Bench:
         directory = LeagueDirectory(signed, wire.decode(Directory, signed.directory))
         plan = _plan(len(everyone))
         rounds = MaskedRounds(
-            _Connected(streams),
+            Connected(streams),
             SignedPlan.sign(plan, Ed25519PrivateKey.generate()),
             plan,
             lambda: directory,
@@ -248,14 +249,6 @@ class _Bench:
         }
         path.write_text(yaml.safe_dump(settings))
         return path
-
-
-class _Connected:
-    """The open block's streams as a `Transport`."""
-
-    def __init__(self, streams: StreamServer) -> None:
-        self.gather = self.merchants = streams.connected
-        self.exchange = streams.exchange
 
 
 def _plan(merchants: int) -> Plan:

@@ -28,6 +28,7 @@ from hanse_common.vision.taxonomy import Taxonomy
 from hanse_server.coordinator import LeagueDirectory, MaskedRounds
 from hanse_server.development_keys import make_keys
 from hanse_server.stream import StreamServer
+from hanse_simulations.benchmarks.connected import Connected
 
 TRIPS = 3
 """Questions, each with its answer, that a merchant gets in a round, and as many in a set-up."""
@@ -41,9 +42,7 @@ def measure(merchants: int, dimension: int, rounds: int, folder: Path) -> dict[s
     """Run a set-up and `rounds` rounds and return the figures. `folder` is empty; keys are made there."""
     names = [f"m{number:03}" for number in range(merchants)]
     keys = make_keys(folder, ("localhost", "127.0.0.1"), names)
-    identities = {
-        signing.load_public(own / "identity.key.pub"): name for name, own in keys.merchants.items()
-    }
+    identities = {signing.load_public(own / "identity.key.pub"): name for name, own in keys.merchants.items()}
     certificate, key = keys.certificate.read_bytes(), keys.key.read_bytes()
     with StreamServer("127.0.0.1", 0, certificate, key, lambda: identities) as streams:
         streams.open_block(BLOCK, record_bytes(dimension))
@@ -65,7 +64,7 @@ def _rounds(streams: StreamServer, plan: Plan, directory: bytes) -> dict[str, An
     signed = wire.decode(SignedDirectory, directory)
     listed = LeagueDirectory(signed, wire.decode(Directory, signed.directory))
     rounds = MaskedRounds(
-        _Connected(streams),
+        Connected(streams),
         SignedPlan.sign(plan, Ed25519PrivateKey.generate()),
         plan,
         lambda: listed,
@@ -90,14 +89,6 @@ def _rounds(streams: StreamServer, plan: Plan, directory: bytes) -> dict[str, An
         "setup_seconds": wall[1] - wall[0],
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
-
-
-class _Connected:
-    """The open block's streams as a `Transport`."""
-
-    def __init__(self, streams: StreamServer) -> None:
-        self.gather = self.merchants = streams.connected
-        self.exchange = streams.exchange
 
 
 def _plan(merchants: int, dimension: int, rounds: int) -> Plan:

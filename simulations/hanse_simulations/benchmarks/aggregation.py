@@ -1,0 +1,139 @@
+"""What the server's sum of masked uploads costs, beside bare addition and beside Flower's own aggregation.
+
+    figures = run(quick=True)
+
+Ours begins with records as `RecordReader` hands them over and ends with the sum: both messages decoded and checked,
+the vector added. The floor is numpy's addition of as many vectors, and the peer Flower's `aggregate_arrayrecords` of
+as many replies. All three take turns through the same few distinct vectors, more than a cache holds, in one run and
+one thread; each figure is the best of its repetitions.
+
+Memory is that of fresh processes. Ours is a real server to which all merchants upload at once over TLS; Flower's is
+the replies and their aggregation, without what brought them.
+
+The ratios to look at: `over_floor` beside `peer_over_floor`, and `aggregator_models_in_memory`, the peak in vectors,
+which must not grow with the merchants, beside `peer_megabytes_per_merchant`, which does.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from rich.table import Table
+
+from hanse_common import signing, wire
+from hanse_common.errors import RoundFailed
+from hanse_common.messages import MAX_MESSAGE_BYTES, Declined
+from hanse_common.secagg.messages import Upload, Work
+from hanse_common.session import Answer, RecordReader, frames, record_bytes
+from hanse_simulations.benchmarks import flower_aggregation
+from hanse_simulations.benchmarks.aggregation_memory import open_aggregator
+from hanse_simulations.benchmarks.memory import measured_apart
+from hanse_simulations.console import console
+
+DISTINCT = 4
+"""Vectors that take turns."""
+
+MEMORY_DIMENSION = 11_200_000
+PEER_MEMORY = (2, 6)
+"""Replies that Flower aggregates where its memory is measured: what it grows by in between is the merchants'."""
+
+ANSWERS: tuple[type[Work], ...] = (Upload, Declined)
+
+
+def run(quick: bool) -> dict[str, Any]:
+    """Measure and return the figures."""
+    merchants, dimension, repeats = (20, 1_000_000, 5) if quick else (100, 11_200_000, 3)
+    with console.status("adding"):
+        figures = _times(merchants, dimension, repeats)
+    peaks, peer = {}, []
+    with console.status("measuring memory"):
+        for count in (5, 20) if quick else (10, 50, 100):
+            found = measured_apart("hanse_simulations.benchmarks.aggregation_memory", count, MEMORY_DIMENSION)
+            peaks[str(count)] = found["models"]
+        for count in PEER_MEMORY:
+            found = measured_apart("hanse_simulations.benchmarks.flower_aggregation", count, MEMORY_DIMENSION)
+            peer.append(found["megabytes"])
+    return figures | {
+        "aggregator_models_in_memory": max(peaks.values()),
+        "aggregator_models_by_merchants": peaks,
+        "peer_megabytes_per_merchant": (peer[1] - peer[0]) / (PEER_MEMORY[1] - PEER_MEMORY[0]),
+        "memory_dimension": MEMORY_DIMENSION,
+    }
+
+
+def _times(merchants: int, dimension: int, repeats: int) -> dict[str, Any]:
+    generator = np.random.default_rng(0)
+    vectors = [generator.integers(1 << 32, size=dimension, dtype=np.uint32) for _ in range(DISTINCT)]
+    keys = [Ed25519PrivateKey.generate() for _ in range(merchants)]
+    identities = [signing.public_bytes(key) for key in keys]
+    aggregator = open_aggregator(keys)
+    work = aggregator.setup.work
+    records = [_record(Upload(**work, vector=vector.tobytes())) for vector in vectors]
+    bound = record_bytes(dimension)
+    total = np.zeros(dimension, dtype=np.uint32)
+
+    def floor() -> None:
+        for place in range(merchants):
+            np.add(total, vectors[place % DISTINCT], out=total)
+
+    def ours() -> None:
+        sum_ = aggregator.open_round(0, bytes(32), dimension)
+        for place, identity in enumerate(identities):
+            _, payload = wire.decode_tailed((Answer,), records[place % DISTINCT], bound)
+            _, vector = wire.decode_tailed(ANSWERS, payload, MAX_MESSAGE_BYTES)
+            sum_.add_vector(identity, vector)
+
+    floats = [generator.standard_normal(dimension, dtype=np.float32) for _ in range(DISTINCT)]
+    replies = [flower_aggregation.reply(vector) for vector in floats]
+
+    def peer() -> None:
+        flower_aggregation.aggregate([replies[place % DISTINCT] for place in range(merchants)])
+
+    turns: dict[str, Callable[[], None]] = {"floor": floor, "ours": ours, "peer": peer}
+    seconds = {name: float("inf") for name in turns}
+    for _ in range(repeats):
+        for name, turn in turns.items():
+            began = time.perf_counter()
+            turn()
+            seconds[name] = min(seconds[name], time.perf_counter() - began)
+    return {
+        "merchants": merchants,
+        "dimension": dimension,
+        "over_floor": seconds["ours"] / seconds["floor"],
+        "peer_over_floor": seconds["peer"] / seconds["floor"],
+        **{f"{name}_seconds": taken for name, taken in seconds.items()},
+    }
+
+
+def _record(upload: Upload) -> memoryview:
+    """Return the record that brings `upload`, as a stream's server has it once its frames are read."""
+    reader = RecordReader(record_bytes(len(upload.vector) // 4))
+    announced = False
+    for frame in frames(wire.encode(Answer(trip=1, payload=wire.encode(upload)))):
+        record = reader.add(frame)
+        if record is not None:
+            return record
+        if not announced:
+            announced = True
+            reader.expect(wire.announced_bytes(Answer, reader.received))
+    raise RoundFailed("The record has no end.")
+
+
+def show(figures: dict[str, Any]) -> None:
+    """Print the figures for a person."""
+    table = Table("what", "measured", "goal", box=None, pad_edge=False)
+    size = f"{figures['merchants']} × {figures['dimension']:,}"
+    rows = [
+        (f"our sum of {size}, over bare addition", f"{figures['over_floor']:.2f}", "1.2"),
+        ("Flower's aggregation, over bare addition", f"{figures['peer_over_floor']:.2f}", ""),
+        ("memory with Flower, a merchant", f"{figures['peer_megabytes_per_merchant']:.1f} MB", ""),
+    ]
+    rows += [
+        (f"our memory with {count} merchants, in vectors", f"{peak:.2f}", "4")
+        for count, peak in figures["aggregator_models_by_merchants"].items()
+    ]
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
