@@ -4,7 +4,7 @@ BIN := .venv/bin
 DATA := .data/fashion-mnist
 ARGS ?=
 
-.PHONY: install demo test test-all lint bench lock clean
+.PHONY: install demo test test-all lint bench wheel sbom lock clean
 
 install: .venv/installed $(DATA)/ready
 
@@ -38,10 +38,22 @@ lint: install
 bench: install
 	@for name in gradients dp-step round secagg; do $(BIN)/hanse-sim bench $$name $(ARGS) || exit 1; done
 
+# The same bytes from the same sources, wherever and whenever it is built: with hatchling's date, or SOURCE_DATE_EPOCH.
+wheel: .venv/installed
+	@$(BIN)/python -m hatchling build --target wheel --directory dist
+
+# All that is locked, the tools of developers included, as a bill of materials in CycloneDX's JSON, checked by its schema.
+# A lock says nothing of who needs whom, of which the tool would warn.
+sbom: .venv/installed
+	@mkdir -p dist
+	@PYTHONWARNINGS=ignore::UserWarning $(BIN)/cyclonedx-py requirements requirements.lock --pyproject pyproject.toml --sv 1.6 --of JSON \
+		--output-reproducible --validate --output-file dist/hanse.cdx.json
+	@echo "Wrote dist/hanse.cdx.json."
+
 # Takes the newest versions that pyproject.toml allows. Only packages, never the machine's own torch build tag.
 lock: .venv/installed
 	@$(BIN)/python -m pip install --quiet --upgrade --upgrade-strategy eager -e ".[dev]"
-	@$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > requirements.lock
+	@$(BIN)/python -m pip freeze --all --exclude pip --exclude-editable | sed 's/+cpu$$//' > requirements.lock
 
 clean:
 	rm -rf .venv demo results .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -129,10 +129,8 @@ class HeadSum:
             usable[:count] = self._usable[part]
             usable[count:] = False
             scaled = self._scaled_residuals(_residuals(rows, labels, head), norms, usable)
-            grouped = scaled.view(self._groups, -1, self._classes).mT
-            products = torch.bmm(grouped, wide.copy_(rows).view(self._groups, -1, wide.shape[1]))
-            exact = products[:, :, : self._width + 1].mul_(1 << _FEATURE_BITS).to(torch.int64)
-            total += exact.sum(dim=0)
+            product = _products(scaled, wide.copy_(rows), self._groups)[..., : self._width + 1]
+            total += product.mul_(1 << _FEATURE_BITS).to(torch.int64).sum(dim=0)
         return torch.cat([total[:, :-1].reshape(-1), total[:, -1]]).cpu().numpy()
 
     def _padded(self, weights: NDArray[np.float64]) -> Tensor:
@@ -196,6 +194,13 @@ def _residuals(rows: Tensor, labels: Tensor, head: Tensor) -> Tensor:
     residuals = torch.softmax(F.linear(rows, head).double(), dim=1)
     residuals[torch.arange(len(rows), device=rows.device), labels] -= 1.0
     return residuals
+
+
+def _products(scaled: Tensor, rows: Tensor, groups: int) -> Tensor:
+    """Return scaledᵀ·rows of each group of rows, (groups, K, padded). One group is one product, faster on a CPU."""
+    if groups == 1:
+        return (scaled.T @ rows)[None]
+    return torch.bmm(scaled.view(groups, -1, scaled.shape[1]).mT, rows.view(groups, -1, rows.shape[1]))
 
 
 def _random(shape: torch.Size | tuple[int, int], source: AesCtrStream) -> Tensor:

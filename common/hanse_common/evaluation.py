@@ -4,7 +4,7 @@
     >>> layout = Layout(classes=3)
     >>> vector = layout.sum(np.array([2]), np.array([[0.1, 0.2, 0.7]]))      # one photo of class 2, recognized
     >>> layout.dimension, int(vector[layout.parts["outcome"]][0]) == layout.weights["outcome"]
-    (156, True)
+    (168, True)
 
 A vector has the parts below, for K classes. In most of them a photo sets one coordinate, in `other` K − 1, to a public
 weight. The squared weights (`SHARES`) add up to 1, so that the photo's exact norm is at most 1 whatever it shows.
@@ -24,7 +24,7 @@ Several parts count the same photos: what is asked most often, such as how many 
 which has less noise than a sum of K of the confusion's. `hanse_common.evaluation_estimate` brings all parts together.
 
 Bins of scores are narrow near 0 and 1, where scores pile up. Shares and bins were chosen by measurement, so that at
-ε = 0.5 and 6000 photos of ten classes the intervals of accuracy, macro F1 and macro AUC are as short as they get
+ε = 0.5 and 6000 photos of ten classes the intervals of accuracy, macro F1 and macro AUC are about as short as they get
 together. They are part of the protocol: merchants and server must agree on them.
 """
 
@@ -45,8 +45,13 @@ CLIPPING_NORM = 1.0
 MAX_CLASSES = 256
 """Bound of K: a confusion matrix of more would drown in noise, and in a database."""
 
-SCORE_EDGES: NDArray[np.float64] = 1 / (1 + np.exp(-np.linspace(-7.0, 7.0, 15)))
-"""The inner edges of the bins of scores: evenly spaced in log odds."""
+_LOG_ODDS = np.concatenate([[-7.0, -5.5, -4.5], np.linspace(-3.75, 0.0, 11), [0.75, 1.5, 2.5, 4.0, 6.0]])
+
+SCORE_EDGES: NDArray[np.float64] = 1 / (1 + np.exp(-_LOG_ODDS))
+"""The inner edges of the bins of scores, closest in log odds between 0.02 and 0.5.
+
+There even a model that is never sure tells classes apart, as one does that was trained under much noise.
+"""
 
 SCORE_BINS = len(SCORE_EDGES) + 1
 CONFIDENCE_BINS = 10

@@ -37,7 +37,7 @@ Rows: TypeAlias = Any
 DEVIATIONS = 1.959964
 """Half of a 95 % interval, in standard deviations."""
 
-VISIBLE = 3.0
+VISIBLE = 4.0
 """A number of photos below so many deviations of its noise may well be none, and nothing is divided by it."""
 
 _BLOCK = 1024  # rows of coefficients that are multiplied at once

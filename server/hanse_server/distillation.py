@@ -5,9 +5,10 @@
     fidelity.agreement            # 0.97: the share of held-out photos that both give the same class
 
 The last layer is fitted by ridge regression, in closed form and float64, to the recognizer's logits less their mean
-over the classes, which softmax does not see: of all heads that say the same, that gives the smallest. Matching logits is what distillation becomes at a high temperature
-(Hinton, Vinyals, Dean 2015, "Distilling the Knowledge in a Neural Network", section 2.1). The hidden layer of an MLP
-stays as the recipe's digest draws it: public random features (Rahimi, Recht 2008).
+over the classes, which softmax does not see: of all heads that say the same, that gives the smallest. Matching logits
+is what distillation becomes at a high temperature (Hinton, Vinyals, Dean 2015, "Distilling the Knowledge in a Neural
+Network", section 2.1). The hidden layer of an MLP stays as the recipe's digest draws it: public random features
+(Rahimi, Recht 2008).
 
 Of five photos three are fitted, one chooses the ridge penalty, by the divergence it leaves; then four are fitted, and
 what is said of faithfulness comes from the fifth, which had no part in either. Photos need no labels, but should look

@@ -21,6 +21,11 @@ CLASSES = 5
 WIDTH = 37
 UNIT = Fraction(2) ** FINE
 
+gpu = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
 
 def make(count: int, seed: int = 1) -> tuple[Tensor, Tensor, NDArray[np.float64]]:
     """Features of which some are clipped and some are not, labels, and a head."""
@@ -255,3 +260,27 @@ def test_arguments_are_checked() -> None:
             summed.sum(wrong, np.arange(6))
     with pytest.raises(ValueError, match="at most 65536 photos"):
         summed.sum(weights, np.zeros(2**16 + 1, dtype=np.intp))
+
+
+class TestGpu:
+    """What only a GPU can show."""
+
+    pytestmark = gpu
+
+    def test_sums_equal_the_cpus(self) -> None:
+        features, labels, weights = make(1500)
+        expected = everything(head_sum(features, labels), weights, 1500) * 2.0**FINE
+        found = everything(head_sum(features.cuda(), labels.cuda()), weights, 1500) * 2.0**FINE
+        assert np.abs(found - expected).max() <= 1e-6 * NORM * 1500
+
+    @pytest.mark.parametrize("count", [2, 129, 1025, 1500])
+    def test_an_example_adds_its_own_vector_to_the_bit(self, count: int) -> None:
+        features, labels, weights = make(count)
+        summed = head_sum(features.cuda(), labels.cuda())
+        assert summed._rows == 1024, "many at once, not one at a time"
+        whole = everything(summed, weights, count)
+        for own in (0, count // 2, count - 1):
+            others = np.delete(np.arange(count), own)
+            alone = summed.sum(weights, np.array([own]))
+            assert np.array_equal(whole - alone, summed.sum(weights, others))
+            assert length(alone) <= Fraction(NORM) ** 2

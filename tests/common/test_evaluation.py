@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from hanse_common.evaluation import CONFIDENCE_BINS, LOSS_BOUND, SCORE_BINS, SHARES, Layout
+from hanse_common.evaluation import CONFIDENCE_BINS, LOSS_BOUND, SCORE_BINS, SCORE_EDGES, SHARES, Layout
 
 CLASSES = (2, 3, 10, 47)
 
@@ -98,7 +98,8 @@ def test_each_part_counts_what_it_says() -> None:
     for name, rows in (("own", labels == 2), ("other", labels != 2)):
         histogram = part[name].reshape(3, SCORE_BINS)[2]
         assert histogram.sum() == pytest.approx(rows.sum())
-        assert histogram[SCORE_BINS // 2 :].sum() == pytest.approx((scores[rows, 2] >= 0.5).sum())
+        over = histogram[np.flatnonzero(SCORE_EDGES == 0.5)[0] + 1 :].sum()
+        assert over == pytest.approx((scores[rows, 2] >= 0.5).sum())
     tenths = part["confidence"].reshape(CONFIDENCE_BINS, 2)
     assert tenths[9] == pytest.approx(
         [(right & (confidence >= 0.9)).sum(), (~right & (confidence >= 0.9)).sum()]

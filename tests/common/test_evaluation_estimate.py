@@ -106,7 +106,7 @@ def test_intervals_hold_the_true_figure_19_times_in_20(make_plan: MakePlan) -> N
     """Each trial draws other photos and other noise; the truth is that of very many photos."""
     rng = np.random.default_rng(4)
     plan = plan_of(make_plan, 3)
-    labels, scores = draw(400_000, rng)
+    labels, scores = draw(200_000, rng)
     oracle = ClassificationReport.of(labels, scores)
     confidence, right = scores.max(axis=1), scores.argmax(axis=1) == labels
     tenth = np.minimum((10 * confidence).astype(int), 9)
@@ -122,7 +122,7 @@ def test_intervals_hold_the_true_figure_19_times_in_20(make_plan: MakePlan) -> N
         "photos": 2000,
     }
     hits: defaultdict[str, list[bool]] = defaultdict(list)
-    for _ in range(120):
+    for _ in range(80):
         own = draw(2000, rng)
         found = reported(plan, own, 1.0, rng)
         for name, value in truth.items():
@@ -134,8 +134,8 @@ def test_intervals_hold_the_true_figure_19_times_in_20(make_plan: MakePlan) -> N
                 hits[f"classes' {name}"].append(figure.low <= value <= figure.high)
             hits["support"].append(each.support.low <= (own[0] == c).sum() <= each.support.high)
     shares = {name: np.mean(each) for name, each in hits.items()}
-    # 120 trials: 3.5 standard deviations below 95 %. Above it nothing is wrong but too wide.
-    assert all(share > 0.88 for share in shares.values()), shares
+    # 80 trials: 3.5 standard deviations below 95 %. Above it nothing is wrong but too wide.
+    assert all(share > 0.865 for share in shares.values()), shares
     assert np.mean(list(shares.values())) < 0.975, shares
 
 
@@ -189,7 +189,7 @@ def test_a_sampled_holdout_is_counted_whole(make_plan: MakePlan) -> None:
     plan = plan_of(make_plan, 3, sampling_rate=0.25)
     labels, scores = draw(8000, rng)
     hits = []
-    for _ in range(40):
+    for _ in range(30):
         sampled = rng.random(8000) < 0.25
         found = reported(plan, (labels[sampled], scores[sampled]), 1.0, rng).photos
         hits.append(found.low <= 8000 <= found.high)

@@ -66,7 +66,7 @@ def selectors(expression: str) -> Iterator[Any]:
         if isinstance(node, promql_parser.VectorSelector):
             found.append(node)
         elif isinstance(node, promql_parser.MatrixSelector):
-            found.append(node.selector)
+            found.append(node.vector_selector)
 
     promql_parser.walk(parsed, visit)
     yield from {str(selector): selector for selector in found}.values()
@@ -199,7 +199,7 @@ def test_every_figure_is_on_the_dashboard_or_in_an_alert(
     used = {re.sub("_(bucket|sum|count)$", "", found.name) for text in asked for found in selectors(text)}
     ours = {re.sub("_(bucket|sum|count)$", "", name) for name in series if name.startswith("hanse_")}
     not_shown = {"hanse_build_info", "hanse_blocks_total", "hanse_trips_total", "hanse_trip_seconds"}
-    of_tables = {name for name in ours if name.endswith("timestamp_seconds") or name.endswith("_version")}
+    of_tables = {name for name in ours if name.endswith(("timestamp_seconds", "_version"))}
     assert ours - used <= not_shown | of_tables
 
 
@@ -208,7 +208,7 @@ def test_the_dashboard_is_laid_out_without_gaps_in_names_or_overlaps(dashboard: 
     assert len({panel["id"] for panel in panels}) == len(panels)
     for panel in panels:
         place = panel["gridPos"]
-        assert 0 <= place["x"] and place["x"] + place["w"] <= 24
+        assert place["x"] >= 0 and place["x"] + place["w"] <= 24
         if panel["type"] != "row":
             assert panel["title"] and panel["description"].endswith(".")
     for one, other in combinations([panel["gridPos"] for panel in panels], 2):

@@ -1,5 +1,6 @@
 """Merchants that attack a real league: what is stopped, what is not, and the study that makes a table of it."""
 
+import functools
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,7 +18,7 @@ from hanse_common.plan import Plan
 from hanse_common.secagg import ring
 from hanse_server import plausibility
 from hanse_server.league import RoundReport
-from hanse_simulations import robustness
+from hanse_simulations import datasets, robustness
 from hanse_simulations.attacks import Attack, Attacker, Backdoor, LabelFlip, Noise, Random, Scaling, poisoned
 from hanse_simulations.experiment import Experiment
 from hanse_simulations.robustness import Row, Study, run_study, table
@@ -51,9 +52,16 @@ MERCHANT_LEVEL = {
     },
     "optimization.attempts": 1,
 }
+READ_ONCE = functools.cache(datasets.fashion_mnist)
 MODES = pytest.mark.parametrize(
     "mode", [DISTRIBUTED, LOCAL, MERCHANT_LEVEL], ids=["distributed", "local", "merchant-level"]
 )
+
+
+@pytest.fixture(autouse=True)
+def read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unpack the dataset once for all tests."""
+    monkeypatch.setattr(datasets, "fashion_mnist", READ_ONCE)
 
 
 @pytest.fixture
@@ -82,10 +90,16 @@ def test_an_honest_league_stays_below_the_bound(
     assert all(0 < report.outcome.norm < report.outcome.bound for report in seen)
 
 
-@MODES
 @pytest.mark.parametrize(
-    "attack",
-    [{"name": "random"}, {"name": "scaling", "factor": 1_000_003}, {"name": "noise", "of_bound": 2.0}],
+    ("mode", "attack"),
+    [
+        (DISTRIBUTED, {"name": "random"}),
+        (LOCAL, {"name": "random"}),
+        (MERCHANT_LEVEL, {"name": "random"}),
+        (DISTRIBUTED, {"name": "scaling", "factor": 1_000_003}),
+        (LOCAL, {"name": "noise", "of_bound": 2.0}),
+    ],
+    ids=["random", "random-local", "random-merchant-level", "scaling", "noise-local"],
 )
 def test_an_implausible_upload_fails_the_round_and_nothing_is_applied(
     experiment: Callable[..., Experiment], tmp_path: Path, mode: dict[str, Any], attack: dict[str, Any]
@@ -98,29 +112,23 @@ def test_an_implausible_upload_fails_the_round_and_nothing_is_applied(
     assert attacked.progress.checkpoint() is None
 
 
-@pytest.mark.parametrize(
-    "attack",
-    [
-        {"name": "label-flip"},
-        {"name": "label-flip", "copies": 5},
+def test_what_keeps_below_the_bound_is_not_stopped(
+    experiment: Callable[..., Experiment], tmp_path: Path
+) -> None:
+    """The table's other half: it is the truth about these attacks that no round fails, and that they tell."""
+    models = [league(experiment(DISTRIBUTED), tmp_path / "honest").train().tobytes()]
+    for attack in (
+        {"name": "label-flip", "copies": 3},
         {"name": "backdoor", "target": "Bag"},
-        {"name": "inflated", "copies": 5},
         {"name": "scaling", "factor": -1},
         {"name": "noise", "of_bound": 0.5},
-    ],
-    ids=lambda attack: "-".join(map(str, attack.values())),
-)
-def test_what_keeps_below_the_bound_is_not_stopped(
-    experiment: Callable[..., Experiment], tmp_path: Path, attack: dict[str, Any]
-) -> None:
-    """The table's other half: it is the truth about these attacks that no round fails."""
-    honest = league(experiment(DISTRIBUTED), tmp_path / "honest").train()
-    seen: list[RoundReport] = []
-    assert not np.array_equal(
-        league(experiment(DISTRIBUTED, attack), tmp_path / "attacked").train(seen.append), honest
-    )
-    assert len(seen) == 4
-    assert not any(report.outcome.failures or report.outcome.blamed for report in seen)
+    ):
+        seen: list[RoundReport] = []
+        attacked = league(experiment(DISTRIBUTED, attack), tmp_path / str(attack["name"]))
+        models.append(attacked.train(seen.append).tobytes())
+        assert len(seen) == 4, attack
+        assert not any(report.outcome.failures or report.outcome.blamed for report in seen), attack
+    assert len(set(models)) == 5
 
 
 def test_only_the_last_merchants_attack(experiment: Callable[..., Experiment], tmp_path: Path) -> None:

@@ -32,9 +32,9 @@ CENTRED: dict[str, Any] = {
         "expected_batch": 480,
         "clipping_norm": 0.5,
     },
-    "plan.privacy": {"epsilon": 2, "delta": 1e-5},
+    "plan.privacy": {"epsilon": 4, "delta": 1e-5},
     "plan.cohort": {"min_merchants": 3, "max_merchants": MERCHANTS},
-    "centring": {"epsilon": 0.5, "delta": 1e-6},
+    "centring": {"epsilon": 2, "delta": 1e-6},
 }
 
 
@@ -63,7 +63,7 @@ def test_the_centre_is_the_mean_but_for_its_noise(
     error = np.linalg.norm(centre.mean - mean_of(shops))
     assert 1e-4 < error < 0.1
     assert rest.plan.recipe.centre == centre.digest
-    assert rest.plan.privacy.epsilon == 1.5
+    assert rest.plan.privacy.epsilon == 2
     assert rest.plan.privacy.delta == pytest.approx(9e-6)
     before, after = (
         float(torch.cat([s.inputs for s in x.merchants.values()]).mean(0).norm()) for x in (shops, seen)
@@ -82,15 +82,15 @@ def test_both_plans_are_paid_from_one_ledger(write_experiment: Write, tmp_path: 
     members = seeded_members(rest, seen.merchants, tmp_path, lambda *_: None, experiment.plan.privacy)
     League.assemble(rest, members, tmp_path).train()
     centre = Centre.read(tmp_path / CENTRE_FILE, FEATURES)
-    assert 0.49 < centre.epsilon <= 0.5
+    assert 1.9 < centre.epsilon <= 2
     assert centre.delta == 1e-6
     for member in members.values():
         spent = member.ledger.spent()
         assert len(spent.plans) == 2
         first, second = (plan.epsilon for plan in spent.plans)
-        assert 0.49 < first <= 0.5
-        assert 1.49 < second <= 1.5
-        assert spent.epsilon <= 2
+        assert 1.9 < first <= 2
+        assert 1.9 < second <= 2
+        assert spent.epsilon <= 4
         assert spent.delta == pytest.approx(1e-5)
 
 
@@ -109,7 +109,7 @@ def test_a_photo_counts_once_whatever_its_features_length(write_experiment: Writ
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"centring": {"epsilon": 2}}, r"centring: found epsilon 2"),
+        ({"centring": {"epsilon": 4}}, r"centring: found epsilon 4"),
         ({"centring": {"epsilon": 1, "delta": 1e-4}}, r"delta 0\.0001"),
         ({"plan.recipe.centre": "ab" * 32}, "without a centre"),
     ],

@@ -103,7 +103,8 @@ def test_the_command_draws_league_and_yardstick_in_one_figure(
     named = [one["name"] for one in json.loads((tmp_path / "f.json").read_text())["frontiers"]]
     assert named == ["tiny", "tiny (central)"]
     assert "mean of 2 seeds" in result.output
-    again = CliRunner().invoke(app, ["run", str(path), "--results", str(tmp_path / "r")])
+    short = write_experiment(SWEEP | {"sweep": {"seeds": [3], "points": [{"plan.privacy.epsilon": 1}]}})
+    again = CliRunner().invoke(app, ["run", str(short), "--results", str(tmp_path / "r")])
     assert again.exit_code == 0, again.output
     assert (tmp_path / "r" / "tiny" / "run-001" / "frontier.png").exists()
 

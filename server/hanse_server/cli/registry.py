@@ -28,8 +28,8 @@ def versions(config: ConfigOption = DEFAULT_CONFIG) -> None:
     """List the league's recognizers, the newest first, with what became of each."""
     _, service = settings_of(config)
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("version", "state", "made", "from plan", "goes on from", "accuracy", "digest"):
-        table.add_column(name)
+    for name in ("version", "state", "made", "plan", "after", "accuracy", "digest"):
+        table.add_column(name, no_wrap=True)
     with State.open(service.state, service.storage) as state:
         known = state.versions.all()
         numbers = {one.digest: str(one.number) for one in known}
@@ -41,10 +41,10 @@ def versions(config: ConfigOption = DEFAULT_CONFIG) -> None:
                 str(one.number),
                 one.state,
                 f"{datetime.fromtimestamp(one.made):%Y-%m-%d %H:%M}",
-                one.plan[:16],
-                numbers.get(one.parent or "", one.parent[:16] if one.parent else ""),
+                one.plan[:8],
+                numbers.get(one.parent or "", one.parent[:8] if one.parent else ""),
                 accuracy,
-                one.digest[:16],
+                one.digest[:12],
             )
     if known:
         out.print(table)

@@ -6,7 +6,8 @@ Three steps on the same photos, in turn, so that they share the machine's mood. 
 sample, sum its clipped gradients exactly, round, add noise, move the weights. `plain` gathers as many photos, and does
 a forward pass, a backward pass and a step of SGD in float32, in pieces of `PIECE` photos, where it is near its best on
 one core, or on a GPU. `opacus` is Opacus out of the box (`GradSampleModule`'s hooks and `DPOptimizer`, float32), in the
-same pieces, or in smaller ones where its memory asks for them.
+same pieces, or in smaller ones where its memory asks for them. On a GPU there are as many times the photos as its piece
+is larger, so that a sample fills it.
 
 Each case runs in a process of its own, on a CPU on one thread; so does each way once more, for its peak memory: the
 process's resident memory on a CPU, what torch's allocator gave out on a GPU. Keys: `dp_over_plain` and
@@ -90,7 +91,7 @@ def _resnet18(side: int) -> nn.Module:
 
 @dataclass(frozen=True)
 class Case:
-    """One model, the shape of its photos, how many there are, and what Opacus' memory allows at once on a CPU."""
+    """One model, the shape of its photos, how many there are, and Opacus' piece, all for a CPU."""
 
     build: Callable[[int], nn.Module]
     channels: int
@@ -172,11 +173,13 @@ def _measure(case: Case, ways: list[str], repetitions: int, device: str) -> dict
     torch.set_num_threads(1)
     full_precision()
     torch.manual_seed(1)
+    on_gpu = torch.device(device).type == "cuda"
+    if on_gpu:
+        case = replace(case, photos=case.photos * PIECE["cuda"] // PIECE["cpu"])
     inputs = torch.randn(case.photos, *case.shape).to(device)
     labels = torch.randint(0, CLASSES, (case.photos,)).to(device)
     makers = {"plain": _plain, "dp": _dp, "opacus": _opacus}
     steps = {way: makers[way](case, inputs, labels) for way in ways}
-    on_gpu = torch.device(device).type == "cuda"
     seconds: dict[str, list[float]] = {way: [] for way in ways}  # for one photo
     for repetition in range(repetitions + 1):
         for way, step in steps.items():

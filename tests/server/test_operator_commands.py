@@ -1,0 +1,233 @@
+"""From a finished training to a released recognizer and back: the operator's commands over a real state."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from numpy.typing import NDArray
+
+from hanse_common import signing, wire
+from hanse_common.config import load
+from hanse_common.plan import SignedPlan
+from hanse_common.release import SignedRelease
+from hanse_common.vision.recognizer import Recognizer
+from hanse_server import cli
+from hanse_server.config import ServerConfig, make_plan
+from hanse_server.coordinator import RoundOutcome
+from hanse_server.development_keys import DevelopmentKeys
+from hanse_server.storage import State
+from hanse_server.training import Training
+
+Type = Callable[..., tuple[int, str, str]]
+
+PLAN: dict[str, Any] = {
+    "league": "shoes",
+    "taxonomy": {"classes": ["shirt", "shoe", "bag"]},
+    "recipe": {
+        "preprocessing": {"size": 8, "channels": 1},
+        "backbone": {"name": "scattering", "scales": 1, "angles": 2, "groups": None},
+    },
+    "training": {
+        "mode": "distributed",
+        "rounds": 3,
+        "sampling_rate": 0.5,
+        "expected_batch": 100,
+        "clipping_norm": 1,
+    },
+    "privacy": {"epsilon": 8},
+    "cohort": {"min_merchants": 3, "max_merchants": 4},
+}
+
+
+class Rounds:
+    """Rounds that come to something, without merchants."""
+
+    def __init__(self, seed: int) -> None:
+        self._rng = np.random.default_rng(seed)
+
+    def run(self, round_: int, model: NDArray[np.float32]) -> RoundOutcome:
+        update = self._rng.normal(size=model.shape)
+        return RoundOutcome(update, ("alder", "birch"), ("cedar",), {}, {}, norm=1.5, bound=4.0)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, keys: DevelopmentKeys) -> Path:
+    config = {
+        "signing_key": "operator.key",
+        "plan": PLAN,
+        "service": {
+            "plan": "plan.hanse",
+            "directory": str(keys.directory),
+            "charter": keys.pinned,
+            "state": "state",
+            "tls": {name: str(getattr(keys, name)) for name in ("authority", "certificate", "key")},
+            "admin": {"token": str(keys.token)},
+            "aggregator": {"address": "localhost:9093"},
+        },
+    }
+    (tmp_path / "hanse-server.yaml").write_text(yaml.safe_dump(config))
+    signing.create_key(tmp_path / "operator.key")
+    return tmp_path
+
+
+@pytest.fixture
+def typed(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Type:
+    monkeypatch.chdir(folder)
+
+    def call(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["hanse-server", *words])
+        capsys.readouterr()
+        code: Any = 0
+        try:
+            cli.main()
+        except SystemExit as stopped:
+            code = stopped.code
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return call
+
+
+def trained(folder: Path, seed: int, **changes: Any) -> None:
+    """Sign a plan of its own and train it; what it comes to is a candidate."""
+    text = yaml.safe_load((folder / "hanse-server.yaml").read_text()) | changes
+    (folder / "hanse-server.yaml").write_text(yaml.safe_dump(text))
+    config = load(ServerConfig, folder / "hanse-server.yaml")
+    key = signing.load_key(config.signing_key)
+    plan = make_plan(config.plan, bytes([seed]) * 16)
+    (folder / "plan.hanse").write_bytes(wire.encode(SignedPlan.sign(plan, key)))
+    assert config.service is not None
+    training = Training.open(config, config.service)
+    run = training.state.history.begin_run(training.plan.digest, 0)
+    model = training.run(Rounds(seed), lambda report: None)
+    training.publish(model, {"accuracy": 0.9})
+    training.state.history.end_run(run, "finished")
+    training.state.database.close()
+
+
+def test_a_recognizer_is_released_superseded_and_taken_back(folder: Path, typed: Type) -> None:
+    assert "None yet" in typed("versions")[1]
+    for seed in (1, 2):
+        trained(folder, seed)
+        code, out, err = typed("publish", "--reason", "better shoes")
+        assert (code, err) == (0, "")
+        assert f"Version {seed} is released" in out
+    operator = signing.load_public(folder / "operator.key.pub")
+    first = wire.decode(SignedRelease, (folder / "state" / "release.hanse").read_bytes()).open(operator)
+    assert (first.number, first.version, first.reason) == (2, 2, "better shoes")
+    code, _, _ = typed("rollback", "1", "--reason", "worse after all")
+    assert code == 0
+    second = wire.decode(SignedRelease, (folder / "state" / "release.hanse").read_bytes()).open(operator)
+    assert (second.number, second.version) == (3, 1)
+    second.require_successor_of(first.number)
+    with State.open(folder / "state") as state:
+        assert {one.number: one.state for one in state.versions.all()} == {1: "released", 2: "withdrawn"}
+    # What was withdrawn does not come back, and what is released is not released again.
+    code, _, err = typed("publish", "2")
+    assert code == 27
+    assert "it is withdrawn" in err
+    assert typed("publish", "1")[0] == 27
+    assert typed("rollback", "1")[0] == 27
+
+
+def test_an_exported_version_is_the_recognizer_that_was_trained(folder: Path, typed: Type) -> None:
+    trained(folder, 1)
+    assert typed("export", "out")[0] == 10  # none is released
+    assert typed("export", "out", "1")[0] == 0
+    made, kept = Recognizer.load(folder / "out"), Recognizer.load(folder / "state" / "recognizer")
+    assert made.digest() == kept.digest()
+    assert np.array_equal(made.vector, kept.vector)
+    code, _, err = typed("export", "out", "1")
+    assert code == 10
+    assert "name a new folder" in err
+
+
+def test_a_training_goes_on_from_a_version_and_carries_its_epsilon_and_lineage(
+    folder: Path, typed: Type
+) -> None:
+    trained(folder, 1)
+    classes = {"classes": ["bag", "trainer", "shirt", "hat"]}
+    trained(
+        folder,
+        2,
+        plan=PLAN | {"taxonomy": classes},
+        start={"version": "1", "renamed": {"shoe": "trainer"}},
+    )
+    assert typed("export", "first", "1")[0] == typed("export", "second", "2")[0] == 0
+    parent, child = Recognizer.load(folder / "first").card, Recognizer.load(folder / "second").card
+    assert child.parent_digest == parent.digest().hex()
+    assert [ancestor.digest for ancestor in child.lineage] == [child.parent_digest]
+    assert parent.epsilon is not None
+    assert child.epsilon is not None
+    assert child.epsilon == pytest.approx(2 * parent.epsilon)
+    lines = [line for line in typed("versions")[1].splitlines() if line.strip()]
+    assert lines[1].split()[:2] == ["2", "candidate"]
+    assert lines[1].split()[5] == "1"  # after
+
+
+def test_figures_below_the_minimum_are_not_released(folder: Path, typed: Type) -> None:
+    trained(folder, 1, publication={"minimum": 0.8})
+    code, _, err = typed("publish")
+    assert code == 27
+    assert "no figures" in err
+    assert typed("publish", "--without-figures")[0] == 0
+
+
+def test_the_audit_log_is_sound_until_somebody_touches_it(folder: Path, typed: Type) -> None:
+    trained(folder, 1)
+    assert typed("publish")[0] == 0
+    code, out, _ = typed("audit")
+    assert code == 0
+    for kind in ("plan", "run-begun", "sum-opened", "sum-applied", "version", "release"):
+        assert kind in out
+    head = out.rstrip().rpartition("noted down: ")[2]
+    code, out, _ = typed("audit", "--verify", "--head", head)
+    assert code == 0
+    assert "are sound" in out
+    with State.open(folder / "state") as state, state.database.transaction() as session:
+        session.connection().exec_driver_sql(
+            "UPDATE audit SET facts = replace(facts, '\"round\":1', '\"round\":2') WHERE kind = 'sum-opened'"
+        )
+    code, _, err = typed("audit", "--verify")
+    assert code == 26
+    assert "changed since it was written" in err
+
+
+def test_status_says_what_an_operator_asks_first(folder: Path, typed: Type) -> None:
+    assert "none was begun" in typed("status")[1]
+    assert "Nothing is being trained" in typed("stop")[1]
+    trained(folder, 1)
+    _, out, _ = typed("status")
+    for words in ("finished", "3 of 3", "2 uploaded, 1 dropped", "none yet", "candidates"):
+        assert words in out
+    found = json.loads(typed("status", "--json")[1])
+    assert (found["rounds"], found["rounds_done"], found["run"]["state"]) == (3, 3, "finished")
+    assert found["last_round"] == {"alder": "uploaded", "birch": "uploaded", "cedar": "dropped"}
+
+
+def test_a_backup_comes_back_under_another_database_and_goes_on(folder: Path, typed: Type) -> None:
+    trained(folder, 1)
+    assert typed("publish")[0] == 0
+    assert typed("backup", "all.tar")[0] == 0
+    assert typed("backup", "all.tar")[0] == 10  # it is not overwritten
+    code, _, err = typed("restore", "all.tar")
+    assert code == 26
+    assert "holds records already" in err
+    before = typed("versions")[1]
+    text = yaml.safe_load((folder / "hanse-server.yaml").read_text())
+    text["service"] |= {"state": "other", "storage": f"sqlite:///{folder}/elsewhere.sqlite"}
+    (folder / "hanse-server.yaml").write_text(yaml.safe_dump(text))
+    assert typed("restore", "all.tar")[0] == 0
+    assert typed("versions")[1] == before
+    assert typed("export", "out")[0] == 0
+    assert typed("audit", "--verify")[0] == 0
+    damaged = (folder / "all.tar").read_bytes().replace(b'"league": "shoes"', b'"leag_e": "shoes"')
+    (folder / "damaged.tar").write_bytes(damaged)
+    text["service"] |= {"state": "third", "storage": f"sqlite:///{folder}/third.sqlite"}
+    (folder / "hanse-server.yaml").write_text(yaml.safe_dump(text))
+    assert typed("restore", "damaged.tar")[0] == 26
+    assert "None yet" in typed("versions")[1]
