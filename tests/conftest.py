@@ -127,6 +127,8 @@ def link(make_service: Callable[..., Service]) -> Iterator["SuperLink"]:
 
     with SuperLink(make_service()) as link:
         yield link
+        for listener in (link._admin, link._fleet):  # both at once: each looks ten times a second
+            listener._server.should_exit = True
 
 
 @pytest.fixture

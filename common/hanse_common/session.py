@@ -20,6 +20,7 @@ grow. A block ends when the server ends the stream with status OK.
 import mmap
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from enum import StrEnum
 from typing import Annotated, ClassVar, Self
 
@@ -110,8 +111,9 @@ class RecordReader:
     def expect(self, record_bytes: int) -> None:
         """Let the record that goes on have at most `record_bytes` bytes. Raises `WireError` when that is too many.
 
-        It then lies in pages of its own, which go back to the system with it. When it has just so many bytes, its end
-        is at a multiple of 4, and so is a vector of 32-bit words that it ends with: others are added more slowly.
+        It then lies in pages of its own, large ones where there are, which go back to the system with it. When it has
+        just so many bytes, its end is at a multiple of 4, and so is a vector of 32-bit words that it ends with: others
+        are added more slowly.
         """
         begun = bytes(self.received)
         if not len(begun) <= record_bytes <= self.max_bytes:
@@ -120,9 +122,15 @@ class RecordReader:
             )
         self._bound, self._begin = record_bytes, -record_bytes % 4
         self._end = self._begin + len(begun)
-        self._buffer = mmap.mmap(-1, self._begin + record_bytes)
-        self._buffer.madvise(mmap.MADV_HUGEPAGE)
+        self._buffer = _pages(self._begin + record_bytes)
         self._buffer[self._begin : self._end] = begun
+
+
+def _pages(size: int) -> mmap.mmap:
+    made = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError, AttributeError):  # a kernel, or a system, without large pages
+        made.madvise(mmap.MADV_HUGEPAGE)
+    return made
 
 
 class ReportCode(StrEnum):

@@ -1,12 +1,11 @@
 """Early stop: when more rounds no longer make the model better.
 
     state = EarlyStopState()
-    if settings.due(round_):
-        state = settings.advance(state, round_, accuracy)
-        if settings.stops(state):
-            ...                                  # state.best_round, state.best_score
+    state = settings.advance(state, done, accuracy)
+    if settings.stops(state):
+        ...                                      # state.best_round, state.best_score
 
-It is told a score after every `every` rounds, the higher the better, and stops once `patience` scores in a row were no
+It is told a score after some rounds, the higher the better, and stops once `patience` scores in a row were no
 gain. A gain is `minimum` or more over the score of the last gain, so that many small steps upwards count, too, once
 they add up. A score is of public photos, or the sum of a federated evaluation, which is private already: what is made
 of it costs no privacy. Noise in it makes `minimum` worth setting to a few of its standard deviations.
@@ -27,8 +26,8 @@ class EarlyStopState(Value):
     """All that it remembers; part of a checkpoint.
 
     `best_round` and `best_score` are those of the highest score so far, `gain_score` is the score of the last gain,
-    `misses` how many scores there were since, `last_round` the latest round that it was told of. Rounds count from 0;
-    None stands for none yet.
+    `misses` how many scores there were since, `last_round` the latest that it was told of. Rounds are how many are
+    done; None stands for none yet.
     """
 
     best_round: Annotated[int, Field(ge=0)] | None = None
@@ -39,18 +38,13 @@ class EarlyStopState(Value):
 
 
 class EarlyStop(Section):
-    """Stop after `patience` scores without a gain of `minimum`, one score every `every` rounds."""
+    """Stop after `patience` scores without a gain of `minimum`."""
 
     patience: Annotated[int, Field(ge=1, le=10_000)] = 5
     minimum: Annotated[float, Field(ge=0, le=1e9)] = 0.002
-    every: Annotated[int, Field(ge=1, le=100_000)] = 10
-
-    def due(self, round_: int) -> bool:
-        """Return whether a score is wanted after the round `round_`, counted from 0."""
-        return (round_ + 1) % self.every == 0
 
     def advance(self, state: EarlyStopState, round_: int, score: float) -> EarlyStopState:
-        """Return the state after `score` of the model that the round `round_` ended with.
+        """Return the state after `score` of the model that there is after `round_` rounds.
 
         A score that is no finite number is no gain. A round that is not later than the last changes nothing, so that
         a training which goes on from a checkpoint may say the same again.

@@ -68,7 +68,7 @@ def train(
     model = initial.astype(np.float64)
     done = 0
     if plan.training.mode == "mean":
-        optimizer = create({"name": "fedavg"})  # a mean is taken as it is
+        optimizer, factor = create({"name": "fedavg"}), lambda round_: 1.0  # a mean is taken as it is
     checkpoint = progress.checkpoint()
     if checkpoint is not None:
         _require_shape(checkpoint, plan)

@@ -247,6 +247,19 @@ def aggregation(
     _write_json(as_json, figures)
 
 
+@bench.command()
+def scale(
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer merchants and numbers.")] = False,
+    as_json: JsonOption = None,
+) -> None:
+    """The server's CPU a message, memory and time of a round against merchants and model, with light clients."""
+    from hanse_simulations.benchmarks import scale as benchmark
+
+    figures = benchmark.run(quick)
+    benchmark.show(figures)
+    _write_json(as_json, figures)
+
+
 def _write_json(path: Path | None, figures: dict[str, Any]) -> None:
     if path is not None:
         write_atomically(path, json.dumps(figures, indent=2).encode() + b"\n")

@@ -18,6 +18,7 @@ from hanse_common.errors import ConfigError, PlanRefused
 from hanse_common.plan import (
     Cohort,
     DistributedTraining,
+    EvaluationTraining,
     LocalTraining,
     MeanTraining,
     MerchantLevelTraining,
@@ -301,6 +302,32 @@ def test_the_explanation_says_when_there_is_no_training(unit):
     text = " ".join(POLICY.explain(plan(training=mean)))
     assert f"is no training: it adds up the features of all your {unit}s once" in text
     assert "training step" not in text and "rests on others, too" in text
+
+
+def evaluation(**changes) -> EvaluationTraining:
+    fields = {"rounds": 5, "expected_batch": 500.0, "noise_multiplier": 20.0}
+    return EvaluationTraining(**(fields | changes))
+
+
+@pytest.mark.parametrize("unit", ["photo", "product"])
+def test_the_explanation_says_that_an_evaluation_looks_at_the_holdout(unit):
+    text = " ".join(POLICY.explain(plan(training=evaluation(unit=unit))))
+    assert "asks to find out how well its recognizer does, one of 3 classes" in text
+    assert f"tries one of the server's recognizers on all the {unit}s that you hold out" in text
+    assert "training step" not in text and "rests on others, too" in text
+    some = " ".join(POLICY.explain(plan(training=evaluation(unit=unit, sampling_rate=0.25))))
+    assert f"on a secret random choice of about 25 % of the {unit}s that you hold out" in some
+
+
+def test_an_evaluation_is_allowed_unless_the_owner_takes_it_out():
+    asked = plan(training=evaluation())
+    asked = asked.model_copy(update={"dimension": asked.expected_dimension})
+    assert POLICY.reasons(asked, asked.taxonomy) == []
+    narrower = POLICY.model_copy(update={"modes": ("distributed", "mean")})
+    (reason,) = narrower.reasons(asked, asked.taxonomy)
+    assert reason == "mode: found 'evaluation', your policy allows distributed, mean."
+    wrong = asked.model_copy(update={"dimension": asked.model_dimension})
+    assert "dimension" in POLICY.reasons(wrong, asked.taxonomy)[0]
 
 
 def test_the_explanation_says_that_a_shop_may_sit_a_round_out():

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from hanse_common import messages, signing, wire
 from hanse_common.errors import SignatureInvalid, WireError
+from hanse_common.evaluation import Layout
 from hanse_common.messages import DeclineCode, Declined, Start
 from hanse_common.plan import TRAININGS, Cohort, Plan, SignedPlan
 from hanse_common.secagg import ring
@@ -200,6 +201,24 @@ def test_two_modes_of_equal_numbers_are_two_plans(make_plan: MakePlan) -> None:
         shared(make_plan, unit="merchant")
     with pytest.raises(ValidationError):
         shared(make_plan, "merchant-level", unit="photo")
+
+
+def test_an_evaluation_sends_a_model_and_gets_a_sum_of_another_length(make_plan: MakePlan) -> None:
+    trained = shared(make_plan)
+    assert trained.model_dimension == trained.dimension == trained.expected_dimension
+    plan = shared(make_plan, "evaluation", sampling_rate=1.0)
+    plan = plan.model_copy(update={"dimension": plan.expected_dimension})
+    assert plan.dimension == Layout(3).dimension
+    assert plan.model_dimension == trained.dimension
+    assert plan.mechanism(1).shares == 3
+    steps = np.arange(-10, 11, dtype=np.int64)
+    assert np.array_equal(plan.decode(ring.residues(steps), 6), steps * plan.mechanism(1).grid.step)
+    assert wire.decode(Plan, wire.encode(plan)) == plan
+    with pytest.raises(ValidationError, match="clipping_norm"):
+        shared(make_plan, "evaluation", clipping_norm=0.5)
+    many = {"classes": [f"class {number}" for number in range(257)]}
+    with pytest.raises(ValidationError, match="found 257 classes, expected 2 to 256"):
+        Plan.model_validate(plan.model_dump() | {"taxonomy": many}, strict=False)
 
 
 def test_a_slot_leaves_room_in_the_deadline() -> None:

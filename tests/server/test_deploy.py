@@ -3,12 +3,14 @@
 import json
 import re
 import shutil
+import socket
 import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import check_jsonschema
 import promql_parser
@@ -20,6 +22,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from hanse_server.cli import app
 from hanse_server.config import Admin, AggregatorListener, Fleet, Page
 from hanse_server.metrics import Metrics
+
+if TYPE_CHECKING:
+    from hanse_server.flower_link import SuperLink
 
 SCRAPED = {"job", "instance"}
 """What Prometheus itself adds to every series."""
@@ -341,6 +346,25 @@ def test_the_image_installs_what_is_locked_and_runs_without_rights(root: Path, d
     assert extras and set(extras[1].split(",")) <= project["project"]["optional-dependencies"].keys()
     last = image.rpartition("FROM ")[2]
     assert last.index("USER hanse") < last.index("ENTRYPOINT")
+
+
+def test_the_images_health_check_tells_a_server_that_answers_from_one_that_does_not(
+    deploy: Path, link: "SuperLink"
+) -> None:
+    found = re.search(r"^HEALTHCHECK .* CMD (\[.*\])$", (deploy / "Dockerfile").read_text(), re.M)
+    assert found
+    program, *arguments = json.loads(found[1])
+    assert program == "python"
+
+    def healthy(port: int) -> bool:
+        asked = [text.replace(f":{Fleet().port}/", f":{port}/") for text in arguments]
+        done = subprocess.run([sys.executable, *asked], capture_output=True, timeout=60, check=False)
+        return done.returncode == 0
+
+    assert healthy(link.fleet_port)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        assert not healthy(taken.getsockname()[1])
 
 
 def commands() -> set[str]:

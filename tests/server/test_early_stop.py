@@ -9,21 +9,19 @@ from hypothesis import strategies as st
 from hanse_server.early_stop import EarlyStop, EarlyStopState
 
 SCORES = st.lists(st.one_of(st.floats(0, 1), st.just(math.nan), st.just(math.inf)), max_size=60)
-SETTINGS = st.builds(
-    EarlyStop, patience=st.integers(1, 6), minimum=st.floats(0, 0.2), every=st.integers(1, 5)
-)
+SETTINGS = st.builds(EarlyStop, patience=st.integers(1, 6), minimum=st.floats(0, 0.2))
 
 
 def told(settings: EarlyStop, scores: list[float]) -> list[EarlyStopState]:
     state, states = EarlyStopState(), []
     for index, score in enumerate(scores):
-        state = settings.advance(state, index * settings.every + settings.every - 1, score)
+        state = settings.advance(state, index, score)
         states.append(state)
     return states
 
 
 def test_it_stops_after_patience_scores_without_a_gain() -> None:
-    settings = EarlyStop(patience=3, minimum=0.01, every=1)
+    settings = EarlyStop(patience=3, minimum=0.01)
     states = told(settings, [0.5, 0.6, 0.605, 0.59, 0.6, 0.9])
     assert [settings.stops(state) for state in states] == [False, False, False, False, True, False]
     assert [state.misses for state in states] == [0, 0, 1, 2, 3, 0]
@@ -31,18 +29,14 @@ def test_it_stops_after_patience_scores_without_a_gain() -> None:
 
 
 def test_small_steps_upwards_add_up_to_a_gain() -> None:
-    settings = EarlyStop(patience=3, minimum=0.01, every=1)
+    settings = EarlyStop(patience=3, minimum=0.01)
     assert not any(map(settings.stops, told(settings, [0.5 + 0.005 * step for step in range(50)])))
     assert any(map(settings.stops, told(settings, [0.5 + 0.003 * step for step in range(50)])))
 
 
 def test_with_a_minimum_of_zero_the_same_again_is_no_gain() -> None:
-    settings = EarlyStop(patience=2, minimum=0.0, every=1)
+    settings = EarlyStop(patience=2, minimum=0.0)
     assert settings.stops(told(settings, [0.5, 0.5, 0.5])[-1])
-
-
-def test_a_score_is_due_after_every_so_many_rounds() -> None:
-    assert [round_ for round_ in range(30) if EarlyStop(every=10).due(round_)] == [9, 19, 29]
 
 
 @settings(deadline=None)
@@ -58,7 +52,7 @@ def test_the_state_is_what_the_whole_history_says(settings: EarlyStop, scores: l
             if gain is None or (score > gain and score - gain >= settings.minimum):
                 gain, misses = score, 0
         assert state.best_score == (None if best is None else scores[best])
-        assert state.best_round == (None if best is None else best * settings.every + settings.every - 1)
+        assert state.best_round == (None if best is None else best)
         assert (state.gain_score, state.misses) == (gain, misses)
         assert settings.stops(state) == (misses >= settings.patience)
 
@@ -69,7 +63,7 @@ def test_a_round_told_again_after_a_restart_changes_nothing(
     settings: EarlyStop, scores: list[float], again: st.DataObject
 ) -> None:
     for index, state in enumerate(told(settings, scores)):
-        earlier = again.draw(st.integers(0, index)) * settings.every
+        earlier = again.draw(st.integers(0, index))
         assert settings.advance(state, earlier, again.draw(st.floats(0, 2))) == state
 
 

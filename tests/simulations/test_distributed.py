@@ -184,7 +184,9 @@ def test_the_yardstick_has_the_whole_noise_once(
     reports: list[RoundReport] = []
     model = central.train(reports.append)
     assert len(reports) == 8
-    empty = replace(central, examples=_none(pooled()), store=make_league(settings, tmp_path / "e").store)
+    empty = replace(
+        central, examples=_none(pooled()), progress=make_league(settings, tmp_path / "e").progress
+    )
     quiet: list[RoundReport] = []
     empty.train(quiet.append)
     wanted = plan_deviation(central.plan)
@@ -208,7 +210,9 @@ def test_the_yardstick_is_of_mode_distributed_alone(write_experiment: Write, tmp
 def test_penalties_enter_once_and_at_the_server(
     experiment: Callable[..., Experiment], tmp_path: Path
 ) -> None:
-    settings = experiment(**{"plan.recipe.model": {"name": "linear", "l2": 0.5}, "optimization.schedule": {"name": "constant"}})
+    settings = experiment(
+        **{"plan.recipe.model": {"name": "linear", "l2": 0.5}, "optimization.schedule": {"name": "constant"}}
+    )
     league = make_league(settings, tmp_path)
 
     class Still:
@@ -218,9 +222,7 @@ def test_penalties_enter_once_and_at_the_server(
             return RoundOutcome(np.full(model.size, 0.1), (), (), {}, {})
 
     plain = experiment(**{"optimization.schedule": {"name": "constant"}})
-    with_penalty = train_with(
-        Still(), settings, league.plan, league.signed_plan, league.store, lambda r: None
-    )
+    with_penalty = train_with(Still(), settings, league.progress, lambda r: None)
     other = make_league(plain, tmp_path / "plain")
-    without = train_with(Still(), plain, other.plan, other.signed_plan, other.store, lambda r: None)
+    without = train_with(Still(), plain, other.progress, lambda r: None)
     assert 0 < np.abs(with_penalty).max() < np.abs(without).max()

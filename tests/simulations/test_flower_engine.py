@@ -78,7 +78,7 @@ def direct(
         Direct(league.folder, league.cache, **grid),
         league.plan,
         tuple(league.ledgers),
-        league.store.next_attempt,
+        league.progress.next_attempt,
         2,
         league.tell,
     )
@@ -92,7 +92,7 @@ def zeros(plan: Plan) -> NDArray[np.float32]:
 def test_the_same_model_as_in_one_process(experiment: Experiment, tmp_path: Path) -> None:
     told: Told = []
     league, rounds = direct(experiment, tmp_path / "flower", told)
-    model = train_with(rounds, experiment, league.plan, league.signed_plan, league.store, lambda report: None)
+    model = train_with(rounds, experiment, league.progress, lambda report: None)
 
     made = shops.make_shops(experiment, league.cache, tmp_path / "none", "cpu", lambda done, total: None)
     members = seeded_members(experiment, made.merchants, tmp_path / "local", run.tell)
@@ -116,7 +116,7 @@ class Stop(Exception):
 
 def test_the_other_engine_goes_on_with_it(experiment: Experiment, tmp_path: Path) -> None:
     league, rounds = direct(experiment, tmp_path / "whole", [])
-    whole = train_with(rounds, experiment, league.plan, league.signed_plan, league.store, lambda report: None)
+    whole = train_with(rounds, experiment, league.progress, lambda report: None)
 
     def stop(report: RoundReport) -> None:
         if report.round == 1:
@@ -124,7 +124,7 @@ def test_the_other_engine_goes_on_with_it(experiment: Experiment, tmp_path: Path
 
     league, rounds = direct(experiment, tmp_path / "parts", [])
     with pytest.raises(Stop):
-        train_with(rounds, experiment, league.plan, league.signed_plan, league.store, stop)
+        train_with(rounds, experiment, league.progress, stop)
     made = shops.make_shops(experiment, league.cache, tmp_path / "none", "cpu", lambda done, total: None)
     members = seeded_members(experiment, made.merchants, tmp_path / "parts", run.tell)
     rest = League.assemble(experiment, members, tmp_path / "parts").train()

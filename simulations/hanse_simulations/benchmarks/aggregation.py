@@ -46,7 +46,7 @@ ANSWERS: tuple[type[Work], ...] = (Upload, Declined)
 
 def run(quick: bool) -> dict[str, Any]:
     """Measure and return the figures."""
-    merchants, dimension, repeats = (20, 1_000_000, 10) if quick else (100, 11_200_000, 4)
+    merchants, dimension, repeats = (20, 4_000_000, 10) if quick else (100, 11_200_000, 4)
     with console.status("adding"):
         figures = _times(merchants, dimension, repeats)
     peaks, peer = {}, []
