@@ -114,6 +114,7 @@ def make_service(keys: DevelopmentKeys, tmp_path: Path) -> Callable[..., Service
             "admin": Admin(port=0, token=keys.token),
             "fleet": Fleet(host="127.0.0.1", port=0),
             "aggregator": AggregatorListener(address="localhost:1"),
+            "page": None,
         }
         return Service(**(fields | changes))
 

@@ -48,6 +48,7 @@ from hanse_common.errors import (
     RunStopped,
     SignatureInvalid,
     WireError,
+    WireVersionUnknown,
 )
 from hanse_common.files import read_bounded
 from hanse_common.plan import Plan
@@ -179,11 +180,16 @@ class Daemon:
             assignment = wire.decode(Assignment, data, MAX_DOCUMENT_BYTES)
         except WireError as error:
             self._note("declined", f"The server sent what is no assignment: {printable(str(error))}")
-            return BlockReport(block=bytes(16), code=ReportCode.MALFORMED)
+            unknown = isinstance(error, WireVersionUnknown)
+            return BlockReport(
+                block=bytes(16), code=ReportCode.VERSION if unknown else ReportCode.MALFORMED
+            )
         try:
             code = self._take_part(assignment)
         except _Later as later:
             code, reason = ReportCode.LATER, str(later)
+        except WireVersionUnknown as error:
+            code, reason = ReportCode.VERSION, f"{error} Install it here: pip install --upgrade hanse"
         except WireError as error:
             code, reason = ReportCode.MALFORMED, str(error)
         except SignatureInvalid as error:

@@ -3,6 +3,7 @@
     HanseError
     ├── ConfigError            a YAML file or a command's arguments are wrong
     ├── WireError              a message from outside is malformed, oversized or not canonical
+    │   └── WireVersionUnknown it is of a later version of the protocol
     ├── SignatureInvalid       a signature does not verify, or the signer is not the pinned one
     ├── PlanRefused            the merchant's policy, or arithmetic, does not allow the plan
     ├── DirectoryRefused       the league's directory has expired, is older than one seen, or lacks somebody
@@ -44,6 +45,12 @@ class WireError(HanseError):
     """A message from outside is malformed, oversized, or not in canonical form."""
 
     exit_code = 11
+
+
+class WireVersionUnknown(WireError):
+    """A message is of a version of the protocol that this release does not know."""
+
+    exit_code = 28
 
 
 class SignatureInvalid(HanseError):

@@ -23,6 +23,7 @@ from hanse_common import signing, wire
 from hanse_common.evaluation import CLIPPING_NORM, Layout
 from hanse_common.privacy.accounting import STEPS_MAX
 from hanse_common.privacy.mechanism import Mechanism
+from hanse_common.protocol import Since
 from hanse_common.secagg import ring
 from hanse_common.secagg.parameters import MAX_ROSTER, Parameters
 from hanse_common.secagg.ring import MAX_DIMENSION, Ring
@@ -107,7 +108,7 @@ class LocalSchedule(_Schedule):
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     decay: bool = False
     update_bound: Positive = 4.0
-    proximal: Annotated[float, Field(ge=0, le=1e9)] = 0.0
+    proximal: Annotated[float, Field(ge=0, le=1e9), Since(2)] = 0.0
 
     @property
     def steps_per_round(self) -> int:
@@ -185,6 +186,8 @@ class EvaluationSchedule(_Schedule):
     Each round tries one model that the server shows; what a photo contributes is in `hanse_common.evaluation`.
     `expected_batch` is how many holdout photos, or products, the league has, about, times `sampling_rate`.
     """
+
+    since: ClassVar[int] = 2
 
     mode: Literal["evaluation"] = "evaluation"
     unit: Literal["photo", "product"] = "photo"

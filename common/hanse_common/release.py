@@ -38,6 +38,7 @@ class Release(Message):
     """The `number`-th release of the league. `recognizer` is the digest of its card, `reason` is for people."""
 
     kind: ClassVar[int] = 38
+    since: ClassVar[int] = 2
 
     league: Name
     number: Annotated[int, Field(ge=1, lt=1 << 31)]
@@ -67,6 +68,7 @@ class SignedRelease(Message):
     """The canonical bytes of a release with the operator's signature over them."""
 
     kind: ClassVar[int] = 39
+    since: ClassVar[int] = 2
 
     release: Annotated[bytes, Field(max_length=MAX_RELEASE_BYTES)]
     signature: Signature

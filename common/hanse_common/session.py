@@ -147,6 +147,8 @@ class ReportCode(StrEnum):
     POLICY = "policy"
     BUDGET = "budget"
     UNAVAILABLE = "unavailable"
+    VERSION = "version"
+    """The assignment needs a later version of the protocol than this merchant's release knows."""
     LATER = "later"
     """Not yet: photos are being prepared, or the owner is being asked. It may be asked again in the same block."""
 

@@ -7,8 +7,8 @@
     data = encode(Ping(count=3))
     assert decode(Ping, data) == Ping(count=3)
 
-A message is a frozen pydantic model. Its bytes are one MessagePack array `[version, kind, {field: value, …}]`,
-fields in the order in which the class names them, integers in their shortest form, floats as 64 bits. There is
+A message is a frozen pydantic model. Its bytes are one MessagePack array `[version, kind, {field: value, …}]`, with
+the earliest version of the protocol that can say it (`hanse_common.protocol`), fields in the order in which the class names them, integers in their shortest form, floats as 64 bits. There is
 exactly one encoding of a value (0.0 and −0.0 are two): `decode` encodes what it understood again and refuses
 bytes that differ, so a digest or a signature over the bytes is one over the meaning.
 
@@ -36,9 +36,8 @@ from typing import Annotated, Any, ClassVar, TypeVar
 import msgpack
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from hanse_common.errors import WireError
-
-WIRE_VERSION = 1
+from hanse_common.errors import WireError, WireVersionUnknown
+from hanse_common.protocol import WIRE_VERSION, trim
 
 MAX_DOCUMENT_BYTES = 1 << 20
 """Bound of a message that carries no vector, in bytes."""
@@ -87,8 +86,9 @@ def encode(message: Message) -> bytes:
     if message.tail is not None:
         tail = getattr(message, message.tail)
         return b"".join((head(message, len(tail)), tail))
-    data = msgpack.packb([WIRE_VERSION, message.kind, message.model_dump()], use_bin_type=True)
-    return bytes(data)
+    fields = message.model_dump()
+    version = trim(message, fields)
+    return bytes(msgpack.packb([version, message.kind, fields], use_bin_type=True))
 
 
 def head(message: Message, tail_bytes: int) -> bytes:
@@ -96,8 +96,10 @@ def head(message: Message, tail_bytes: int) -> bytes:
 
     What `message` itself has as its tail does not matter. With the tail behind it, this is the whole message.
     """
-    fields = message.model_dump(exclude={message.tail or ""}) | {message.tail: b""}
-    data = bytes(msgpack.packb([WIRE_VERSION, message.kind, fields], use_bin_type=True))
+    fields: dict[str, Any] = message.model_dump(exclude={message.tail or ""})
+    fields[message.tail or ""] = b""
+    version = trim(message, fields)
+    data = bytes(msgpack.packb([version, message.kind, fields], use_bin_type=True))
     return data[: -len(_EMPTY)] + _length(tail_bytes)
 
 
@@ -138,8 +140,13 @@ def decode_tailed(
     view = memoryview(data)
     head_, tail = _split(view, by_kind)
     version, kind, fields = _unpack(names, head_)
-    if version != WIRE_VERSION:
-        raise WireError(f"{names}: found wire version {version!r:.20}, expected {WIRE_VERSION}.")
+    if type(version) is int and version > WIRE_VERSION:
+        raise WireVersionUnknown(
+            f"{names}: found version {version!r:.20} of the protocol, expected at most {WIRE_VERSION}; it takes a later "
+            "release of Hanse to read it."
+        )
+    if type(version) is not int or version < 1:
+        raise WireError(f"{names}: found version {version!r:.20} of the protocol, expected 1 to {WIRE_VERSION}.")
     model = by_kind.get(kind) if type(kind) is int else None
     if model is None:
         raise WireError(f"{names}: found a message of kind {kind!r:.20}, expected {sorted(by_kind)}.")

@@ -14,6 +14,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from hanse_common.errors import RoundFailed
 from hanse_common.evaluation_estimate import estimate
 from hanse_common.federated_report import FederatedReport
 from hanse_common.plan import Plan
@@ -29,7 +30,7 @@ Conduct = Callable[[int, NDArray[np.float32]], RoundOutcome]
 class Evaluations:
     """The evaluations of one training. Without an `evaluation` plan there are none.
 
-    `on_report` hears after how many rounds a model was tried, and its figures.
+    `on_report` hears after how many rounds a model was tried, and its figures; `on_failure` why there are none.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Evaluations:
         history: History,
         conduct: Conduct,
         on_report: Callable[[int, FederatedReport], None] = lambda done, report: None,
+        on_failure: Callable[[int, str], None] = lambda done, reason: None,
     ) -> None:
         self._every = config.evaluation.every if config.evaluation else 0
         self._early_stop = config.optimization.early_stop
@@ -48,6 +50,7 @@ class Evaluations:
         self._history = history
         self._conduct = conduct
         self._on_report = on_report
+        self._on_failure = on_failure
 
     def enough(self, done: int, published: NDArray[np.float32]) -> bool:
         """Return whether the training, after `done` rounds, is to end; try `published`, shape (d,), where it is due."""
@@ -65,7 +68,8 @@ class Evaluations:
     def of(self, model: NDArray[np.float32], done: int) -> FederatedReport | None:
         """Return the figures of `model`, shape (d,), which the training had after `done` rounds.
 
-        None when there is no evaluation plan, or its rounds are used up.
+        None when there is no evaluation plan, or its rounds are used up, or the round failed: merchants may allow a
+        training and not this, and a model without figures is better than none.
         """
         evaluation = self._evaluation
         if evaluation is None:
@@ -78,7 +82,11 @@ class Evaluations:
         round_ = evaluation.rounds_released()
         if round_ >= evaluation.plan.training.rounds:
             return None
-        outcome = self._conduct(round_, model)
+        try:
+            outcome = self._conduct(round_, model)
+        except RoundFailed as error:
+            self._on_failure(done, str(error))
+            return None
         subject = {"training": self._training.plan.digest.hex(), "after": done, "model": digest.hex()}
         evaluation.release(round_, outcome, subject=subject)
         report = self._record(evaluation, evaluation.plan, round_, outcome)

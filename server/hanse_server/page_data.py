@@ -74,11 +74,6 @@ class RoundView:
         """Return how many merchants had `role`."""
         return len(self.roles[role])
 
-    @property
-    def implausible(self) -> bool:
-        """Whether the sum is longer than honest updates and the noise explain."""
-        return self.bound is not None and self.norm > self.bound
-
 
 @dataclass(frozen=True)
 class Reliability:
@@ -155,7 +150,9 @@ class Reader:
                 return TrainingView(directory=directory)
             plan = session.get_one(PlanRecord, run.plan)
             checkpoint = session.get(CheckpointRecord, run.plan)
-            wanted = select(PlanRecord).where(PlanRecord.mode == "evaluation", PlanRecord.league == plan.league)
+            wanted = select(PlanRecord).where(
+                PlanRecord.mode == "evaluation", PlanRecord.league == plan.league
+            )
             evaluation = session.scalar(wanted.order_by(PlanRecord.seen.desc()).limit(1))
         return TrainingView(
             run=run,
@@ -184,9 +181,7 @@ class Reader:
                 if one.round in roles:  # else of a round that was opened just now
                     roles[one.round][one.role][one.name] = one.detail
         return [
-            RoundView(
-                one.number + 1, one.released, one.seconds, one.norm, one.bound, roles[one.number]
-            )
+            RoundView(one.number + 1, one.released, one.seconds, one.norm, one.bound, roles[one.number])
             for one in found
         ]
 

@@ -119,8 +119,7 @@ def bound(plan: Plan, round_: int, model_norm: float, survivors: int) -> float:
         sampled = _at_most(ABUNDANCE * plan.training.expected_batch, tail)
         contributions = sampled * grid.clipping_norm + survivors * grid.step * math.sqrt(dimension)
     variance = survivors * (mechanism.noise.share * grid.step) ** 2
-    along = contributions * math.sqrt(2 * variance * tail)
-    return _ROUNDING * math.sqrt(contributions**2 + 2 * along + variance * _chi_squared(dimension, tail))
+    return _ROUNDING * _with_noise(contributions, variance, dimension, tail)
 
 
 def _local_bound(
@@ -160,6 +159,15 @@ def _responses(rate: float, momentum: float, l2: float, steps: int) -> tuple[flo
 def _at_most(mean: float, tail: float) -> float:
     """Bernstein's bound of a sum of independent coins with this mean, at probability e^−tail."""
     return mean + tail / 3 + math.sqrt(tail**2 / 9 + 2 * mean * tail)
+
+
+def _with_noise(contributions: float, variance: float, dimension: int, tail: float) -> float:
+    """Bound the norm of independent noise and of something at most as long as `contributions`, at probability 2e^−tail.
+
+    `variance` is that of the noise in each of `dimension` coordinates.
+    """
+    along = contributions * math.sqrt(2 * variance * tail)
+    return math.sqrt(contributions**2 + 2 * along + variance * _chi_squared(dimension, tail))
 
 
 def _chi_squared(dimension: int, tail: float) -> float:

@@ -14,6 +14,7 @@ room for two records or more, everybody has had a turn in half of the time, what
 """
 
 import asyncio
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -101,18 +102,27 @@ class Room:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        due = [self._due(place) for place in self._places if not (place.done or place.lost)]
-        if self._line and due:
-            self._timer = asyncio.get_running_loop().call_at(min(due), self._take_back)
+        due = self._overdue(math.inf)
+        if due and self._wanted() > 0:
+            self._timer = asyncio.get_running_loop().call_at(self._due(due[0]), self._take_back)
 
     def _due(self, place: Place) -> float:
         return min(place.ends, place.heard + STALL_SECONDS)
 
+    def _overdue(self, now: float) -> list[Place]:
+        """Return the places that may be taken back at `now`, those that are due first before others."""
+        taken = [
+            place for place in self._places if not (place.done or place.lost) and self._due(place) <= now
+        ]
+        return sorted(taken, key=self._due)
+
+    def _wanted(self) -> int:
+        """Return for how many in the line no place is about to be given back."""
+        return len(self._line) - sum(place.lost for place in self._places)
+
     def _take_back(self) -> None:
         self._timer = None
-        now = asyncio.get_running_loop().time()
-        for place in list(self._places):
-            if not (place.done or place.lost) and self._due(place) <= now:
-                place.lost = True
-                place.lose()
+        for place in self._overdue(asyncio.get_running_loop().time())[: self._wanted()]:
+            place.lost = True
+            place.lose()
         self._admit()

@@ -78,6 +78,12 @@ class Work:
                 training.state.history,
                 conduct,
                 lambda after, report: self._tried(context, after, report),
+                lambda after, reason: self._say(
+                    context,
+                    "not-evaluated",
+                    f"After round {after}, the model could not be tried: {reason}",
+                    after=after,
+                ),
             )
             reporter.live.note(phase="training")
             model = training.run(rounds, lambda report: reporter.round(report, total), evaluations.enough)

@@ -74,7 +74,7 @@ def make_server(experiment: Experiment, folder: Path, shops: Mapping[str, Path],
     write_atomically(league / "charter.hanse", wire.encode(CharterFile(charters=(charter,))), PUBLIC)
     directory = sign_directory(charter, states, league_key, datetime.now(UTC))
     write_atomically(folder / "directory.hanse", wire.encode(directory), PUBLIC)
-    admin, fleet, streams = free_ports(3)
+    admin, fleet, streams, page = free_ports(4)
     text = yaml.safe_dump(
         {
             "signing_key": "operator.key",
@@ -99,6 +99,7 @@ def make_server(experiment: Experiment, folder: Path, shops: Mapping[str, Path],
                     "address": f"localhost:{streams}",
                 },
                 "blocks": {"rounds": 20, "patience": 600, "gather": 60},
+                "page": {"port": page},
             },
         },
         sort_keys=False,

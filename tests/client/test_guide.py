@@ -15,7 +15,7 @@ FOR_MERCHANTS = {
     error.exit_code
     for error in vars(errors).values()
     if isinstance(error, type) and issubclass(error, errors.HanseError)
-} - {16, 17, 18}  # of rounds, data sets and runs, which no merchant's command has
+} - {16, 17, 18, 26}  # of rounds, data sets, runs and the server's records, which no merchant's command has
 
 
 @pytest.fixture

@@ -64,7 +64,14 @@ def test_a_report_comes_back_from_json(report: FederatedReport) -> None:
 
 def plain() -> dict[str, Any]:
     count, rate = {"value": 1.0, "low": 0.0, "high": 2.0}, {"value": 0.5, "low": 0.4, "high": 0.6}
-    each = {"support": count, "precision": rate, "recall": rate, "f1": rate, "auc": None, "roc": []}
+    each: dict[str, Any] = {
+        "support": count,
+        "precision": rate,
+        "recall": rate,
+        "f1": rate,
+        "auc": None,
+        "roc": [],
+    }
     return {
         "unit": "photo",
         "merchants": 3,

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
@@ -141,6 +142,48 @@ def test_a_reader_never_holds_more_than_its_bound(record: bytes, size: int, boun
             assert found == record
             assert len(record) <= bound
         assert len(reader.received) <= bound
+
+
+@given(st.lists(st.binary(max_size=60), max_size=5), st.integers(2, 40))
+def test_pieces_make_the_frames_of_the_whole(pieces: list[bytes], size: int) -> None:
+    with frames_of(size):
+        views = [memoryview(bytearray(piece)) for piece in pieces]
+        assert list(frames(*views)) == list(frames(b"".join(pieces)))
+
+
+@given(st.binary(min_size=1, max_size=200), st.integers(2, 40), st.integers(0, 250))
+def test_a_record_that_is_expected_ends_at_a_word_and_within_its_bound(
+    record: bytes, size: int, expected: int
+) -> None:
+    with frames_of(size):
+        first, *others = frames(record)
+        reader = RecordReader(220)
+        found = reader.add(first)
+        if found is not None:
+            return
+        try:
+            reader.expect(expected)
+            for frame in others:
+                found = reader.add(frame)
+        except WireError:
+            assert expected < len(record) or expected > 220
+            return
+        assert found == record
+        if len(record) == expected:
+            begin = np.frombuffer(found, dtype=np.uint8).ctypes.data
+            assert (begin + len(record)) % 4 == 0
+        for frame in frames(bytes(220)):  # the next one is bounded as ever
+            found = reader.add(frame)
+        assert found == bytes(220)
+
+
+def test_a_record_cannot_be_changed_by_who_gets_it() -> None:
+    reader = RecordReader(1 << 20)
+    small, large = reader.add(b"\0small"), None
+    for frame in frames(bytes(2 * FRAME_BYTES)):
+        large = reader.add(frame)
+    assert small is not None and small.readonly
+    assert large is not None and large.readonly
 
 
 def test_the_bound_is_of_each_record_and_not_of_all_together() -> None:

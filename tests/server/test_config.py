@@ -77,7 +77,6 @@ def test_a_default_is_what_the_sample_says(sample: Path) -> None:
     assert settings.optimization.early_stop is said.early_stop is None
     assert settings.service is not None
     assert settings.service.blocks == Blocks()
-    assert settings.plan.privacy.delta == 1e-5
     preprocessing = settings.plan.recipe.preprocessing
     assert type(preprocessing)(channels=1) == preprocessing
     cohort = settings.plan.cohort

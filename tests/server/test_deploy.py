@@ -1,5 +1,6 @@
 """The files for operators hold together: schemas accept them, and every figure that they ask for exists."""
 
+import importlib.util
 import json
 import re
 import shutil
@@ -19,6 +20,8 @@ import typer.main
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from hanse_common.directory import MAX_MEMBERS
+from hanse_common.secagg.parameters import MAX_ROSTER
 from hanse_server.cli import app
 from hanse_server.config import Admin, AggregatorListener, Fleet, Page
 from hanse_server.metrics import Metrics
@@ -365,6 +368,17 @@ def test_the_images_health_check_tells_a_server_that_answers_from_one_that_does_
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         assert not healthy(taken.getsockname()[1])
+
+
+def test_the_scaling_plan_speaks_of_the_limits_that_there_are(root: Path) -> None:
+    plan = (root / "server" / "SCALING.md").read_text()
+    assert f"up to {MAX_ROSTER} merchants, a directory of up to {MAX_MEMBERS}" in plan
+    assert f"K cohorts of at most {MAX_ROSTER}" in " ".join(plan.split())
+    for target in re.findall(r"\]\(([^)#:]+)\)", plan):
+        assert (root / "server" / target).exists(), target
+    for module in re.findall(r"`(hanse_[a-z_.]+)`", plan):
+        if not module.endswith("_total"):
+            assert importlib.util.find_spec(module), module
 
 
 def commands() -> set[str]:

@@ -107,21 +107,40 @@ def test_the_worst_honest_sum_is_plausible_and_near_the_bound(make_plan: MakePla
         assert verdict.norm > 0.65 * verdict.bound
 
 
-@pytest.mark.parametrize("mode", ["distributed", "merchant-level", "mean", "evaluation"])
+LOUD: dict[str, Any] = {"expected_batch": 4.0, "noise_multiplier": 20.0}
+
+
+@pytest.mark.parametrize(
+    ("mode", "own", "near"),
+    [
+        ("distributed", LOUD, 0.7),
+        ("mean", LOUD, 0.7),
+        ("evaluation", LOUD, 0.7),
+        ("merchant-level", {}, 0.7),
+        ("local", LOUD | {"update_bound": 64.0}, 0.3),
+    ],
+)
 def test_the_tails_are_those_of_the_noise_that_is_drawn(
-    make_plan: MakePlan, mode: str, monkeypatch: pytest.MonkeyPatch
+    make_plan: MakePlan, mode: str, own: dict[str, Any], near: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a failure of 0.3 instead of 1e-9, sums that are noise for the most part fail no more often than that."""
-    monkeypatch.setattr(plausibility, "FAILURE", 0.3)
-    own: dict[str, Any] = (
-        {"expected_batch": 1.0}
-        if mode == "merchant-level"
-        else {"expected_batch": 4.0, "noise_multiplier": 20.0}
-    )
+    """With a failure of 1 in 20 instead of 1e-9, the worst honest sums fail no more often than that."""
+    monkeypatch.setattr(plausibility, "FAILURE", 0.05)
     plan, rng = plan_of(make_plan, mode, **own), np.random.default_rng(2)
-    verdicts = [judge(plan, 0, *worst_honest_sum(plan, 6, rng), 6) for _ in range(300)]
-    assert sum(not verdict.plausible for verdict in verdicts) <= 0.3 * len(verdicts)
-    assert max(verdict.norm / verdict.bound for verdict in verdicts) > 0.75
+    verdicts = [judge(plan, 0, *worst_honest_sum(plan, 6, rng), 6) for _ in range(200)]
+    assert sum(not verdict.plausible for verdict in verdicts) <= 0.05 * len(verdicts)
+    assert max(verdict.norm / verdict.bound for verdict in verdicts) > near
+
+
+@pytest.mark.parametrize("contributions", [0.0, 3.0, 100.0])
+@pytest.mark.parametrize("dimension", [1, 30])
+def test_noise_along_the_contributions_and_across_them_counts(contributions: float, dimension: int) -> None:
+    rng, failure = np.random.default_rng(4), 0.05
+    sums = rng.normal(size=(5000, dimension)) * 2.0
+    sums[:, 0] += contributions
+    bound = plausibility._with_noise(contributions, 4.0, dimension, math.log(2 / failure))
+    longer = np.linalg.norm(sums, axis=1) > bound
+    assert longer.mean() <= failure
+    assert np.quantile(np.linalg.norm(sums, axis=1), 0.99) > 0.6 * bound
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

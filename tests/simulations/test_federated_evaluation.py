@@ -17,7 +17,7 @@ from hanse_common.errors import ConfigError, RoundFailed
 from hanse_common.evaluation import Layout
 from hanse_common.federated_report import FederatedReport
 from hanse_common.messages import DeclineCode
-from hanse_common.plan import EvaluationTraining
+from hanse_common.plan import EvaluationTraining, SignedPlan
 from hanse_common.vision.metrics import ClassificationReport
 from hanse_server.evaluation import Evaluator
 from hanse_server.federated_evaluation import evaluate
@@ -115,7 +115,7 @@ def test_with_little_noise_the_confusion_is_exact(
     settings = experiment()
     loud, _ = simulation.make_signed_plan(settings)
     quiet = loud.model_copy(update={"training": loud.training.model_copy(update={"noise_multiplier": 0.05})})
-    signed = simulation.SignedPlan.sign(quiet, simulation.operator_key(settings))
+    signed = SignedPlan.sign(quiet, simulation.operator_key(settings))
     monkeypatch.setattr(simulation, "make_signed_plan", lambda _: (quiet, signed))
     monkeypatch.setattr("hanse_client.policy.Policy.check", lambda *_: None)
     spent = Spent(epsilon=0.0, delta=0.0, plans=())
@@ -137,9 +137,16 @@ def test_the_ledger_is_charged_before_the_holdout_is_touched(
     experiment: Callable[..., Experiment], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str] = []
-    charge, sample = Ledger.charge, Examples.sample
-    monkeypatch.setattr(Ledger, "charge", lambda *a: (seen.append("charge"), charge(*a))[1])
-    monkeypatch.setattr(Examples, "sample", lambda *a: (seen.append("holdout"), sample(*a))[1])
+
+    def noted(what: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            seen.append(what)
+            return original(*arguments)
+
+        return call
+
+    monkeypatch.setattr(Ledger, "charge", noted("charge", Ledger.charge))
+    monkeypatch.setattr(Examples, "sample", noted("holdout", Examples.sample))
     league, _ = assembled(experiment(), tmp_path)
     evaluate(league.rounds(), league.plan, 0, head())
     assert seen == ["charge", "holdout"] * MERCHANTS

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import select, text
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from hanse_server.audit import AuditEntry, link
@@ -21,10 +21,7 @@ from hanse_server.storage.schema import AuditRecord
 
 
 def append(session: Session, time: float, kind: str, facts: Mapping[str, Any]) -> None:
-    """Add an entry within the session's transaction. Raises `ValueError` as `hanse_server.audit.link` does."""
-    if session.get_bind().dialect.name == "postgresql":
-        # Two that read the same last entry would both follow it. SQLite has one writer anyway.
-        session.execute(text("LOCK TABLE audit IN EXCLUSIVE MODE"))
+    """Add an entry within the session's transaction, in which nobody else writes. Raises `ValueError` as `hanse_server.audit.link` does."""
     session.flush()
     last = session.scalar(select(AuditRecord).order_by(AuditRecord.sequence.desc()).limit(1))
     session.add(AuditRecord(**asdict(link(None if last is None else _entry(last), kind, facts, time))))
@@ -44,13 +41,13 @@ class AuditLog:
 
     def entries(self) -> Iterator[AuditEntry]:
         """Yield all entries in order."""
-        with self._database.transaction() as session:
+        with self._database.reading() as session:
             for record in session.scalars(select(AuditRecord).order_by(AuditRecord.sequence)).yield_per(1000):
                 yield _entry(record)
 
     def latest(self, count: int) -> list[AuditEntry]:
         """Return the last `count` entries, the newest first."""
-        with self._database.transaction() as session:
+        with self._database.reading() as session:
             wanted = select(AuditRecord).order_by(AuditRecord.sequence.desc()).limit(count)
             return [_entry(record) for record in session.scalars(wanted)]
 

@@ -24,9 +24,11 @@ from hanse_server.storage.schema import (
     EvaluationRecord,
     MerchantRecord,
     RunRecord,
+    plain,
 )
 
-MAX_REASON = 2000
+MAX_REASON = 1000
+"""In characters: in the audit log, each may take twelve."""
 
 
 class History:
@@ -62,7 +64,7 @@ class History:
         with self._database.transaction() as session:
             self._database.move(session, RunRecord, state, number=number)
             run = session.get_one(RunRecord, number, populate_existing=True)
-            run.ended, run.reason = self._database.clock(), reason[:MAX_REASON]
+            run.ended, run.reason = self._database.clock(), plain(reason, MAX_REASON)
             append(session, run.ended, "run-ended", {"run": number, "state": state, "reason": run.reason})
 
     def request_stop(self) -> int | None:
@@ -77,17 +79,17 @@ class History:
 
     def stop_requested(self, number: int) -> bool:
         """Return whether somebody asked that run to stop."""
-        with self._database.transaction() as session:
+        with self._database.reading() as session:
             return session.get_one(RunRecord, number).stop_requested
 
     def last_run(self) -> RunRecord | None:
         """Return the latest run, going on or not."""
-        with self._database.transaction() as session:
+        with self._database.reading() as session:
             return session.scalar(select(RunRecord).order_by(RunRecord.number.desc()).limit(1))
 
     def blocks(self, plan_digest: bytes) -> int:
         """Return how many blocks were opened for a plan: the index of the next one."""
-        with self._database.transaction() as session:
+        with self._database.reading() as session:
             count = select(func.count()).select_from(BlockRecord).where(BlockRecord.plan == plan_digest.hex())
             return session.scalar(count) or 0
 
@@ -143,12 +145,12 @@ class History:
 
     def evaluations(self, training: bytes) -> list[EvaluationRecord]:
         """Return all figures of a training's models, in order."""
-        with self._database.transaction() as session:
+        with self._database.reading() as session:
             wanted = select(EvaluationRecord).where(EvaluationRecord.training == training.hex())
             return list(session.scalars(wanted.order_by(EvaluationRecord.after, EvaluationRecord.number)))
 
     def evaluation_of(self, model: bytes) -> EvaluationRecord | None:
         """Return the latest figures of the model with this digest."""
-        with self._database.transaction() as session:
+        with self._database.reading() as session:
             wanted = select(EvaluationRecord).where(EvaluationRecord.model == model.hex())
             return session.scalar(wanted.order_by(EvaluationRecord.number.desc()).limit(1))

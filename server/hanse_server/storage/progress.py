@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 from sqlalchemy import func, select
+from sqlalchemy.orm import Session
 
 from hanse_common import wire
 from hanse_common.errors import StorageError
@@ -35,9 +36,11 @@ from hanse_server.storage.schema import (
     AttemptRecord,
     CheckpointRecord,
     EvaluationRecord,
+    GapRecord,
     ParticipantRecord,
     PlanRecord,
     RoundRecord,
+    plain,
 )
 
 _OPTIMIZER = "optimizer."
@@ -89,7 +92,7 @@ class Progress:
 
     def start_from(self, made: Callable[[], "Beginning"]) -> "Beginning":
         """Return where this training began; where it did not yet, what `made` returns, once that is recorded."""
-        with self._database.transaction() as session:
+        with self._database.reading() as session:
             start = session.get_one(PlanRecord, self._digest).start
         if start:
             card = start.get("card")
@@ -107,25 +110,34 @@ class Progress:
 
     def begun(self) -> bool:
         """Return whether any merchant may have heard of a round."""
-        return self._last_attempt() is not None
+        with self._database.reading() as session:
+            return self._last_attempt(session) is not None
 
     def next_attempt(self) -> int:
         """Return a number that was never used for this plan, recorded before it is returned. They only grow."""
-        last = self._last_attempt()
-        number = 0 if last is None else last + 1
+        now = self._database.clock()
         with self._database.transaction() as session:
-            if last is not None:
-                before = session.get_one(AttemptRecord, (self._digest, last))
-                state = "spent" if before.state == "released" else "lost"
-                self._database.move(session, AttemptRecord, state, plan=self._digest, number=last)
-                session.refresh(before)
-                before.ended = self._database.clock()
-            session.add(
-                AttemptRecord(
-                    plan=self._digest, number=number, state="begun", begun=self._database.clock(), ended=None
-                )
-            )
+            before = self._last_attempt(session)
+            number = 0 if before is None else before.number + 1
+            if before is not None:
+                self._end_attempt(session, before, now)
+            session.add(AttemptRecord(plan=self._digest, number=number, state="begun", begun=now, ended=None))
         return number
+
+    def leave_out(self, rounds: int) -> None:
+        """Go on with the round `rounds`, from 0, at the earliest: merchants may have paid for those before it.
+
+        For a state that was restored from a backup older than what merchants did. Raises `StorageError` for rounds
+        that the plan has not.
+        """
+        if not 0 <= rounds <= self.plan.training.rounds:
+            raise StorageError(
+                f"plan {self._digest[:16]}: found {rounds} rounds to leave out, it has {self.plan.training.rounds}."
+            )
+        now = self._database.clock()
+        with self._database.transaction() as session:
+            session.merge(GapRecord(plan=self._digest, until=rounds, noted=now))
+            append(session, now, "rounds-left-out", {"plan": self._digest, "until": rounds})
 
     def release(
         self,
@@ -140,8 +152,9 @@ class Progress:
         one already.
         """
         update = self._put(round_, {"update": outcome.update})
-        attempt = self._last_attempt()
         with self._database.transaction() as session:
+            last = self._last_attempt(session)
+            attempt = None if last is None else last.number
             session.add(
                 RoundRecord(
                     plan=self._digest,
@@ -170,14 +183,12 @@ class Progress:
                 "participants": _digest_of(participants),
             }
             append(session, self._database.clock(), "sum-opened", facts)
-            if attempt is not None:
-                record = session.get_one(AttemptRecord, (self._digest, attempt))
-                if record.state == "begun":
-                    self._database.move(session, AttemptRecord, "released", plan=self._digest, number=attempt)
+            if last is not None and last.state == "begun":
+                self._database.move(session, AttemptRecord, "released", plan=self._digest, number=attempt)
 
     def unapplied(self) -> tuple[int, RoundOutcome] | None:
         """Return the round, from 0, whose sum was opened and is not in the checkpoint, and its outcome."""
-        with self._database.transaction() as session:
+        with self._database.reading() as session:
             record = session.scalar(
                 select(RoundRecord).where(RoundRecord.plan == self._digest, RoundRecord.state == "released")
             )
@@ -204,7 +215,7 @@ class Progress:
 
     def subject(self, round_: int) -> dict[str, Any]:
         """Return of which model the sum of the round `round_` is; empty for the plan's own."""
-        with self._database.transaction() as session:
+        with self._database.reading() as session:
             return session.get_one(RoundRecord, (self._digest, round_)).subject
 
     def evaluated(self, round_: int, report: str) -> None:
@@ -229,10 +240,11 @@ class Progress:
         self._objects.drop({record.update})
 
     def rounds_released(self) -> int:
-        """Return how many rounds' sums were opened, applied or not."""
-        with self._database.transaction() as session:
-            count = select(func.count()).select_from(RoundRecord).where(RoundRecord.plan == self._digest)
-            return session.scalar(count) or 0
+        """Return how many rounds are used up: their sums were opened, applied or not, or they are left out."""
+        with self._database.reading() as session:
+            wanted = select(func.max(RoundRecord.number)).where(RoundRecord.plan == self._digest)
+            last = session.scalar(wanted)
+            return max(0 if last is None else last + 1, self._left_out(session))
 
     def apply(self, checkpoint: Checkpoint) -> None:
         """Record the checkpoint that holds the last released sum. Raises `StorageError` when none is released."""
@@ -266,24 +278,34 @@ class Progress:
         return find_checkpoint(self._database, self._objects, self.plan.digest)
 
     def rounds_done(self) -> int:
-        """Return how many rounds the checkpoint holds."""
-        with self._database.transaction() as session:
+        """Return with which round the training goes on, from 0: those before are in the checkpoint, or left out."""
+        with self._database.reading() as session:
             record = session.get(CheckpointRecord, self._digest)
-        return record.rounds_done if record else 0
+            return max(record.rounds_done if record else 0, self._left_out(session))
 
-    def _last_attempt(self) -> int | None:
-        with self._database.transaction() as session:
-            return session.scalar(
-                select(func.max(AttemptRecord.number)).where(AttemptRecord.plan == self._digest)
-            )
+    def _left_out(self, session: Session) -> int:
+        gap = session.get(GapRecord, self._digest)
+        return gap.until if gap else 0
+
+    def _last_attempt(self, session: Session) -> AttemptRecord | None:
+        wanted = select(AttemptRecord).where(AttemptRecord.plan == self._digest)
+        return session.scalar(wanted.order_by(AttemptRecord.number.desc()).limit(1))
+
+    def _end_attempt(self, session: Session, attempt: AttemptRecord, now: float) -> None:
+        """Record that no more comes of an attempt; of one that a backup left out nothing is known anyway."""
+        after = {"begun": "lost", "released": "spent"}.get(attempt.state)
+        if after is not None:
+            self._database.move(session, AttemptRecord, after, plan=self._digest, number=attempt.number)
+            session.refresh(attempt)
+            attempt.ended = now
 
     def _participants(self, round_: int, outcome: RoundOutcome) -> Iterator[ParticipantRecord]:
         """Yield what each merchant did; who was blamed may also have dropped out, and is recorded once."""
         roles: dict[str, tuple[str, str]] = dict.fromkeys(outcome.dropped, ("dropped", ""))
         roles |= {name: ("declined", code.value) for name, code in outcome.declined.items()}
-        roles |= {name: ("blamed", reason[:MAX_DETAIL]) for name, reason in outcome.blamed.items()}
+        roles |= {name: ("blamed", plain(reason, MAX_DETAIL)) for name, reason in outcome.blamed.items()}
         # Whose upload is in the sum took part, whatever else was noted.
-        roles |= {name: ("uploaded", outcome.blamed.get(name, "")[:MAX_DETAIL]) for name in outcome.uploaded}
+        roles |= {name: ("uploaded", plain(outcome.blamed.get(name, ""), MAX_DETAIL)) for name in outcome.uploaded}
         for name, (role, detail) in sorted(roles.items()):
             yield ParticipantRecord(plan=self._digest, round=round_, name=name, role=role, detail=detail)
 
@@ -311,7 +333,7 @@ def _digest_of(participants: Sequence[ParticipantRecord]) -> str:
 
 def find_checkpoint(database: Database, objects: Objects, plan_digest: bytes) -> Checkpoint | None:
     """Return a plan's checkpoint, or None when there is none yet. Raises `StorageError` when it is damaged."""
-    with database.transaction() as session:
+    with database.reading() as session:
         record = session.get(CheckpointRecord, plan_digest.hex())
     if record is None:
         return None

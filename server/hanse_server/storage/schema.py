@@ -7,7 +7,7 @@ left: `TRANSITIONS` names all steps there are, and `hanse_server.storage.databas
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import JSON, CheckConstraint, ForeignKey, Index, LargeBinary, MetaData, String, Text
+from sqlalchemy import JSON, CheckConstraint, ForeignKey, Index, LargeBinary, MetaData, String, Text, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 TRANSITIONS: Mapping[str, Mapping[str, frozenset[str]]] = {
@@ -52,6 +52,17 @@ def _states(record: str) -> CheckConstraint:
     return CheckConstraint(f"state IN ({', '.join(repr(state) for state in states)})", name="state")
 
 
+def _only_one(record: str, state: str) -> Index:
+    """Return the index by which at most one record is in `state`."""
+    where = text(f"state = '{state}'")
+    return Index(f"uq_{record}_{state}", "state", unique=True, sqlite_where=where, postgresql_where=where)
+
+
+def plain(words: str, length: int) -> str:
+    """Return `words` as a column of `length` characters takes them: cut, and without what PostgreSQL can't keep."""
+    return words.encode("utf-8", "replace").decode().replace("\0", "?")[:length]
+
+
 class PlanRecord(Record):
     """A signed plan, once the server has worked with it. It never changes.
 
@@ -74,7 +85,7 @@ class RunRecord(Record):
     """One time that the server worked on a plan, from its start to its end or loss."""
 
     __tablename__ = "run"
-    __table_args__ = (_states("run"),)
+    __table_args__ = (_states("run"), _only_one("run", "running"))
 
     number: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
     plan: Mapped[str] = mapped_column(ForeignKey("plan.digest"), index=True)
@@ -87,7 +98,7 @@ class RunRecord(Record):
 
 
 class BlockRecord(Record):
-    """Rounds in a row for which the same merchants were asked. `order` is who, in the order of the draw."""
+    """Rounds in a row for which the same merchants were asked. `draw` says who was, in which order, and why."""
 
     __tablename__ = "block"
     __table_args__ = (_states("block"),)
@@ -172,6 +183,19 @@ class CheckpointRecord(Record):
     saved: Mapped[float]
 
 
+class GapRecord(Record):
+    """Rounds of a plan, from 0 to before `until`, that are asked for no more: merchants may have paid for them already.
+
+    A restored backup does not know what became of rounds that were run after it.
+    """
+
+    __tablename__ = "gap"
+
+    plan: Mapped[str] = mapped_column(ForeignKey("plan.digest"), primary_key=True)
+    until: Mapped[int]
+    noted: Mapped[float]
+
+
 class EvaluationRecord(Record):
     """Figures of the `model` that the plan `training` had `after` so many rounds; `round` of the evaluation `plan`."""
 
@@ -192,7 +216,7 @@ class VersionRecord(Record):
     """A recognizer, by the digest of its card. Its files are objects: `files` holds their digests by name."""
 
     __tablename__ = "version"
-    __table_args__ = (_states("version"),)
+    __table_args__ = (_states("version"), _only_one("version", "released"))
 
     digest: Mapped[str] = mapped_column(String(64), primary_key=True)
     number: Mapped[int] = mapped_column(unique=True)

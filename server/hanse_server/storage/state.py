@@ -4,24 +4,22 @@ with State.open(folder) as state:
     progress = state.progress(signed_plan, plan)
 """
 
-import fcntl
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from sqlalchemy import select
+from sqlalchemy import URL, func, select
 
 from hanse_common.errors import StorageError
 from hanse_common.plan import Plan, SignedPlan
 from hanse_server.storage.audit_log import AuditLog
-from hanse_server.storage.database import Database
+from hanse_server.storage.database import Database, locked
 from hanse_server.storage.history import History
 from hanse_server.storage.objects import Objects
 from hanse_server.storage.progress import Checkpoint, Progress, find_checkpoint
-from hanse_server.storage.schema import Record
+from hanse_server.storage.schema import PlanRecord, Record
 from hanse_server.storage.versions import Versions
 
 DATABASE_FILE = "hanse.sqlite"
@@ -42,10 +40,20 @@ class State:
     def open(cls, folder: Path, url: str | None = None) -> Self:
         """Return the state in `folder`, made when missing, with its records in the database at `url`.
 
-        By default that is a SQLite file in the folder. Raises `StorageError`.
+        By default that is a SQLite file in the folder. Raises `StorageError`, also when there are objects and the
+        database knows nothing of them: they would be taken for leftovers.
         """
         objects = Objects(folder / "objects")
-        return cls(folder, Database(storage_url(folder, url)), objects)
+        database = Database(storage_url(folder, url))
+        with database.reading() as session:
+            new = not session.scalar(select(func.count()).select_from(PlanRecord))
+        if new and next(objects.present(), None) is not None:
+            database.close()
+            raise StorageError(
+                f"{folder / 'objects'}: holds objects, of which {database.name} knows nothing. Name the database that "
+                "they belong to under service.storage, or restore a backup into an empty folder."
+            )
+        return cls(folder, database, objects)
 
     def __enter__(self) -> Self:
         return self
@@ -78,7 +86,7 @@ class State:
 
     def collect(self) -> int:
         """Delete the objects that no record names; return how many. Only for whoever holds `alone`."""
-        with self.database.transaction() as session:
+        with self.database.reading() as session:
             tables = {
                 table.name: [dict(row) for row in session.execute(select(table)).mappings()]
                 for table in (Record.metadata.tables[name] for name in NAMING_OBJECTS)
@@ -98,19 +106,10 @@ class State:
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Be the only process that trains on this state while entered. Raises `StorageError` when another does."""
-        handle = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise StorageError(
-                    f"{self.folder}: another hanse-server works on this state; stop it first (hanse-server stop)."
-                ) from None
+        with locked(self.folder / "lock", str(self.folder)), self.database.alone():
             yield
-        finally:
-            os.close(handle)
 
 
-def storage_url(folder: Path, url: str | None) -> str:
+def storage_url(folder: Path, url: str | None) -> str | URL:
     """Return the URL of the database of the state in `folder`: `url`, or by default a SQLite file in it."""
-    return url or f"sqlite:///{folder.resolve() / DATABASE_FILE}"
+    return url or URL.create("sqlite", database=str(folder.resolve() / DATABASE_FILE))

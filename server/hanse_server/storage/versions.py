@@ -22,9 +22,10 @@ from hanse_common.release import SignedRelease
 from hanse_server.storage.audit_log import append
 from hanse_server.storage.database import Database
 from hanse_server.storage.objects import MAX_OBJECT_BYTES, Objects
-from hanse_server.storage.schema import ReleaseRecord, VersionRecord
+from hanse_server.storage.schema import ReleaseRecord, VersionRecord, plain
 
 CARD = "card.json"
+MAX_REASON = 500
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class Versions:
 
     def all(self) -> list[Version]:
         """Return all versions, the first one first."""
-        with self._database.transaction() as session:
+        with self._database.reading() as session:
             return [
                 Version.of(one)
                 for one in session.scalars(select(VersionRecord).order_by(VersionRecord.number))
@@ -142,16 +143,16 @@ class Versions:
                     number=number,
                     version=digest,
                     signed=wire.encode(signed),
-                    reason=reason,
+                    reason=plain(reason, MAX_REASON),
                     made=self._database.clock(),
                 )
             )
-            facts = {"number": number, "digest": digest, "back": back, "reason": reason}
+            facts = {"number": number, "digest": digest, "back": back, "reason": plain(reason, MAX_REASON)}
             append(session, self._database.clock(), "release", facts)
 
     def releases(self) -> Sequence[ReleaseRecord]:
         """Return all statements, the first one first."""
-        with self._database.transaction() as session:
+        with self._database.reading() as session:
             return session.scalars(select(ReleaseRecord).order_by(ReleaseRecord.number)).all()
 
     def current(self) -> SignedRelease | None:
@@ -164,11 +165,11 @@ class Versions:
         return self._objects.get(digest)
 
     def export(self, digest: str, folder: Path) -> None:
-        """Write a version's files to the new folder `folder`. Raises `ConfigError` when it exists."""
+        """Write a version's files to the new folder `folder`. Raises `ConfigError` when it exists or can't be written."""
         version = self.find(digest)
         try:
             folder.mkdir(parents=True)
+            for name, content in version.files.items():
+                write_atomically(folder / name, self._objects.get(content), PUBLIC)
         except OSError as error:
             raise ConfigError(f"{folder}: cannot be made ({error.strerror}); name a new folder.") from None
-        for name, content in version.files.items():
-            write_atomically(folder / name, self._objects.get(content), PUBLIC)

@@ -25,7 +25,7 @@ LARGE_DIMENSION = 250_000
 
 KNEE = 1.5
 
-ROUNDS = 4
+ROUNDS = 3
 
 
 def run(quick: bool) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from hanse_simulations.benchmarks.connected import Connected
 TRIPS = 3
 """Questions, each with its answer, that a merchant gets in a round, and as many in a set-up."""
 
-WAIT_SECONDS = 600.0
+WAIT_SECONDS = 300.0
 
 BLOCK = bytes(16)
 

@@ -37,6 +37,11 @@ _OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),  # a connection for each merchant
 )
 
+_AGAIN = {grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.ABORTED}
+"""Too many at once have not said who they are yet; or a slow one lost its turn to upload."""
+
+PAUSE_SECONDS = 0.1
+
 Handler = Callable[[Buffer], Buffer]
 
 
@@ -50,21 +55,43 @@ async def serve_block(
     pinned = grpc.ssl_channel_credentials(certificate)
     async with asyncio.TaskGroup() as tasks:
         for identity, handle in merchants:
-            tasks.create_task(_serve(port, pinned, fingerprint(certificate), block, identity, handle))
+            merchant = _Merchant(block, fingerprint(certificate), identity, handle)
+            tasks.create_task(merchant.serve(port, pinned))
 
 
-async def _serve(
-    port: int, pinned: Any, shown: bytes, block: bytes, identity: Ed25519PrivateKey, handle: Handler
-) -> None:
-    async with grpc.aio.secure_channel(f"localhost:{port}", pinned, options=_OPTIONS) as channel:
-        call = channel.stream_stream(METHOD)()
+class _Merchant:
+    def __init__(self, block: bytes, shown: bytes, identity: Ed25519PrivateKey, handle: Handler) -> None:
+        self._block = block
+        self._shown = shown
+        self._identity = identity
+        self._handle = handle
+        self._trip = 0
+        self._answer: Buffer = b""
+
+    async def serve(self, port: int, pinned: Any) -> None:
+        """Serve the block to its end, on one stream after another."""
+        async with grpc.aio.secure_channel(f"localhost:{port}", pinned, options=_OPTIONS) as channel:
+            while True:
+                call = channel.stream_stream(METHOD)()
+                try:
+                    return await self._converse(call)
+                except grpc.aio.AioRpcError as error:
+                    if error.code() not in _AGAIN:
+                        raise
+                except asyncio.InvalidStateError:  # it ended while we spoke
+                    if await call.code() not in _AGAIN:
+                        raise
+                await asyncio.sleep(PAUSE_SECONDS)
+
+    async def _converse(self, call: Any) -> None:
         records = _records(call)
         challenge = wire.decode(Challenge, await anext(records))
-        await _say(call, wire.encode(Hello.sign(identity, challenge.nonce, shown, block)))
+        await _say(call, wire.encode(Hello.sign(self._identity, challenge.nonce, self._shown, self._block)))
         async for record in records:
             ask, question = wire.decode_tailed((Ask,), record, record_bytes(MAX_DIMENSION))
-            answer = handle(question)
-            await _say(call, wire.head(Answer(trip=ask.trip, payload=b""), len(answer)), answer)
+            if ask.trip > self._trip:
+                self._trip, self._answer = ask.trip, self._handle(question)
+            await _say(call, wire.head(Answer(trip=ask.trip, payload=b""), len(self._answer)), self._answer)
 
 
 async def _records(call: Any) -> AsyncIterator[memoryview]:

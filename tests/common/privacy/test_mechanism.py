@@ -43,7 +43,7 @@ def hockey_stick(p, q, eps):
 @pytest.mark.parametrize("clipping_norm", [1.0, 0.63])
 @pytest.mark.parametrize("noise_multiplier", [0.5, 3.0])
 @pytest.mark.parametrize(("sampling_rate", "steps"), [(1.0, 1), (0.2, 1), (1.0, 2), (0.2, 2)])
-@pytest.mark.parametrize("delta", [1e-2, 1e-5])
+@pytest.mark.parametrize("delta", [pytest.param(1e-2, marks=pytest.mark.slow), 1e-5])
 def test_exact_divergence_of_neighbours_is_within_delta(
     clipping_norm, noise_multiplier, sampling_rate, steps, delta
 ):

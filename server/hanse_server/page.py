@@ -1,0 +1,433 @@
+"""The operator's page, to this machine alone: how the league is, its rounds, figures, privacy, versions, audit log.
+
+    app = application(state, live, metrics, token, port=9094)
+    with listen(9094) as listening, serving(app, listening): ...
+
+It only shows: no form on it changes anything but the reader's own language and session. `live` is of the process that
+trains; with None, as for `hanse-server page`, the records alone speak. Beside the pages are `/metrics` for Prometheus,
+with the token as a bearer, and `/health` and `/ready`, which say one word to anybody. Who may see the rest,
+`page_access` says. Pages work without scripts; with them, the overview keeps itself up to date.
+"""
+
+import base64
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import FileResponse, HTMLResponse, PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from hanse_common.errors import ConfigError, HanseError, StorageError
+from hanse_common.federated_report import FederatedReport
+from hanse_common.files import read_bounded
+from hanse_common.plan import Plan, noise_shares
+from hanse_common.web.languages import Languages
+from hanse_common.web.security import Guarded
+from hanse_common.web.serving import HOST, static_routes
+from hanse_server import charts, pictures, templates
+from hanse_server.alerts import Alert, Facts, alerts
+from hanse_server.audit import AuditEntry, Head
+from hanse_server.certificates import CertificateState, examine
+from hanse_server.config import Service
+from hanse_server.live import TRIPS, Live, Seen
+from hanse_server.metrics import CONTENT_TYPE, Metrics
+from hanse_server.page_access import Gate, Tell, deed
+from hanse_server.page_data import ROLES, Reader, RoundView, TrainingView, Tried, reliability
+from hanse_server.storage import State
+
+HOSTS = (HOST, "localhost")
+ROUNDS_DRAWN, ROUNDS_LISTED, ROUNDS_COUNTED = 60, 20, 50
+BLOCKS_LISTED, ENTRIES_LISTED, LINES_LISTED = 10, 50, 12
+CLASSES_SHOWN = 20
+"""Rows and columns of the confusion matrix that is drawn."""
+
+LOOK_SECONDS = 60.0
+READY_SECONDS = 1.0
+MAX_PEM_BYTES = 1 << 20
+SUSPICION = 0.01
+
+
+class Pages:
+    """The pages over `state`. `live` and `metrics` are None where another process trains, or none does."""
+
+    def __init__(
+        self, state: State, live: Live | None, metrics: Metrics | None, service: Service | None
+    ) -> None:
+        self._state = state
+        self._reader = Reader(state)
+        self._live = live
+        self._metrics = metrics
+        self._service = service
+        self._looked: tuple[float, CertificateState | None, str] = (-math.inf, None, "")
+        self._found_ready: tuple[float, bool] = (-math.inf, False)
+        self.languages = Languages(templates.FOLDER, "en")
+
+    def app(self, ready: Callable[[], bool]) -> FastAPI:
+        """Return the application, without what keeps strangers out. `ready` says whether the listeners are up."""
+        style = FileResponse(templates.STYLE)
+        app = FastAPI(
+            docs_url=None,
+            redoc_url=None,
+            openapi_url=None,
+            routes=[
+                Route("/static/operator.css", lambda request: style),
+                *static_routes(),
+                Route(
+                    "/language", deed(lambda request, fields: self.languages.chosen(fields)), methods=["POST"]
+                ),
+            ],
+            exception_handlers={
+                HTTPException: lambda request, error: self._failed(request, error.status_code),
+                RequestValidationError: lambda request, error: self._failed(request, 404),
+                HanseError: lambda request, error: self._failed(request, 503, str(error)),
+            },
+        )
+        for path, page in (
+            ("/", self.overview),
+            ("/live", self.parts),
+            ("/rounds", self.rounds),
+            ("/figures", self.figures),
+            ("/privacy", self.privacy),
+            ("/versions", self.versions),
+            ("/audit", self.audit),
+        ):
+            app.get(path, response_class=HTMLResponse)(page)
+        app.get("/metrics", response_class=PlainTextResponse)(self.metrics)
+        app.get("/health", response_class=PlainTextResponse)(lambda: PlainTextResponse("ok\n"))
+        app.get("/ready", response_class=PlainTextResponse)(lambda: self._readiness(ready))
+        return app
+
+    # What can be seen
+
+    def overview(self, request: Request) -> Response:
+        """How the league is now, and what is to be done."""
+        return self._page(request, "page-overview.html", **self._now())
+
+    def parts(self, request: Request) -> Response:
+        """What of the overview changes by itself, for its script."""
+        return self._page(request, "page-live.html", **self._now())
+
+    def rounds(self, request: Request) -> Response:
+        """Who took part."""
+        training = self._reader.training()
+        rounds = self._reader.rounds(training.digest, ROUNDS_DRAWN)
+        bars = [charts.Bar(one.number, tuple((role, one.count(role)) for role in ROLES)) for one in rounds]
+        return self._page(
+            request,
+            "page-rounds.html",
+            training=training,
+            bars=bars,
+            rounds=rounds[::-1][:ROUNDS_LISTED],
+            merchants=reliability(rounds[-ROUNDS_COUNTED:]),
+            counted=len(rounds[-ROUNDS_COUNTED:]),
+            blocks=self._reader.blocks(training.digest, BLOCKS_LISTED),
+            roles=ROLES,
+        )
+
+    def figures(
+        self,
+        request: Request,
+        number: Annotated[int | None, Query(ge=1, lt=1 << 31)] = None,
+        of: Annotated[int | None, Query(ge=0, lt=1000)] = None,
+    ) -> Response:
+        """How good the models are: the evaluation `number`, or the last one, and the ROC curve of the class `of`."""
+        training = self._reader.training()
+        tried = self._reader.evaluations(training.digest)
+        named = tried[-1:] if number is None else [one for one in tried if one.number == number]
+        if number is not None and not named:
+            raise HTTPException(404)
+        chosen = named[0] if named else None
+        report = self._reader.report(chosen.number) if chosen else None
+        classes = _names(training.plan, report)
+        if of is not None and of >= len(classes):
+            raise HTTPException(404)
+        return self._page(
+            request,
+            "page-figures.html",
+            training=training,
+            tried=tried,
+            accuracy=_points(tried, "accuracy"),
+            loss=_points(tried, "loss"),
+            chosen=chosen,
+            report=report,
+            classes=classes,
+            of=_best(report) if of is None else of,
+            matrix=_matrix(report, classes),
+        )
+
+    def privacy(self, request: Request) -> Response:
+        """What the plan promises, what merchants say they spent, what the server saw."""
+        training = self._reader.training()
+        seen = self._live.snapshot().seen if self._live else Seen()
+        spent = self._reader.spent()
+        promised = _epsilon(training.plan) if training.plan else math.inf
+        return self._page(
+            request,
+            "page-privacy.html",
+            training=training,
+            plans=[plan for plan in (training.plan, training.evaluation) if plan is not None],
+            shares=noise_shares,
+            epsilon=_epsilon,
+            bound=_suspicion(promised),
+            spent=spent,
+            most=max(
+                [1e-9, *(one.epsilon for one in spent), *([promised] if math.isfinite(promised) else [])]
+            ),
+            seen=seen,
+            pictures=_pictures(seen),
+        )
+
+    def versions(self, request: Request) -> Response:
+        """The league's recognizers."""
+        found = self._reader.releases()
+        return self._page(
+            request,
+            "page-versions.html",
+            found=found,
+            accuracies=self._reader.accuracies(found.versions),
+            numbers={one.digest: one.number for one in found.versions},
+        )
+
+    def audit(self, request: Request) -> Response:
+        """The last entries of the audit log."""
+        entries = self._reader.audit(ENTRIES_LISTED)
+        return self._page(
+            request,
+            "page-audit.html",
+            entries=[(entry, _facts(entry)) for entry in entries],
+            head=Head.of(entries[0]) if entries else None,
+        )
+
+    def metrics(self) -> Response:
+        """What Prometheus scrapes."""
+        if self._metrics is None:
+            raise HTTPException(404)
+        return Response(self._metrics.exposition(), media_type=CONTENT_TYPE)
+
+    # How it is found out
+
+    def _now(self) -> dict[str, Any]:
+        training = self._reader.training()
+        rounds = self._reader.rounds(training.digest, ROUNDS_LISTED)
+        releases = self._reader.releases()
+        tried = self._reader.evaluations(training.digest)
+        now = self._live.snapshot() if self._live else None
+        return {
+            "training": training,
+            "alerts": self._alerts(training, rounds),
+            "live": now,
+            "trips": () if now is None else [(kind, *_trip(now.trips, kind)) for kind in TRIPS],
+            "lines": () if now is None else now.lines[::-1][:LINES_LISTED],
+            "last": rounds[-1] if rounds else None,
+            "releases": releases,
+            "tried": tried[-1] if tried else None,
+            "epsilon": _epsilon(training.plan) if training.plan else None,
+            "now": f"{datetime.now():%H:%M:%S}",
+        }
+
+    def _alerts(self, training: TrainingView, rounds: list[RoundView]) -> list[Alert]:
+        certificate, trouble = self._certificate()
+        try:
+            usage = shutil.disk_usage(self._state.folder)
+            disk = (usage.free, usage.total)
+        except OSError:
+            disk = None
+        facts = Facts(
+            training,
+            rounds,
+            self._live.snapshot().lines if self._live else (),
+            certificate.notices if certificate else (),
+            trouble,
+            disk,
+        )
+        return alerts(facts, time.time())
+
+    def _certificate(self) -> tuple[CertificateState | None, str]:
+        """Return how the server's certificate stands, or why that can't be said; looked at once a minute."""
+        if self._service is None:
+            return None, ""
+        at, found, trouble = self._looked
+        if time.monotonic() - at > LOOK_SECONDS:
+            found, trouble = None, ""
+            tls = self._service.tls
+            try:
+                found = examine(
+                    read_bounded(tls.certificate, MAX_PEM_BYTES, "a PEM certificate", ConfigError),
+                    read_bounded(tls.authority, MAX_PEM_BYTES, "a PEM certificate", ConfigError),
+                    self._service.aggregator.address.rpartition(":")[0],
+                    datetime.now(UTC),
+                )
+            except ConfigError as error:
+                trouble = str(error)
+            self._looked = (time.monotonic(), found, trouble)
+        return found, trouble
+
+    def _readiness(self, ready: Callable[[], bool]) -> Response:
+        """Say whether database and listeners are there. Strangers may ask, so it is found out once a second."""
+        at, found = self._found_ready
+        if time.monotonic() - at > READY_SECONDS:
+            try:
+                found = ready() and self._reader.reachable()
+            except StorageError:
+                found = False
+            self._found_ready = (time.monotonic(), found)
+        return PlainTextResponse("ready\n" if found else "not ready\n", 200 if found else 503)
+
+    def _page(self, request: Request, template: str, code: int = 200, **values: Any) -> HTMLResponse:
+        common = {
+            "key": getattr(request.state, "key", ""),
+            "here": request.url.path,
+            "attended": self._live is not None,
+            "charts": charts,
+            "moment": moment,
+            "told": told,
+        }
+        page = self.languages.of(request).render(template, served=True, **{**common, **values})
+        return HTMLResponse(page, code)
+
+    def _failed(self, request: Request, code: int, text: str = "") -> HTMLResponse:
+        return self._page(
+            request, "page-error.html", code, here="/", code_shown=code, lines=text.splitlines()
+        )
+
+
+def application(
+    state: State,
+    live: Live | None,
+    metrics: Metrics | None,
+    token: bytes,
+    *,
+    port: int,
+    service: Service | None = None,
+    ready: Callable[[], bool] = lambda: True,
+    tell: Tell = lambda kind, text: None,
+) -> ASGIApp:
+    """Return the operator's page over `state`, with all that guards it, for those who show `token`.
+
+    `port` is where it is served, `service` names the certificate to watch, `ready` says whether the listeners are up,
+    and `tell` hears, as a kind and a text, of too many wrong tokens. With `live` and `metrics` None it shows the records
+    alone.
+    """
+    pages = Pages(state, live, metrics, service)
+    return Guarded(Gate(pages.app(ready), token, f"hanse-operator-{port}", pages.languages, tell), HOSTS)
+
+
+def told(epsilon: float | None) -> str | None:
+    """Return ε with three decimals, never less than it is; None when there is none, or it is infinite."""
+    if epsilon is None or not math.isfinite(epsilon):
+        return None
+    return f"{math.ceil(round(1000 * epsilon, 6)) / 1000:g}"
+
+
+def moment(seconds: float) -> str:
+    """Return a time, seconds since 1970, by this machine's clock."""
+    return f"{datetime.fromtimestamp(seconds):%Y-%m-%d %H:%M}"
+
+
+@lru_cache(maxsize=16)
+def _epsilon(plan: Plan) -> float:
+    """Return what a merchant pays for the whole plan, infinite when nothing can be promised."""
+    try:
+        return plan.epsilon()
+    except ValueError:
+        return math.inf
+
+
+def _suspicion(epsilon: float) -> str | None:
+    """Return what a suspicion of 1 % can become, in per cent, told upward: by Bayes' rule, odds times e^ε at most."""
+    if not math.isfinite(epsilon):
+        return None
+    found = 100 / (1 + (1 / SUSPICION - 1) * math.exp(-epsilon))
+    return f"{math.ceil(round(10 * found, 6)) / 10:g}"
+
+
+def _trip(trips: tuple[tuple[str, int, int], ...], kind: str) -> tuple[int, int]:
+    """Return how many answered and how many were asked."""
+    return next(((answered, asked) for name, answered, asked in trips if name == kind), (0, 0))
+
+
+def _points(tried: list[Tried], name: str) -> list[charts.Point]:
+    """Return a figure of each model that has it, the last one where a model was tried twice."""
+    found = {one.after: getattr(one, name) for one in tried}
+    return [
+        charts.Point(after, figure.value, figure.low, figure.high)
+        for after, figure in sorted(found.items())
+        if figure is not None
+    ]
+
+
+def _names(plan: Plan | None, report: FederatedReport | None) -> list[str]:
+    """Return the classes' names; their numbers where the plan's are others."""
+    if report is None:
+        return []
+    classes = list(plan.taxonomy.classes) if plan else []
+    count = len(report.per_class)
+    return classes if len(classes) == count else [str(number + 1) for number in range(count)]
+
+
+def _best(report: FederatedReport | None) -> int | None:
+    """Return the class whose ROC curve is shown at first: the first one that has a curve."""
+    if report is None:
+        return None
+    return next((number for number, one in enumerate(report.per_class) if one.roc), None)
+
+
+def _matrix(report: FederatedReport | None, classes: list[str]) -> dict[str, Any] | None:
+    """Return the confusion matrix as it is drawn: the classes with the most photos, and a column for the others."""
+    if report is None:
+        return None
+    by_support = sorted(range(len(classes)), key=lambda number: -report.per_class[number].support.value)
+    shown = sorted(by_support[:CLASSES_SHOWN])
+    rest = [number for number in range(len(classes)) if number not in set(shown)]
+    cells = [[round(report.confusion[row][column].value) for column in shown] for row in shown]
+    if rest:
+        for row, counts in zip(shown, cells, strict=True):
+            counts.append(round(sum(report.confusion[row][column].value for column in rest)))
+    spreads = sorted(cell.high - cell.value for row in report.confusion for cell in row)
+    return {
+        "counts": cells,
+        "rows": [classes[number] for number in shown],
+        "others": len(rest),
+        "spread": math.ceil(spreads[len(spreads) // 2]),
+    }
+
+
+def _pictures(seen: Seen) -> dict[str, Any] | None:
+    """Return both pictures as data that a page can hold, and how random their bytes are."""
+    if seen.upload is None or seen.total is None:
+        return None
+    return {
+        "upload": _data(pictures.picture(pictures.mask(seen.upload))),
+        "total": _data(pictures.picture(pictures.own_scale(seen.total))),
+        "upload_bits": f"{math.floor(100 * pictures.randomness(seen.upload)) / 100:.2f}",
+        "total_bits": f"{math.floor(100 * pictures.randomness(seen.total)) / 100:.2f}",
+    }
+
+
+def _data(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+
+
+def _facts(entry: AuditEntry) -> list[tuple[str, str]]:
+    """Return an entry's facts, long ones cut; the audit log itself judges nothing that it holds."""
+    try:
+        found = json.loads(entry.facts)
+    except ValueError:
+        return [("facts", entry.facts[:80])]
+    if not isinstance(found, dict):
+        return [("facts", entry.facts[:80])]
+    return [(str(name)[:40], _short(value)) for name, value in found.items()]
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text[:16] if len(text) == 64 else text[:120]

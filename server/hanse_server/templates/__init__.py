@@ -1,0 +1,6 @@
+"""The operator's HTML templates, their Chinese in `zh.yaml`, and the style of its charts; see `hanse_common.web.pages`."""
+
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+STYLE = FOLDER / "operator.css"
