@@ -181,9 +181,7 @@ class Daemon:
         except WireError as error:
             self._note("declined", f"The server sent what is no assignment: {printable(str(error))}")
             unknown = isinstance(error, WireVersionUnknown)
-            return BlockReport(
-                block=bytes(16), code=ReportCode.VERSION if unknown else ReportCode.MALFORMED
-            )
+            return BlockReport(block=bytes(16), code=ReportCode.VERSION if unknown else ReportCode.MALFORMED)
         try:
             code = self._take_part(assignment)
         except _Later as later:

@@ -132,9 +132,17 @@ class ReleaseRefused(HanseError):
 
 
 class RoundFailed(HanseError):
-    """A round ended without a sum."""
+    """A round ended without a sum, or one attempt at it did.
+
+    `why` is merchants, setup, sum_lost, implausible or other; `attempts` are those that a whole round came to nothing by.
+    """
 
     exit_code = 16
+
+    def __init__(self, text: str, why: str = "other", attempts: "tuple[RoundFailed, ...]" = ()) -> None:
+        super().__init__(text)
+        self.why = why
+        self.attempts = attempts
 
 
 class DatasetUnavailable(HanseError):

@@ -146,7 +146,9 @@ def decode_tailed(
             "release of Hanse to read it."
         )
     if type(version) is not int or version < 1:
-        raise WireError(f"{names}: found version {version!r:.20} of the protocol, expected 1 to {WIRE_VERSION}.")
+        raise WireError(
+            f"{names}: found version {version!r:.20} of the protocol, expected 1 to {WIRE_VERSION}."
+        )
     model = by_kind.get(kind) if type(kind) is int else None
     if model is None:
         raise WireError(f"{names}: found a message of kind {kind!r:.20}, expected {sorted(by_kind)}.")

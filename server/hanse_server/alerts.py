@@ -44,8 +44,8 @@ class Alert:
 class Facts:
     """What alerts follow from. `rounds` are the last ones; `disk` is free and total bytes, or None if unknown.
 
-    `lines` are the last events, as in `hanse_server.live.Snapshot`; `trouble` is why a certificate could not be read, ""
-    if it could.
+    `lines` are the last events, as in `hanse_server.live.Snapshot`; `trouble` is why a certificate could not be read,
+    "" if it could.
     """
 
     training: TrainingView

@@ -249,12 +249,13 @@ class BlockTransport:
             elif declined and len(self._listed - declined) < minimum:
                 self._streams.wait(STOP_SECONDS, lambda found: False)
                 raise RoundFailed(
-                    f"The plan needs {minimum} merchants; too many decline: {self._declines()}."
+                    f"The plan needs {minimum} merchants; too many decline: {self._declines()}.", "merchants"
                 )
             elif now - started > self._settings.patience:
                 raise RoundFailed(
                     f"Waited {self._settings.patience:g} s; {len(connected)} merchants came, the plan needs "
-                    f"{minimum}. Declined: {self._declines() or 'none'}."
+                    f"{minimum}. Declined: {self._declines() or 'none'}.",
+                    "merchants",
                 )
             if now - looked > LOOK_SECONDS:  # a member may be admitted while the league waits for it
                 self._listed, looked = self._members(), now

@@ -15,9 +15,9 @@ from markupsafe import Markup, escape
 
 from hanse_common.federated_report import ReliabilityBin, RocPoint
 
-WIDTH, HEIGHT = 640.0, 240.0
-SQUARE = 320.0
-LEFT, RIGHT, TOP, BOTTOM = 46.0, 12.0, 12.0, 38.0
+WIDE, HALF, HEIGHT = 920.0, 460.0, 230.0
+SQUARE = 340.0
+LEFT, RIGHT, TOP, BOTTOM = 50.0, 14.0, 12.0, 40.0
 
 _STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
 
@@ -65,7 +65,7 @@ def participation(bars: Sequence[Bar], label: str, x_title: str) -> Markup:
     """Return stacked bars, one a round."""
     most = max([1, *(sum(count for _, count in bar.parts) for bar in bars)])
     step = max(1.0, _step(most, 4))
-    frame = _Frame(WIDTH, HEIGHT, (-0.5, len(bars) - 0.5), (0.0, math.ceil(most / step) * step))
+    frame = _Frame(WIDE, HEIGHT, (-0.5, len(bars) - 0.5), (0.0, math.ceil(most / step) * step))
     drawn = [frame.rows(_ticks(0.0, frame.y[1], step), lambda value: f"{value:g}")]
     every = max(1, math.ceil(len(bars) / 10))
     width = frame.across(0.8) - frame.across(0.0)
@@ -90,7 +90,7 @@ def band(points: Sequence[Point], axis: Axis, label: str, x_title: str) -> Marku
     """Return a line through the figures over the band of their intervals."""
     first, last = points[0].x, points[-1].x
     room = 0.5 if first == last else 0.02 * (last - first)
-    frame = _Frame(WIDTH, HEIGHT, (first - room, last + room), (axis.low, axis.high))
+    frame = _Frame(HALF, HEIGHT, (first - room, last + room), (axis.low, axis.high))
     drawn = [frame.rows(_ticks(axis.low, axis.high, _step(axis.high - axis.low, 4)), axis.text)]
     edge = [(point.x, point.high) for point in points] + [(point.x, point.low) for point in points[::-1]]
     if len(points) > 1:
@@ -105,7 +105,7 @@ def band(points: Sequence[Point], axis: Axis, label: str, x_title: str) -> Marku
         if (len(points) - 1 - place) % every == 0:
             drawn.append(frame.under(point.x, f"{point.x:g}"))
     drawn.append(frame.title(x_title))
-    return _svg(frame, label, drawn)
+    return _svg(frame, label, drawn, "half")
 
 
 def roc(

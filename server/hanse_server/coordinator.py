@@ -70,7 +70,7 @@ class RoundOutcome:
     blamed: Mapping[str, str]
     norm: float = 0.0
     bound: float = math.inf
-    failures: tuple[str, ...] = ()
+    failures: tuple[RoundFailed, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class MaskedRounds:
 
         Raises `RoundFailed` when it fails in all its attempts; no sum of it is then applied.
         """
-        failures: list[str] = []
+        failures: list[RoundFailed] = []
         for _ in range(self._attempts):
             roll = Roll()
             try:
@@ -146,9 +146,11 @@ class MaskedRounds:
                 return replace(outcome, failures=tuple(failures))
             except RoundFailed as failure:
                 self._aggregator = None
-                failures.append(str(failure))
+                failures.append(failure)
         tried = " ".join(f"Attempt {number}: {text}" for number, text in enumerate(failures, start=1))
-        raise RoundFailed(f"Round {round_ + 1} of {self._plan.training.rounds} failed. {tried}")
+        raise RoundFailed(
+            f"Round {round_ + 1} of {self._plan.training.rounds} failed. {tried}", attempts=tuple(failures)
+        )
 
     def forget(self) -> None:
         """Begin anew with the next round: those who were set up together are asked for something else now."""
@@ -163,7 +165,9 @@ class MaskedRounds:
             except _Again as again:
                 reason = str(again)
                 lost |= again.lost
-        raise RoundFailed(f"{SETUP_TRIES} set-ups were tried; in the last, {reason}: {roll.describe()}.")
+        raise RoundFailed(
+            f"{SETUP_TRIES} set-ups were tried; in the last, {reason}: {roll.describe()}.", "setup"
+        )
 
     def _set_up(self, round_: int, roll: Roll, lost: frozenset[str]) -> Aggregator:
         """Bring merchants together: keys, then shares, then everyone's word that all shares are there.
@@ -194,7 +198,7 @@ class MaskedRounds:
             roster = aggregator.roster()
         except Refusal as refusal:
             raise RoundFailed(
-                f"{len(invited)} merchants were invited. {refusal}: {roll.describe()}."
+                f"{len(invited)} merchants were invited. {refusal}: {roll.describe()}.", "setup"
             ) from None
         there = [self._listed.names[member.identity] for member in roster.members]
 
@@ -230,13 +234,13 @@ class MaskedRounds:
             total = self._unmasked(sum_, roster, roll)
         except SumLost as lost:
             self._excluded |= {self._listed.names[identity] for identity in lost.culprits}
-            raise RoundFailed(f"{lost}: {roll.describe()}.") from None
+            raise RoundFailed(f"{lost}: {roll.describe()}.", "sum_lost") from None
         survivors = [roster[place] for place in sum_.places]
         if self._watch is not None:
             self._watch("", total)
         verdict = plausibility.judge(self._plan, round_, model, total, len(survivors))
         if not verdict.plausible:
-            raise RoundFailed(verdict.refusal(self._plan, len(survivors)))
+            raise RoundFailed(verdict.refusal(self._plan, len(survivors)), "implausible")
         return RoundOutcome(
             update=self._plan.decode(total, len(survivors)),
             uploaded=tuple(sorted(survivors)),

@@ -77,9 +77,15 @@ class Daemon:
             raise self._failure
 
     def serve(self, stop: threading.Event) -> None:
-        """Keep the listeners up until `stop` is set; runs begin with `flwr run`. Their failures end only them."""
+        """Keep the listeners up until `stop` is set; runs begin with `flwr run`. Their failures end only them.
+
+        A training that was lost with the process before, neither stopped nor failed, goes on at once.
+        """
         upkeep = Upkeep(self._service, self._reporter)
-        with self._listening():
+        last = self._training.state.history.last_run()
+        with self._listening() as (link, _):
+            if last is not None and (last.state, last.plan) == ("running", self._training.plan.digest.hex()):
+                link.start_run()
             while not stop.wait(POLL_SECONDS):
                 upkeep.tick()
 
@@ -121,6 +127,7 @@ class Daemon:
     def _run(self, context: RunContext, work: Work, streams: StreamServer) -> None:
         """Be the pinned ServerApp: train, publish. What went wrong is kept for `train` and goes to Flower, too."""
         self._failure = None
+        streams.resume()  # the run before may have been stopped
         history, progress = self._training.state.history, self._training.progress
         done = progress.rounds_done()
         run = history.begin_run(progress.plan.digest, done)

@@ -76,10 +76,12 @@ def train(
         optimizer.state = dict(checkpoint.optimizer)
         average.total, average.count = checkpoint.average_total, checkpoint.average_count
 
-    opened = progress.unapplied()
+    opened, first = progress.unapplied(), progress.rounds_done()
     for round_ in range(done, total):
         if opened is not None and opened[0] == round_:
             outcome, seconds = opened[1], 0.0
+        elif round_ < first:
+            continue  # left out after a restore
         elif round_ and enough(round_, average.value(model).astype(np.float32)):
             break
         else:

@@ -77,8 +77,7 @@ class JsonLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line, without its end."""
-        line = json.dumps(_parts(record), ensure_ascii=True, allow_nan=False)
-        return line.replace("\x7f", "\\u007f")  # the one control character of ASCII that json leaves
+        return json.dumps(_parts(record), ensure_ascii=True, allow_nan=False)
 
 
 class Lines(logging.Formatter):

@@ -87,7 +87,7 @@ class Overview:
 
 def overview(state: State) -> Overview:
     """Return what the records of `state` say. Raises `StorageError`."""
-    with state.database.transaction() as session:
+    with state.database.reading() as session:
         run = session.scalar(select(RunRecord).order_by(RunRecord.number.desc()).limit(1))
         plan = session.get(PlanRecord, run.plan) if run else None
         checkpoint = session.get(CheckpointRecord, run.plan) if run else None

@@ -85,11 +85,9 @@ class Pages:
                     "/language", deed(lambda request, fields: self.languages.chosen(fields)), methods=["POST"]
                 ),
             ],
-            exception_handlers={
-                HTTPException: lambda request, error: self._failed(request, error.status_code),
-                RequestValidationError: lambda request, error: self._failed(request, 404),
-                HanseError: lambda request, error: self._failed(request, 503, str(error)),
-            },
+            exception_handlers=dict.fromkeys(
+                (HTTPException, RequestValidationError, HanseError), self._failed
+            ),
         )
         for path, page in (
             ("/", self.overview),
@@ -294,10 +292,13 @@ class Pages:
         page = self.languages.of(request).render(template, served=True, **{**common, **values})
         return HTMLResponse(page, code)
 
-    def _failed(self, request: Request, code: int, text: str = "") -> HTMLResponse:
-        return self._page(
-            request, "page-error.html", code, here="/", code_shown=code, lines=text.splitlines()
+    async def _failed(self, request: Request, error: Exception) -> Response:
+        """Say what went wrong: an address that is none, a form that is none of ours, records that can't be read."""
+        code = {RequestValidationError: 404, HTTPException: getattr(error, "status_code", 404)}.get(
+            type(error), 503
         )
+        lines = str(error).splitlines() if isinstance(error, HanseError) else []
+        return self._page(request, "page-error.html", code, here="/", code_shown=code, lines=lines)
 
 
 def application(
@@ -314,8 +315,8 @@ def application(
     """Return the operator's page over `state`, with all that guards it, for those who show `token`.
 
     `port` is where it is served, `service` names the certificate to watch, `ready` says whether the listeners are up,
-    and `tell` hears, as a kind and a text, of too many wrong tokens. With `live` and `metrics` None it shows the records
-    alone.
+    and `tell` hears, as a kind and a text, of too many wrong tokens. Without `live` and `metrics` the records alone are
+    shown.
     """
     pages = Pages(state, live, metrics, service)
     return Guarded(Gate(pages.app(ready), token, f"hanse-operator-{port}", pages.languages, tell), HOSTS)
@@ -429,5 +430,5 @@ def _facts(entry: AuditEntry) -> list[tuple[str, str]]:
 
 
 def _short(value: object) -> str:
-    text = str(value)
+    text = "–" if value is None else str(value)
     return text[:16] if len(text) == 64 else text[:120]

@@ -269,6 +269,6 @@ def reliability(rounds: Sequence[RoundView]) -> list[Reliability]:
 def _plan_of(signed: bytes) -> Plan | None:
     """Return the plan in a record, which was verified before it was written; None when it can't be read."""
     try:
-        return wire.decode(Plan, wire.decode(SignedPlan, signed, MAX_PLAN_BYTES * 2).plan, MAX_PLAN_BYTES)
+        return wire.decode(Plan, wire.decode(SignedPlan, signed).plan, MAX_PLAN_BYTES)
     except WireError:
         return None

@@ -4,8 +4,9 @@
     picture(own_scale(total))        # the sum, which means something
     randomness(upload)               # 7.99 bits a byte
 
-A number is a pixel. Of an upload, the byte that says most is its grey: masked, all of its values are equally likely, and
-a picture of anything else would show. The sum is a signed number; black and white are its own extremes, grey is zero.
+A number is a pixel. Of an upload, the byte that says most is its grey: masked, all of its values are equally likely,
+and a picture of anything else would show. The sum is a signed number; black and white are its own extremes, grey is
+zero.
 """
 
 import io
@@ -45,8 +46,8 @@ def picture(greys: NDArray[np.uint8]) -> bytes:
 def randomness(numbers: NDArray[np.uint32]) -> float:
     """Return the entropy of the bytes of `numbers`, shape (n,), in bits a byte: 8 when all are equally frequent.
 
-    It is the plug-in estimate with Miller's correction (1955, "Note on the bias of information estimates"), which counts
-    the bytes' values that occur.
+    It is the plug-in estimate with Miller's correction (1955, "Note on the bias of information estimates"), which
+    counts the values that occur.
     """
     found = np.bincount(numbers.astype("<u4").view(np.uint8), minlength=256)
     shares = found[found > 0] / max(1, found.sum())

@@ -59,7 +59,7 @@ class Reporter:
         text += "".join(f" {name} declined ({code})." for name, code in sorted(outcome.declined.items()))
         text += "".join(f" {name}: {reason}." for name, reason in sorted(outcome.blamed.items()))
         for failure in outcome.failures:
-            self.metrics.round_failed(Failure.OTHER)
+            self.metrics.round_failed(Failure(failure.why))
             text += f" Before: {failure}"
         self.metrics.round_done(
             uploaded=len(outcome.uploaded),
@@ -103,7 +103,9 @@ class Reporter:
         self.live.note(phase="idle", trip="")
         if error is None:
             return "finished", ""
-        if isinstance(error, RoundFailed | StorageError):
-            storage = isinstance(error, StorageError)
-            self.metrics.round_failed(Failure.STORAGE if storage else Failure.OTHER)
+        if isinstance(error, RoundFailed):
+            for attempt in error.attempts or (error,):
+                self.metrics.round_failed(Failure(attempt.why))
+        if isinstance(error, StorageError):
+            self.metrics.round_failed(Failure.STORAGE)
         return "failed", str(error) if isinstance(error, HanseError) else type(error).__name__

@@ -69,10 +69,9 @@ _OPTIONS = (
     ("grpc.max_metadata_size", 8192),
     ("grpc.server_handshake_timeout_ms", 10_000),
     ("grpc.so_reuseport", 0),
-    # What a merchant may send unread is one frame, and not what the line would bear: else memory grows by megabytes
-    # with each merchant. A merchant 50 ms away still has room for 40 Mbit/s.
+    # What a merchant may send unread is some of a frame, and not what the line would bear: else memory grows by
+    # megabytes with each merchant. With a round trip of 50 ms one stream then carries some 30 Mbit/s.
     ("grpc.http2.bdp_probe", 0),
-    ("grpc.http2.lookahead_bytes", FRAME_BYTES),
     # Both ends notice within half a minute that the other is gone.
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),

@@ -45,9 +45,9 @@ class Upkeep:
             return
         self._reporter.metrics.certificate(state.seconds_left)
         for notice in state.notices:
-            self._tell_once(notice.severity.value, notice.days, notice.text)
+            self._tell_once(notice.about, notice.days, notice.text)
 
     def _tell_once(self, what: str, days: int, text: str) -> None:
         if (what, days) not in self._told:
             self._told.add((what, days))
-            self._reporter.say("certificate", text, severity=what)
+            self._reporter.say("certificate", text, about=what)

@@ -23,13 +23,17 @@ from hanse_server.flower_executor import RunContext
 from hanse_server.flower_grid import FlowerMembership
 from hanse_server.flower_link import SuperLink
 from hanse_server.members import Members
-from hanse_server.observed import ObservedTransport
+from hanse_server.observed import ObservedTransport, TripObservation
 from hanse_server.records import BlockRecords
 from hanse_server.reporting import Reporter
 from hanse_server.selection import select
 from hanse_server.storage import Progress
 from hanse_server.stream import StreamServer
 from hanse_server.training import Training
+
+
+SET_UP_ENDS = "ready"
+"""The last trip of a set-up."""
 
 
 class Work:
@@ -116,6 +120,9 @@ class Work:
         for pem in self._members.nodes:
             self._link.register(pem)
         self._reporter.directory(self._members.current)
+        releases = self._training.state.versions.releases()
+        if releases:  # by another process: the key that signs is not here
+            self._reporter.metrics.version(releases[-1].number)
         return self._members.names
 
     def _evaluate(
@@ -148,6 +155,11 @@ class Work:
             reporter.metrics.attempt()
             return progress.next_attempt()
 
+        def observe(trip: TripObservation) -> None:
+            reporter.metrics.trip(trip)
+            if trip.kind == SET_UP_ENDS and len(trip.seconds) == len(trip.asked):
+                reporter.metrics.set_up()
+
         with BlockTransport(
             self._streams,
             membership,
@@ -163,7 +175,7 @@ class Work:
             rounds = MaskedRounds(
                 ObservedTransport(
                     transport,
-                    [reporter.metrics.trip, deadlines.observe, selection.observe],
+                    [observe, deadlines.observe, selection.observe],
                     reporter.live.trip,
                 ),
                 progress.signed_plan,

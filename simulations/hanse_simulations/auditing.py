@@ -243,7 +243,8 @@ def step_scores(
                 if trial % 1000 == 999:
                     progress.update(len(scores) * trials + trial + 1)
             # An update points downhill or up as the sign is agreed; a projection does not care.
-            scores.append(plan.decode(totals, len(contributions)) @ direction)
+            sums = plan.decode(totals.reshape(-1), len(contributions)).reshape(totals.shape)
+            scores.append(sums @ direction)
     return scores[0], scores[1]
 
 

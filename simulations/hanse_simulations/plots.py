@@ -168,13 +168,16 @@ def robustness(rows: Sequence["Row"], path: Path) -> None:
             axes.axvline(100 * honest, color=GREY, linewidth=1, linestyle=":")
         for place, row in enumerate(own):
             if row.accuracy is None:
-                axes.text(1, place, "stopped", va="center", fontsize=8, color=GREY)
+                axes.text(1, place, "stopped", va="center", fontsize=8)
                 continue
             axes.barh(place, 100 * row.accuracy, color=BLUE if row.merchants else GREY, height=0.7)
             axes.text(100 * row.accuracy + 1, place, f"{100 * row.accuracy:.1f}", va="center", fontsize=8)
-        labels = [f"{row.merchants}: {row.attack}" if row.merchants else "nobody attacks" for row in own]
+            if row.success is not None and row.merchants:
+                works = f"backdoor works: {100 * row.success:.0f} %"
+                axes.text(1, place, works, va="center", fontsize=8, color="white")
+        labels = [f"{row.attack}, by {row.merchants}" if row.merchants else "nobody attacks" for row in own]
         axes.set_yticks(range(len(own)), labels if axes is panels[0][0] else [""] * len(own), fontsize=8)
-        axes.invert_yaxis()
+        axes.set_ylim(len(own) - 0.5, -0.5)
         axes.set_xlim(0, 100)
         axes.set_xlabel("accuracy, %")
         axes.set_title(mode, loc="left")

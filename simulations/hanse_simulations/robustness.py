@@ -112,7 +112,7 @@ class Row:
 
     @property
     def largest(self) -> float:
-        """The largest norm of a sum that was used, over its bound."""
+        """The largest norm of a sum that was used, over its bound; 0 if none was used."""
         return max(run.largest for run in self.runs)
 
 
@@ -165,9 +165,11 @@ def table(rows: Sequence[Row]) -> str:
     ]
     for row in rows:
         stopped = f"{row.stopped} of {len(row.runs)}" if row.stopped else "no"
+        attack = row.attack if row.merchants else "nobody attacks"
+        largest = "–" if row.stopped == len(row.runs) else f"{row.largest:.2f}"
         lines.append(
-            f"| {row.mode} | {row.merchants} | {row.attack} | {_percent(row.accuracy)} | {_percent(row.success)} "
-            f"| {row.largest:.3f} | {stopped} |"
+            f"| {row.mode} | {row.merchants} | {attack} | {_percent(row.accuracy)} | {_percent(row.success)} "
+            f"| {largest} | {stopped} |"
         )
     return "\n".join(lines)
 

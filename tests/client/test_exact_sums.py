@@ -25,7 +25,7 @@ STILL = RECIPE.model_copy(update={"augmentation": None})
 TAXONOMY = Taxonomy(classes=("shirt", "shoe", "bag"))
 GRID = Grid(1.0, RECIPE.dimension(3))
 SAMPLE = np.arange(50)
-MEMORY = 1_700_000
+MEMORY = 1_300_000
 """What eight photos take here, and sixteen do not."""
 
 

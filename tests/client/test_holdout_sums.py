@@ -233,3 +233,19 @@ def test_a_shops_holdout_comes_beside_its_training_photos(
     assert everything.holdout is not None and len(everything.holdout) == 0
     held_out = [index for index, record in enumerate(catalog.records) if record.holdout]
     assert torch.equal(examples.holdout.inputs, everything.inputs[held_out])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_cuda_agrees_with_cpu(make_plan: MakePlan) -> None:
+    plan = evaluation(make_plan)
+    inputs, labels = holdout(600)
+    found = [
+        HoldoutSums(plan.recipe, plan.taxonomy, Examples.of(inputs, labels, device)).sum(
+            model_of(plan), np.arange(600)
+        )
+        for device in ("cpu", "cuda")
+    ]
+    layout = Layout(CLASSES)
+    difference = (found[0] - found[1]) * layout.grid.fine_unit / layout.scale
+    assert np.abs(difference).max() < 1e-3

@@ -2,7 +2,9 @@
 
 import os
 import signal
+import subprocess
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from hanse_common import wire
 from hanse_common.plan import Plan
 from hanse_common.vision.recognizer import Recognizer
+from hanse_simulations.processes import command
 
 
 def test_a_training_from_nothing_to_a_recognizer(make_league: Callable[..., Any], helpers: Any) -> None:
@@ -144,3 +147,32 @@ def test_a_killed_server_resumes_with_as_many_rounds_and_no_ledger_loses_an_even
         assert kept[: len(before[name])] == before[name]
         assert {event.charge.round for event in kept} == set(range(6))
         assert len(kept) <= 7  # the round that was open may have been paid twice, never more
+
+
+@pytest.mark.slow
+def test_a_server_that_serves_goes_on_with_what_was_lost_and_trains_again_after_a_stop(
+    make_league: Callable[..., Any], root: Path
+) -> None:
+    league = make_league(rounds=40, repeats=10)
+    server = league.start_server()
+    league.start_shops()
+    league.until("a second round", lambda: len(league.events("round")) >= 2)
+    server.kill()
+    server.wait()
+    league.start_server(verb="serve")
+    league.until("it to go on", lambda: league.events("resumed"))
+    before = len(league.events("round"))
+    league.until("another round", lambda: len(league.events("round")) > before)
+    stopped = subprocess.run(
+        [command("hanse-server"), "stop", "--config", str(league.server_config)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert stopped.stdout.startswith("Stopped.")
+    done = len(league.events("round"))
+    assert league.flwr("run", str(root)).returncode == 0
+    league.until("the training to end", lambda: league.events("published"))
+    assert len(league.events("round")) == 40
+    assert done < 40

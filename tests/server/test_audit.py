@@ -163,6 +163,12 @@ def test_a_log_that_was_cut_off_misses_its_noted_head_and_one_that_grew_does_not
     assert verify(entries, Head.of(entries[kept])) == len(entries)
 
 
+def test_numbers_that_do_not_count_up_are_found_though_the_hashes_fit() -> None:
+    ninth = link(replace(link(None, "a", {}, 1.0), sequence=8, hash=GENESIS), "b", {}, 2.0)
+    assert (ninth.sequence, ninth.previous, ninth.computed()) == (9, GENESIS, ninth.hash)
+    assert first_bad([ninth]) == 1
+
+
 def test_a_log_written_anew_is_not_the_one_that_was_noted() -> None:
     noted = Head.of(chained([("a", {}, 1.0), ("b", {}, 2.0)])[1])
     anew = chained([("a", {}, 1.0), ("c", {}, 2.0), ("b", {}, 2.0)])

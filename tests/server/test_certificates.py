@@ -32,8 +32,9 @@ class Issued:
         days: float,
         hosts: tuple[str, ...] = (),
         begins: float = -400,
+        key: ec.EllipticCurvePrivateKey | None = None,
     ) -> None:
-        self.key = ec.generate_private_key(ec.SECP256R1())
+        self.key = key or ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         signer = issuer or self
         builder = (
@@ -153,6 +154,23 @@ def test_what_the_server_does_not_rest_on_may_end() -> None:
     server = Issued("server", root, 200, ("league.example",))
     stray = Issued("Stray", other, 2)
     assert examine(server.pem + stray.pem, other.pem + root.pem, "league.example", NOW).notices == ()
+
+
+@pytest.mark.parametrize("newer_first", [True, False])
+def test_of_a_renewed_intermediate_or_authority_the_one_that_is_good_longest_counts(
+    newer_first: bool,
+) -> None:
+    root = Issued("Root", None, 5)
+    renewed_root = Issued("Root", None, YEAR, key=root.key)
+    middle = Issued("Middle", root, 5)
+    renewed = Issued("Middle", root, 300, key=middle.key)
+    server = Issued("server", middle, 200, ("league.example",))
+    middles, roots = [renewed.pem, middle.pem], [renewed_root.pem, root.pem]
+    if not newer_first:
+        middles, roots = middles[::-1], roots[::-1]
+    state = examine(server.pem + b"".join(middles), b"".join(roots), "league.example", NOW)
+    assert state.notices == ()
+    assert state.ends == NOW + timedelta(days=200)
 
 
 def test_another_authority_is_an_error(authority: Issued) -> None:

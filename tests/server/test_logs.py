@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from hanse_common.errors import ConfigError, RoundFailed
@@ -72,6 +72,7 @@ anything = st.recursive(
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example("\x7f", "\x00\x85\u2028\u202e\ud800", {"\n": "\x1b[2J"})
 @given(st.text(), st.text(), st.dictionaries(st.text(), anything, max_size=4))
 def test_whatever_is_told_stays_one_line_of_printable_ascii(
     lines: io.StringIO, event: str, text: str, fields: dict[str, Any]

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from hanse_common.session import (
     ReportCode,
     frames,
 )
+from hanse_server import reception
 from hanse_server import stream as server_stream
 from hanse_server.development_keys import make_keys
 from hanse_server.stream import StreamServer
@@ -633,6 +635,112 @@ def test_a_flood_and_a_slow_reader_harm_only_themselves(
             found = dict(server.exchange("test", dict.fromkeys(NAMES, large), 1.5))
             assert set(found) >= {"birch", "cedar"}
         assert _resident_bytes() - before < 200e6
+
+
+@contextmanager
+def greeted(server: StreamServer, pki: dict[str, bytes], names: tuple[str, ...]) -> Iterator[list[Any]]:
+    """A raw stream of each merchant, greeted: what is heard and how to say."""
+    with ExitStack() as stack:
+        streams = []
+        for name in names:
+            heard, send = stack.enter_context(raw_stream(server.port, pki["ca"]))
+            greet(pki, heard, send, name)
+            streams.append((heard, send))
+        assert server.wait(WAIT, lambda found: found >= set(names))
+        yield streams
+
+
+@pytest.mark.parametrize(("pause", "deadline"), [(60.0, WAIT), (0.1, 1.5)], ids=["silent", "dripping"])
+def test_who_holds_the_room_and_does_not_finish_starves_nobody(
+    server: StreamServer,
+    merchants: Merchants,
+    pki: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    pause: float,
+    deadline: float,
+) -> None:
+    """Two have all the room there is. Silence costs it soon, and a drip when the turn is over: a third of the time."""
+    large = bytes(RECORD_BYTES // 2)
+    monkeypatch.setattr(reception, "ROOM_BYTES", len(large))
+    monkeypatch.setattr(reception, "STALL_SECONDS", 0.3)
+    monkeypatch.setattr(reception, "MIN_SLICE_SECONDS", 0.1)
+    over = threading.Event()
+
+    def drip(send: Callable[[bytes], None]) -> None:
+        for frame in list(frames(wire.encode(Answer(trip=1, payload=large))))[:-1]:
+            send(frame)
+            if over.wait(pause):
+                return
+
+    with greeted(server, pki, ("alder", "birch")) as cheats, ThreadPoolExecutor(3) as pool:
+        full = partial(_soon, lambda: len(server._room._places) == 2)
+        merchants.join(server.port, "cedar", handle=lambda request: large if full() else b"")
+        assert server.wait(WAIT, everyone)
+        replies = server.exchange("test", dict.fromkeys(NAMES, b"x"), deadline)
+        first = pool.submit(next, replies)
+        for heard, send in cheats:
+            next(heard)
+            pool.submit(drip, send)
+        name, reply = first.result(WAIT)
+        assert (name, len(reply)) == ("cedar", len(large))
+        over.set()
+        replies.close()  # type: ignore[attr-defined]
+    assert _soon(lambda: server._room.held == 0)
+
+
+def test_room_is_given_back_whatever_becomes_of_an_upload(
+    server: StreamServer, pki: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Answers of several frames that end as garbage, as another trip's, too long, too short, or not at all."""
+    monkeypatch.setattr(reception, "ROOM_BYTES", 1)
+    size = 2 * FRAME_BYTES
+    good = list(frames(wire.encode(Answer(trip=1, payload=bytes(size)))))
+    other = list(frames(wire.encode(Answer(trip=2, payload=bytes(size)))))
+    garbage = list(frames(bytes(size)))
+    cheats = (garbage, other, [*good[:-1], b"\1" + bytes(FRAME_BYTES - 1)], [good[0], b"\0short"], good[:2])
+    for number, said in enumerate(cheats, start=1):
+        block = bytes([number]) * 16
+        server.open_block(block, RECORD_BYTES)
+        with raw_stream(server.port, pki["ca"]) as (heard, send), ThreadPoolExecutor(1) as pool:
+            say(send, hello_for(pki, heard, KEYS["alder"], block))
+            assert server.wait(WAIT, lambda names: names == {"alder"})
+            asked = pool.submit(lambda: dict(server.exchange("test", {"alder": b"x"}, 0.3)))
+            next(heard)
+            for frame in said:
+                send(frame)
+            if said != good[:2]:
+                assert outcome(heard) is grpc.StatusCode.INVALID_ARGUMENT
+            assert asked.result(WAIT) == {}
+        assert server.wait(WAIT, lambda names: not names)
+    assert _soon(lambda: server._room.held == 0)
+
+
+def test_a_reply_that_is_dealt_with_makes_room_for_the_next(
+    server: StreamServer, merchants: Merchants, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody takes the replies: two are here, and the third waits at its merchant's."""
+    large = bytes(RECORD_BYTES // 2)
+    monkeypatch.setattr(reception, "ROOM_BYTES", 1)
+    for name in NAMES:
+        merchants.join(server.port, name)
+    assert server.wait(WAIT, everyone)
+    replies = server.exchange("test", dict.fromkeys(NAMES, large), WAIT)
+    found = [next(replies)]
+    room = server._room
+    assert _soon(lambda: len(room._places) == 2 and all(place.done for place in room._places))
+    assert _soon(lambda: len(room._line) == 1)
+    time.sleep(0.2)
+    assert len(room._places) == 2
+    found += replies
+    assert sorted(name for name, _ in found) == list(NAMES)
+    assert _soon(lambda: room.held == 0)
+
+
+def _soon(true: Callable[[], bool]) -> bool:
+    until = time.monotonic() + WAIT
+    while not true() and time.monotonic() < until:
+        time.sleep(0.01)
+    return true()
 
 
 def _resident_bytes() -> int:

@@ -287,8 +287,8 @@ def test_a_table_has_a_line_for_each_row() -> None:
     stopped = replace(run, accuracy=None, failed_round=1, reason="why")
     rows = [Row("local", run.attack, 2, (run, run)), Row("local", "random residues", 1, (stopped,))]
     lines = table(rows).splitlines()
-    assert lines[2] == "| local | 2 | label flip, all labels | 81.2 | – | 0.040 | no |"
-    assert lines[3] == "| local | 1 | random residues | – | – | 0.040 | 1 of 1 |"
+    assert lines[2] == "| local | 2 | label flip, all labels | 81.2 | – | 0.04 | no |"
+    assert lines[3] == "| local | 1 | random residues | – | – | – | 1 of 1 |"
 
 
 def test_the_shipped_study_makes_sense(root: Path) -> None:

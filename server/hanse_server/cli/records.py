@@ -8,12 +8,15 @@ from typing import Annotated
 import typer
 
 from hanse_common.commands import out
+from hanse_common.errors import ConfigError
 from hanse_server.audit import Head, verify
 from hanse_server.cli.options import DEFAULT_CONFIG, ConfigOption, require_new, say, settings_of
+from hanse_server.config import ServerConfig, Service
 from hanse_server.storage import State
 from hanse_server.storage.backup import read_backup, write_backup
 from hanse_server.storage.database import migrate as migrate_database
 from hanse_server.storage.state import storage_url
+from hanse_server.training import Training
 
 
 def audit(
@@ -60,14 +63,42 @@ def backup(
 def restore(
     file: Annotated[Path, typer.Argument(help="What hanse-server backup wrote.", metavar="FILE")],
     config: ConfigOption = DEFAULT_CONFIG,
+    rounds: Annotated[
+        int | None,
+        typer.Option(
+            help="How many rounds of the training were begun in all, those after the backup, too.", min=0
+        ),
+    ] = None,
+    evaluations: Annotated[
+        int | None, typer.Option(help="How many evaluations were begun in all.", min=0)
+    ] = None,
 ) -> None:
-    """Bring a backup back, into a state folder and a database that are empty: here, or under another storage."""
-    _, service = settings_of(config)
+    """Bring a backup back, into a state folder and a database that are empty: here, or under another storage.
+
+    Merchants have paid for the rounds that were run after the backup, and decline to be asked for them again. Say with
+    --rounds and --evaluations how many there were; a log, or any merchant, knows. What came of them is lost, and the
+    training goes on after them.
+    """
+    settings, service = settings_of(config)
     with State.open(service.state, service.storage) as state, state.alone(), out.status("reading"):
         count = read_backup(state, file)
-    say(
-        f"Restored {count} records. Go on with hanse-server resume; rounds since the backup are trained again."
-    )
+    say(f"Restored {count} records.")
+    if rounds is not None or evaluations is not None:
+        _leave_out(settings, service, rounds, evaluations)
+    say("Go on with hanse-server resume.")
+
+
+def _leave_out(settings: ServerConfig, service: Service, rounds: int | None, evaluations: int | None) -> None:
+    training = Training.open(settings, service)
+    with training.state:
+        if rounds is not None:
+            training.progress.leave_out(rounds)
+            say(f"The training goes on after round {training.progress.rounds_done()}.")
+        if evaluations is not None:
+            if training.evaluation is None:
+                raise ConfigError("service.evaluation: missing; expected the plan whose rounds are left out.")
+            training.evaluation.leave_out(evaluations)
+            say(f"{training.evaluation.rounds_released()} evaluations are used up.")
 
 
 def migrate(

@@ -21,7 +21,10 @@ from hanse_server.storage.schema import AuditRecord
 
 
 def append(session: Session, time: float, kind: str, facts: Mapping[str, Any]) -> None:
-    """Add an entry within the session's transaction, in which nobody else writes. Raises `ValueError` as `hanse_server.audit.link` does."""
+    """Add an entry within the session's transaction, in which nobody else writes.
+
+    Raises `ValueError` as `hanse_server.audit.link` does.
+    """
     session.flush()
     last = session.scalar(select(AuditRecord).order_by(AuditRecord.sequence.desc()).limit(1))
     session.add(AuditRecord(**asdict(link(None if last is None else _entry(last), kind, facts, time))))

@@ -7,8 +7,8 @@
         session.get(PlanRecord, digest)
 
 A new database gets the newest schema at once. One of an earlier schema is left alone until the operator says
-`hanse-server migrate`; one of a later schema, or another program's, is never touched. SQLite runs with a write-ahead log
-and full synchronisation: what was committed is there after a crash, of the machine, too.
+`hanse-server migrate`; one of a later schema, or another program's, is never touched. SQLite runs with a write-ahead
+log and full synchronisation: what was committed is there after a crash, of the machine, too.
 
 One writer at a time, on PostgreSQL as well as on SQLite: who reads a number and writes the next one is never overtaken,
 and no two wait for each other. A reader sees one moment, whatever is written meanwhile.
@@ -119,7 +119,9 @@ class Database:
 
     def _make(self) -> None:
         with self._engine.begin() as connection:
-            if MigrationContext.configure(connection).get_current_revision() is None:  # nobody else was quicker
+            if (
+                MigrationContext.configure(connection).get_current_revision() is None
+            ):  # nobody else was quicker
                 Record.metadata.create_all(connection)
                 command.stamp(alembic_config(connection), "head")
 
@@ -183,9 +185,7 @@ def _taken(name: str) -> str:
 
 def _checked(url: str | URL) -> URL:
     """Return `url`, once it is one of a SQLite file or a PostgreSQL database. Raises `StorageError`."""
-    expected = (
-        "expected sqlite:///FILE or postgresql://USER@HOST/DATABASE, for which pip install 'hanse[postgresql]'."
-    )
+    expected = "expected sqlite:///FILE or postgresql://USER@HOST/DATABASE, for which pip install 'hanse[postgresql]'."
     try:
         parsed = make_url(url)
     except (ArgumentError, ValueError) as error:
@@ -298,7 +298,9 @@ def _require_whole(connection: Connection, name: str) -> None:
     if connection.dialect.name == "sqlite":
         broken = connection.exec_driver_sql("PRAGMA foreign_key_check").first()
         if broken is not None:
-            raise StorageError(f"{name}: a row of {broken[0]} would name no row of {broken[2]}; not migrated.")
+            raise StorageError(
+                f"{name}: a row of {broken[0]} would name no row of {broken[2]}; not migrated."
+            )
 
 
 def _other_version(name: str, found: str | None) -> str:
@@ -325,9 +327,7 @@ def _told(name: str) -> Iterator[None]:
             f"{name}: cannot be used ({type(error.orig).__name__}: {_first_line(error.orig)}). {_todo(error.orig)}"
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise StorageError(
-            f"{name}: holds damaged text ({type(error).__name__}). {_DAMAGED}"
-        ) from None
+        raise StorageError(f"{name}: holds damaged text ({type(error).__name__}). {_DAMAGED}") from None
     except (SQLAlchemyError, CommandError) as error:
         raise StorageError(f"{name}: cannot be used ({type(error).__name__}).") from None
 

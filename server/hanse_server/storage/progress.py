@@ -305,7 +305,9 @@ class Progress:
         roles |= {name: ("declined", code.value) for name, code in outcome.declined.items()}
         roles |= {name: ("blamed", plain(reason, MAX_DETAIL)) for name, reason in outcome.blamed.items()}
         # Whose upload is in the sum took part, whatever else was noted.
-        roles |= {name: ("uploaded", plain(outcome.blamed.get(name, ""), MAX_DETAIL)) for name in outcome.uploaded}
+        roles |= {
+            name: ("uploaded", plain(outcome.blamed.get(name, ""), MAX_DETAIL)) for name in outcome.uploaded
+        }
         for name, (role, detail) in sorted(roles.items()):
             yield ParticipantRecord(plan=self._digest, round=round_, name=name, role=role, detail=detail)
 

@@ -1,8 +1,8 @@
 """The migrations that this release has: what alembic runs to bring a database from one schema to another.
 
-    newest()                                # "0002"
-    known_versions()                        # ("0001", "0002")
-    command.upgrade(alembic_config(connection), "head")
+newest()                                # "0002"
+known_versions()                        # ("0001", "0002")
+command.upgrade(alembic_config(connection), "head")
 """
 
 from functools import cache

@@ -165,7 +165,7 @@ class Versions:
         return self._objects.get(digest)
 
     def export(self, digest: str, folder: Path) -> None:
-        """Write a version's files to the new folder `folder`. Raises `ConfigError` when it exists or can't be written."""
+        """Write a version's files to the new folder `folder`. Raises `ConfigError` when it exists or can't be made."""
         version = self.find(digest)
         try:
             folder.mkdir(parents=True)

@@ -54,7 +54,7 @@ def run(quick: bool) -> dict[str, Any]:
         "kib_a_merchant": 1024 * _slope(head, "merchants"),
         "kib_a_merchant_large": 1024 * _slope(large, "merchants"),
         "bytes_a_number": (1 << 20) * _slope([found[fixed, d] for d in dimensions], "dimension"),
-        "knee": knee(head),
+        "knees": knees(head),
     }
 
 
@@ -63,20 +63,21 @@ def _slope(rows: list[dict[str, Any]], against: str) -> float:
     return float(np.polyfit([row[against] for row in rows], [row["peak_mib"] for row in rows], 1)[0])
 
 
-def knee(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """Return the first row's number of merchants where something bends, what does, and by how much; None without.
+def knees(rows: list[dict[str, Any]]) -> dict[str, int | None]:
+    """Return, of each figure that should not grow with n, the first n at which it does; None where it never does.
 
-    `rows` are by growing n. What should not grow with n is CPU a message, and a round's seconds over n.
+    `rows` are by growing n. The figures are CPU a message in a round and in a set-up, and a round's seconds over n.
     """
-    for place in range(1, len(rows)):
-        for name, values in (
-            ("cpu_ms_per_message", [row["cpu_ms_per_message"] for row in rows]),
-            ("round_seconds_a_merchant", [row["round_seconds"] / row["merchants"] for row in rows]),
-        ):
-            times = values[place] / min(values[:place])
-            if times > KNEE:
-                return {"merchants": rows[place]["merchants"], "figure": name, "times": times}
-    return None
+    figures = {
+        "cpu_ms_per_message": [row["cpu_ms_per_message"] for row in rows],
+        "setup_cpu_ms_per_message": [row["setup_cpu_ms_per_message"] for row in rows],
+        "round_seconds_a_merchant": [row["round_seconds"] / row["merchants"] for row in rows],
+    }
+    found: dict[str, int | None] = dict.fromkeys(figures)
+    for name, values in figures.items():
+        bent = [place for place in range(1, len(rows)) if values[place] > KNEE * min(values[:place])]
+        found[name] = rows[bent[0]]["merchants"] if bent else None
+    return found
 
 
 def show(figures: dict[str, Any]) -> None:
@@ -98,6 +99,7 @@ def show(figures: dict[str, Any]) -> None:
             f"{row['cpu_ms_per_message']:.2f} ms",
             f"{row['setup_cpu_ms_per_message']:.2f} ms",
             f"{row['round_seconds']:.2f} s",
+            f"{row['round_cpu_seconds']:.2f} s",
             f"{row['setup_seconds']:.1f} s",
             f"{row['peak_mib']:.0f} MiB",
         )
@@ -106,9 +108,8 @@ def show(figures: dict[str, Any]) -> None:
         f"memory: {figures['kib_a_merchant']:.0f} KiB a merchant, {figures['kib_a_merchant_large']:.0f} KiB with "
         f"{LARGE_DIMENSION:,} numbers; {figures['bytes_a_number']:.0f} bytes a number"
     )
-    bend = figures["knee"]
-    console.print(
-        f"no knee up to {figures['merchants']} merchants"
-        if bend is None
-        else f"the knee: at {bend['merchants']} merchants {bend['figure']} is {bend['times']:.1f} times its least"
-    )
+    for name, merchants in figures["knees"].items():
+        where = (
+            f"none up to {figures['merchants']} merchants" if merchants is None else f"{merchants} merchants"
+        )
+        console.print(f"the knee of {name}: {where}")

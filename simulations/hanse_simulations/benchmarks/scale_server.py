@@ -7,7 +7,6 @@ roster's, so the server's share of secure aggregation is in what is measured: si
 """
 
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -29,6 +28,7 @@ from hanse_server.coordinator import LeagueDirectory, MaskedRounds
 from hanse_server.development_keys import make_keys
 from hanse_server.stream import StreamServer
 from hanse_simulations.benchmarks.connected import Connected
+from hanse_simulations.benchmarks.memory import peak_bytes
 
 TRIPS = 3
 """Questions, each with its answer, that a merchant gets in a round, and as many in a set-up."""
@@ -84,10 +84,11 @@ def _rounds(streams: StreamServer, plan: Plan, directory: bytes) -> dict[str, An
     # The set-up is in the first.
     return {
         "cpu_ms_per_message": 1000 * float(np.min(np.diff(cpu)[1:])) / messages,
+        "round_cpu_seconds": float(np.min(np.diff(cpu)[1:])),
         "round_seconds": float(np.min(np.diff(wall)[1:])),
         "setup_cpu_ms_per_message": 1000 * (cpu[1] - cpu[0]) / (2 * messages),
         "setup_seconds": wall[1] - wall[0],
-        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak_mib": peak_bytes() / (1 << 20),
     }
 
 
