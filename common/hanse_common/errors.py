@@ -134,7 +134,7 @@ class ReleaseRefused(HanseError):
 class RoundFailed(HanseError):
     """A round ended without a sum, or one attempt at it did.
 
-    `why` is merchants, setup, sum_lost, implausible or other; `attempts` are those that a whole round came to nothing by.
+    `why` is merchants, setup, sum_lost, implausible or other; `attempts` are those by which a whole round failed.
     """
 
     exit_code = 16

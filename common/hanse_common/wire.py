@@ -7,10 +7,11 @@
     data = encode(Ping(count=3))
     assert decode(Ping, data) == Ping(count=3)
 
-A message is a frozen pydantic model. Its bytes are one MessagePack array `[version, kind, {field: value, …}]`, with
-the earliest version of the protocol that can say it (`hanse_common.protocol`), fields in the order in which the class names them, integers in their shortest form, floats as 64 bits. There is
-exactly one encoding of a value (0.0 and −0.0 are two): `decode` encodes what it understood again and refuses
-bytes that differ, so a digest or a signature over the bytes is one over the meaning.
+A message is a frozen pydantic model. Its bytes are one MessagePack array `[version, kind, {field: value, …}]`: the
+earliest version of the protocol that can say it (`hanse_common.protocol`), fields in the order in which the class names
+them, integers in their shortest form, floats as 64 bits. There is exactly one encoding of a value (0.0 and −0.0 are
+two): `decode` encodes what it understood again and refuses bytes that differ, so a digest or a signature over the bytes
+is one over the meaning.
 
 Bytes from outside are bounded before they are parsed (`max_bytes`), typed while they are parsed (no extension
 types, no nesting deeper than the models), and validated after (pydantic, strict, no unknown fields).
@@ -142,8 +143,8 @@ def decode_tailed(
     version, kind, fields = _unpack(names, head_)
     if type(version) is int and version > WIRE_VERSION:
         raise WireVersionUnknown(
-            f"{names}: found version {version!r:.20} of the protocol, expected at most {WIRE_VERSION}; it takes a later "
-            "release of Hanse to read it."
+            f"{names}: found version {version!r:.20} of the protocol, expected at most {WIRE_VERSION}; it takes a "
+            "later release of Hanse to read it."
         )
     if type(version) is not int or version < 1:
         raise WireError(

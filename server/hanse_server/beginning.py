@@ -1,6 +1,8 @@
 """Where a training starts that goes on from an earlier recognizer, whatever changed since.
 
-beginning = graft(config.start, plan, service, versions)
+    beginning = graft(config.start, plan, service, versions)
+
+Classes may have come, gone or been renamed since, and the recipe may be another: see `hanse_server.surgery`.
 """
 
 import tempfile

@@ -132,7 +132,8 @@ def reliability(bins: Sequence[ReliabilityBin], label: str, x_title: str, y_titl
     """Return how often photos are right, by how sure the recognizer was; on the diagonal is what is honest."""
     frame = _Frame(SQUARE, SQUARE, (0.0, 1.0), (0.0, 1.0))
     drawn = [frame.shares(), frame.diagonal()]
-    shown = [(one.confidence.value, one.accuracy) for one in bins if one.confidence and one.accuracy]
+    both = [(one.confidence.value, one.accuracy) for one in bins if one.confidence and one.accuracy]
+    shown = sorted(both, key=lambda point: point[0])  # noise may have changed the order of bins
     if len(shown) > 1:
         line = frame.path((score, accuracy.value) for score, accuracy in shown)
         drawn.append(Markup('<polyline class="line" points="{}"/>').format(line))

@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 
 from hanse_common.errors import ConfigError, RunStopped
 from hanse_common.files import read_bounded
+from hanse_common.web.serving import HOST, listen, serving
 from hanse_server import logs
 from hanse_server.config import ServerConfig, Service
 from hanse_server.flower_executor import Executor, RunContext
@@ -20,6 +21,8 @@ from hanse_server.flower_link import SuperLink
 from hanse_server.live import Live
 from hanse_server.members import Members
 from hanse_server.metrics import Metrics
+from hanse_server.page import application, listens
+from hanse_server.page_access import read_token
 from hanse_server.reporting import Event, Reporter, Tell
 from hanse_server.stream import StreamServer
 from hanse_server.training import Training
@@ -114,15 +117,39 @@ class Daemon:
             work.refresh()
             executor = Executor(link.state, lambda context: self._run(context, work, streams), streams.abort)
             stack.enter_context(executor)
+            page = self._serve_page(stack, link, streams)
             self._reporter.say(
                 "listening",
                 f"Merchants' nodes: port {link.fleet_port}. Streams: port {streams.port}. "
-                f"Your own flwr commands: FLWR_HOME={link.flwr_home}",
+                + ("" if page is None else f"Your page: http://{HOST}:{page}. ")
+                + f"Your own flwr commands: FLWR_HOME={link.flwr_home}",
                 fleet_port=link.fleet_port,
                 stream_port=streams.port,
                 admin_port=link.admin_port,
+                page_port=page,
             )
             yield link, streams
+
+    def _serve_page(self, stack: ExitStack, link: SuperLink, streams: StreamServer) -> int | None:
+        """Serve the operator's page, metrics and health as long as `stack` is open; return its port, if any."""
+        service = self._service
+        if service.page is None:
+            return None
+        listening = stack.enter_context(listen(service.page.port))
+        port: int = listening.getsockname()[1]
+        listeners = ((service.fleet.host, link.fleet_port), (service.aggregator.host, streams.port))
+        app = application(
+            self._training.state,
+            self._reporter.live,
+            self._reporter.metrics,
+            read_token(service.admin.token),
+            port=port,
+            service=service,
+            ready=lambda: all(listens(host, number) for host, number in listeners),
+            tell=self._reporter.say,
+        )
+        stack.enter_context(serving(app, listening))
+        return port
 
     def _run(self, context: RunContext, work: Work, streams: StreamServer) -> None:
         """Be the pinned ServerApp: train, publish. What went wrong is kept for `train` and goes to Flower, too."""

@@ -1,8 +1,10 @@
 """What goes on at this moment, in memory: for the page, which may look at any time, from another thread.
 
-live = Live()
-live.trip("upload", answered=3, asked=5)
-live.snapshot().trip
+    live = Live()
+    live.trip("upload", answered=3, asked=5)
+    live.snapshot().trip
+
+Nothing of it lasts: what must is in the records.
 """
 
 import threading

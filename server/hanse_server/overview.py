@@ -1,7 +1,9 @@
 """What the records say of the league now: for `hanse-server status` and the operator's page.
 
-found = overview(state)
-print(found.rounds_done, "of", found.rounds)
+    found = overview(state)
+    print(found.rounds_done, "of", found.rounds)
+
+Only what was recorded is known here; what goes on at this moment is in `hanse_server.live`.
 """
 
 from collections.abc import Mapping

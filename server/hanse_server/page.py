@@ -13,8 +13,10 @@ import base64
 import json
 import math
 import shutil
+import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Annotated, Any
@@ -52,8 +54,11 @@ CLASSES_SHOWN = 20
 
 LOOK_SECONDS = 60.0
 READY_SECONDS = 1.0
+CONNECT_SECONDS = 1.0
 MAX_PEM_BYTES = 1 << 20
 SUSPICION = 0.01
+
+_BOUND = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - what is bound to all addresses is asked on loopback
 
 
 class Pages:
@@ -281,7 +286,9 @@ class Pages:
         return PlainTextResponse("ready\n" if found else "not ready\n", 200 if found else 503)
 
     def _page(self, request: Request, template: str, code: int = 200, **values: Any) -> HTMLResponse:
+        pages = self.languages.of(request)
         common = {
+            "gap": "" if pages.language == "zh" else " ",
             "key": getattr(request.state, "key", ""),
             "here": request.url.path,
             "attended": self._live is not None,
@@ -289,7 +296,7 @@ class Pages:
             "moment": moment,
             "told": told,
         }
-        page = self.languages.of(request).render(template, served=True, **{**common, **values})
+        page = pages.render(template, served=True, **{**common, **values})
         return HTMLResponse(page, code)
 
     async def _failed(self, request: Request, error: Exception) -> Response:
@@ -320,6 +327,13 @@ def application(
     """
     pages = Pages(state, live, metrics, service)
     return Guarded(Gate(pages.app(ready), token, f"hanse-operator-{port}", pages.languages, tell), HOSTS)
+
+
+def listens(host: str, port: int) -> bool:
+    """Return whether something on this machine takes connections at `host`, as it is bound, and `port`."""
+    with suppress(OSError), socket.create_connection((_BOUND.get(host, host), port), CONNECT_SECONDS):
+        return True
+    return False
 
 
 def told(epsilon: float | None) -> str | None:

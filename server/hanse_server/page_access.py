@@ -17,10 +17,12 @@ before has a cookie which says so, and a count of its own [1]: whoever guesses a
 
 import hashlib
 import hmac
+import re
 import secrets
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -30,6 +32,8 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from hanse_common.errors import ConfigError
+from hanse_common.files import read_bounded
 from hanse_common.web.forms import posted
 from hanse_common.web.languages import Languages
 
@@ -37,6 +41,7 @@ OPEN = ("/health", "/ready", "/login", "/favicon.ico")
 """What everybody may ask for, beside the theme under `/static`."""
 
 MAX_FORM_BYTES = 4096
+MIN_TOKEN_BYTES, MAX_TOKEN_BYTES = 32, 1024
 SESSION_SECONDS = 12 * 3600.0
 MAX_SESSIONS = 32
 DEVICE_SECONDS = 180 * 86_400
@@ -51,6 +56,19 @@ MAX_BURST = 200.0
 """How many requests may come at once, from browsers that are or were in, and from all others."""
 
 Tell = Callable[[str, str], None]
+
+_PRINTABLE = re.compile(rb"[!-~]*")
+
+
+def read_token(path: Path) -> bytes:
+    """Return the admin token in the file `path`. Raises `ConfigError` unless it is long and printable."""
+    token = read_bounded(path, MAX_TOKEN_BYTES, "the admin token, a long random text", ConfigError).strip()
+    if len(token) < MIN_TOKEN_BYTES or not _PRINTABLE.fullmatch(token):
+        raise ConfigError(
+            f"{path}: found {len(token)} characters, expected at least {MIN_TOKEN_BYTES} random ones, printable, "
+            "without spaces; make it with hanse-server keys."
+        )
+    return token
 
 
 class Failures:

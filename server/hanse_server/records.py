@@ -1,7 +1,9 @@
 """Blocks, as they come and go, in the records, the metrics and on the page.
 
-records = BlockRecords(history, reporter, run, plan.digest)
-transport = BlockTransport(..., journal=records)
+    records = BlockRecords(history, reporter, run, plan.digest)
+    transport = BlockTransport(..., journal=records)
+
+A block is recorded before anybody is asked, so that a crash leaves it as lost.
 """
 
 from collections.abc import Collection

@@ -1,8 +1,10 @@
 """What must be looked at now and then while a server runs: its certificate's end.
 
-upkeep = Upkeep(service, reporter)
-while not stop.wait(POLL_SECONDS):
-    upkeep.tick()
+    upkeep = Upkeep(service, reporter)
+    while not stop.wait(POLL_SECONDS):
+        upkeep.tick()
+
+Merchants would notice the end of a certificate first, all at once.
 """
 
 import time

@@ -1,7 +1,9 @@
 """What one run does, from its first block to the candidate recognizer. Read `run`.
 
-work = Work(training, members, streams, link, reporter)
-work.run(context, run_number, rounds_done)
+    work = Work(training, members, streams, link, reporter)
+    work.run(context, run_number, rounds_done)
+
+It holds together what each knows alone: blocks, rounds, evaluations, the registry and who hears of it.
 """
 
 import hashlib
@@ -30,7 +32,6 @@ from hanse_server.selection import select
 from hanse_server.storage import Progress
 from hanse_server.stream import StreamServer
 from hanse_server.training import Training
-
 
 SET_UP_ENDS = "ready"
 """The last trip of a set-up."""

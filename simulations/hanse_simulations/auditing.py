@@ -243,8 +243,8 @@ def step_scores(
                 if trial % 1000 == 999:
                     progress.update(len(scores) * trials + trial + 1)
             # An update points downhill or up as the sign is agreed; a projection does not care.
-            sums = plan.decode(totals.reshape(-1), len(contributions)).reshape(totals.shape)
-            scores.append(sums @ direction)
+            decoded = plan.decode(totals.reshape(-1), len(contributions)).reshape(totals.shape)
+            scores.append(decoded @ direction)
     return scores[0], scores[1]
 
 

@@ -62,10 +62,10 @@ def run(
         Path | None, typer.Option(help="Go on in this result folder instead of a new one.", metavar="FOLDER")
     ] = None,
     engine: Annotated[
-        Literal["local", "flower", "central"],
+        Literal["local", "flower", "central", "pooled"],
         typer.Option(
             help="All in this process; or Flower's own engine on Ray, without secure aggregation; or, as a yardstick, "
-            "one trusted curator with all photos."
+            "one trusted curator with all photos; or the same with the noise of a league's shares, for mode distributed."
         ),
     ] = "local",
 ) -> None:

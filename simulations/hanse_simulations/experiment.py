@@ -37,9 +37,13 @@ class Dirichlet(Section):
 
 
 class Data(Section):
-    """Who holds which photos. `folder` is where the public dataset lies or is fetched to."""
+    """Who holds which photos.
 
-    dataset: Literal["fashion-mnist"] = "fashion-mnist"
+    `folder` is where the public dataset lies or is fetched to; with the dataset `folder` it has the photos themselves,
+    in a sub-folder for each class.
+    """
+
+    dataset: Literal["fashion-mnist", "folder"] = "fashion-mnist"
     folder: ConfigPath
     merchants: Annotated[int, Field(ge=2, le=300)] = 5
     photos_per_merchant: Annotated[int, Field(ge=1, le=60_000)] = 5000

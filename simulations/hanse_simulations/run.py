@@ -33,8 +33,9 @@ from hanse_simulations.experiment import Experiment
 from hanse_simulations.shops import Shops, make_shops, whitened
 from hanse_simulations.simulation import League, seeded_members
 
-Engine = Literal["local", "flower", "central"]
-"""Where merchants run: in this process, or in Ray's, which Flower's own engine starts. Or one curator has it all."""
+Engine = Literal["local", "flower", "central", "pooled"]
+"""Where merchants run: in this process, or in Ray's, which Flower's own engine starts. Or one curator has it all, with
+its own noise (central) or with that of a league's shares (pooled)."""
 
 
 class AnyLeague(Protocol):
@@ -122,16 +123,19 @@ def run(
     experiment = whitened(experiment, whitening)
     shops = (make or shops_maker(cache))(experiment, whitening)
     total = experiment.plan.privacy
-    experiment, shops = with_centre(experiment, shops, folder, tell, central=engine == "central")
+    is_curator = engine in ("central", "pooled")
+    experiment, shops = with_centre(experiment, shops, folder, tell, central=is_curator)
     league: AnyLeague
     if engine == "flower":
         from hanse_simulations.flower_engine import FlowerLeague
 
         console.print("  Flower's engine: one message a round and merchant, without secure aggregation")
         league = FlowerLeague.assemble(experiment, folder, cache, tell)
-    elif engine == "central":
-        console.print("  One trusted curator with all photos: the yardstick, not a league")
-        league = CentralLeague.assemble(experiment, shops.merchants, folder)
+    elif is_curator:
+        uploads = experiment.data.merchants if engine == "pooled" else None
+        what = "the yardstick, not a league" if uploads is None else f"with the noise of {uploads} merchants"
+        console.print(f"  One trusted curator with all photos: {what}")
+        league = CentralLeague.assemble(experiment, shops.merchants, folder, uploads)
     else:
         members = seeded_members(experiment, shops.merchants, folder, tell, total)
         league = League.assemble(experiment, members, folder)

@@ -1,24 +1,24 @@
-"""Merchants made from a public dataset: its photos dealt out, embedded, ready to train on."""
+"""Merchants made from public photos, which are dealt out, embedded, and ready to train on."""
 
-import hashlib
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from hanse_client.embeddings import EmbeddingCache, Progress, embed
+from hanse_client.embeddings import EmbeddingCache, Photo, Progress, embed
 from hanse_client.examples import Examples
-from hanse_common.errors import ConfigError
+from hanse_common.errors import CatalogError, ConfigError
 from hanse_common.files import write_atomically
 from hanse_common.vision.recipe import Recipe
 from hanse_common.vision.taxonomy import Taxonomy
 from hanse_server.whitening import fit_whitening
 from hanse_simulations import attacks, datasets, partition
 from hanse_simulations.experiment import Data, Dirichlet, Experiment
+from hanse_simulations.photos import ArrayPhoto, public_photos
 from hanse_simulations.seeded import seed_for
 
 NAMES = ("alder", "birch", "cedar", "damson", "elder", "fir", "gorse", "hazel", "ivy", "juniper")
@@ -27,22 +27,6 @@ NAMES = ("alder", "birch", "cedar", "damson", "elder", "fir", "gorse", "hazel", 
 def merchant_names(count: int) -> tuple[str, ...]:
     """Return `count` names, in sorted order."""
     return NAMES[:count] if count <= len(NAMES) else tuple(f"merchant-{i:03}" for i in range(count))
-
-
-@dataclass(frozen=True)
-class ArrayPhoto:
-    """A photo of a dataset: `pixels`, shape (h, w) or (h, w, 3), uint8."""
-
-    pixels: NDArray[np.uint8]
-
-    @property
-    def digest(self) -> bytes:
-        """SHA-256 of the shape and the pixels, 32 bytes."""
-        return hashlib.sha256(repr(self.pixels.shape).encode() + self.pixels.tobytes()).digest()
-
-    def open(self) -> Image.Image:
-        """Return the photo."""
-        return Image.fromarray(self.pixels)
 
 
 @dataclass(frozen=True)
@@ -57,8 +41,8 @@ class Shops:
     triggered: Examples | None = None
 
 
-_Photos = tuple[NDArray[np.uint8], NDArray[np.integer[Any]]]
-"""Photos, shape (n, h, w), and their labels, shape (n,)."""
+_Photos = tuple[Sequence[Photo], NDArray[np.integer[Any]]]
+"""Photos, and their labels, shape (n,)."""
 
 
 def attackers(experiment: Experiment) -> tuple[str, ...]:
@@ -86,31 +70,32 @@ def make_shops(
 
     Attackers' photos are those that `experiment.attack` makes of theirs.
 
-    Raises `ConfigError` when the league's classes are not the dataset's, `DatasetUnavailable` without data.
+    Raises as `public_photos` does, and `ConfigError` when no photo is left to test with.
     """
-    data = experiment.data
-    require_classes(experiment.plan.taxonomy)
-    source = datasets.fashion_mnist(data.folder)
+    data, source = experiment.data, public_photos(experiment.data, experiment.plan.taxonomy)
     dealt = deal(data, experiment.seed, source.train_labels)
-    test = test_indices(experiment)
+    test = _tested(experiment, source.test, source.test_labels)
     parts: dict[str, _Photos] = {
-        name: (source.train_images[own], source.train_labels[own]) for name, own in dealt.items()
+        name: ([source.train[index] for index in own], source.train_labels[own])
+        for name, own in dealt.items()
     }
-    tests: list[_Photos] = [(source.test_images[test], source.test_labels[test])]
+    tests = [test]
     attack, classes = experiment.attack, experiment.plan.taxonomy.classes
     copies = dict.fromkeys(parts, 1)
     if attack is not None:
         for name in attackers(experiment):
-            parts[name] = attacks.poisoned(attack, *parts[name], classes)
+            images, labels = attacks.poisoned(attack, _pixels(parts[name][0]), parts[name][1], classes)
+            parts[name] = ([ArrayPhoto(image) for image in images], labels)
             copies[name] = attack.copies if isinstance(attack, attacks.Photos) else 1
         if isinstance(attack, attacks.Backdoor):
-            others = tests[0][1] != classes.index(attack.target)
-            tests.append((attacks.triggered(tests[0][0][others], attack.size), tests[0][1][others]))
+            others = test[1] != classes.index(attack.target)
+            images = attacks.triggered(_pixels(test[0])[others], attack.size)
+            tests.append(([ArrayPhoto(image) for image in images], test[1][others]))
     dealt_out = [*parts.values(), *tests]
-    images = np.concatenate([images for images, _ in dealt_out])
+    photos = [photo for part, _ in dealt_out for photo in part]
     labels = np.concatenate([labels for _, labels in dealt_out])
-    examples = _embedded(images, labels, experiment.plan.recipe, cache, whitening, device, progress)
-    bounds = np.cumsum([0, *(len(own) for _, own in dealt_out)])
+    examples = _embedded(photos, labels, experiment.plan.recipe, cache, whitening, device, progress)
+    bounds = np.cumsum([0, *(len(labels) for _, labels in dealt_out)])
     made = [
         Examples(examples.inputs[first:last], examples.labels[first:last])
         for first, last in itertools.pairwise(bounds)
@@ -127,11 +112,13 @@ def make_shop(experiment: Experiment, name: str, cache: Path, whitening: Path, d
 
     Raises as `make_shops` does.
     """
-    source = datasets.fashion_mnist(experiment.data.folder)
+    source = public_photos(experiment.data, experiment.plan.taxonomy)
     dealt = deal(experiment.data, experiment.seed, source.train_labels)[name]
-    images, labels = source.train_images[dealt], source.train_labels[dealt]
+    photos = [source.train[index] for index in dealt]
     recipe = experiment.plan.recipe
-    return _embedded(images, labels, recipe, cache, whitening, device, lambda done, total: None)
+    return _embedded(
+        photos, source.train_labels[dealt], recipe, cache, whitening, device, lambda done, total: None
+    )
 
 
 def test_indices(experiment: Experiment) -> slice:
@@ -144,9 +131,9 @@ def make_test_examples(
     experiment: Experiment, cache: Path, whitening: Path, device: str, progress: Progress
 ) -> Examples:
     """Return the embedded public test photos."""
-    source, test = datasets.fashion_mnist(experiment.data.folder), test_indices(experiment)
-    images, labels = source.test_images[test], source.test_labels[test]
-    return _embedded(images, labels, experiment.plan.recipe, cache, whitening, device, progress)
+    source = public_photos(experiment.data, experiment.plan.taxonomy)
+    photos, labels = _tested(experiment, source.test, source.test_labels)
+    return _embedded(photos, labels, experiment.plan.recipe, cache, whitening, device, progress)
 
 
 def whitened(experiment: Experiment, path: Path) -> Experiment:
@@ -156,8 +143,8 @@ def whitened(experiment: Experiment, path: Path) -> Experiment:
     """
     if experiment.whiten is None:
         return experiment
-    photos = datasets.fashion_mnist(experiment.data.folder).test_images[: experiment.whiten.photos]
-    images = [Image.fromarray(photo) for photo in photos]
+    source = public_photos(experiment.data, experiment.plan.taxonomy)
+    images = (photo.open() for photo in source.test[: experiment.whiten.photos])
     fitted = fit_whitening(experiment.plan.recipe, images, experiment.whiten.dimensions)
     write_atomically(path, fitted.file)
     plan = experiment.plan.model_copy(update={"recipe": fitted.recipe})
@@ -173,8 +160,29 @@ def require_classes(taxonomy: Taxonomy) -> None:
         )
 
 
+def _tested(experiment: Experiment, photos: Sequence[Photo], labels: NDArray[np.integer[Any]]) -> _Photos:
+    """Return those of the public test photos that an evaluation uses."""
+    chosen = test_indices(experiment)
+    if not len(labels[chosen]):
+        raise ConfigError(
+            f"{experiment.data.folder}: found {len(photos)} test photos; expected more than whiten.photos, "
+            f"{chosen.start}."
+        )
+    return photos[chosen], labels[chosen]
+
+
+def _pixels(photos: Sequence[Photo]) -> NDArray[np.uint8]:
+    """Return the pixels of a dataset's photos, shape (n, h, w). Raises `ConfigError` for photos in files."""
+    arrays = [photo.pixels for photo in photos if isinstance(photo, ArrayPhoto)]
+    if len(arrays) != len(photos):
+        raise ConfigError(
+            "attack: found data.dataset folder; expected fashion-mnist, whose photos it changes."
+        )
+    return np.stack(arrays)
+
+
 def _embedded(
-    images: NDArray[np.uint8],
+    photos: Sequence[Photo],
     labels: NDArray[np.integer[Any]],
     recipe: Recipe,
     cache: Path,
@@ -182,7 +190,8 @@ def _embedded(
     device: str,
     progress: Progress,
 ) -> Examples:
-    photos = [ArrayPhoto(image) for image in images]
     with EmbeddingCache(cache) as embeddings:
         embedded = embed(photos, recipe, embeddings, device=device, whitening=whitening, progress=progress)
+    if embedded.problems:  # a merchant goes on without it; here whose photo is whose is told by their order
+        raise CatalogError(f"{embedded.problems[0]} Take it out of the public photos.")
     return Examples.of(embedded.features, labels[embedded.kept], device)

@@ -235,7 +235,7 @@ def test_a_block_is_served_under_the_shops_identity_until_the_server_ends_it(
         assert server.wait(WAIT, lambda names: names == {"alder"})
         ((name, reply),) = server.exchange("test", {"alder": b"no request"}, WAIT)
         assert name == "alder"
-        assert b"malformed" in reply  # a participant is behind it
+        assert b"malformed" in bytes(reply)  # a participant is behind it
         server.close_block()
         report = reports.get(timeout=WAIT)
     assert (report.block, report.code) == (BLOCK, ReportCode.DONE)

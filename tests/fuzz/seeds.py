@@ -29,6 +29,7 @@ from hanse_common.plan import (
     SignedPlan,
     dimension_of,
 )
+from hanse_common.release import Release, ReleasedFile, SignedRelease
 from hanse_common.secagg.messages import (
     Agreed,
     Agreement,
@@ -243,7 +244,26 @@ def messages() -> list[Message]:
         JoinStatement(context=bytes(32), identity=bytes(32), sealing_key=bytes(32), mask_keys=bytes(64)),
         PacketStatement(context=bytes(32), dealer=bytes(32), holder=bytes(32), sealed=b"s", commitments=b"c"),
         SurvivorStatement(context=bytes(32), survivors=(0, 1)),
+        release(),
+        SignedRelease.sign(release(), MERCHANTS[0]),
     ]
+
+
+def release() -> Release:
+    """Return a release of a recognizer of two files."""
+    files = (
+        ReleasedFile(name="card.json", digest=bytes(32), size=700),
+        ReleasedFile(name="model.safetensors", digest=bytes([1]) * 32, size=4000),
+    )
+    return Release(
+        league="fuzz",
+        number=2,
+        version=1,
+        recognizer=bytes(32),
+        files=files,
+        made=1_750_000_000,
+        reason="better",
+    )
 
 
 def message_types() -> list[type[Message]]:

@@ -164,6 +164,7 @@ def start_operator(folder: Path, made: Experiment, pinned: str) -> None:
                         "address": f"localhost:{streams}",
                     },
                     "blocks": {"rounds": 3, "patience": 100, "gather": 5},
+                    "page": {"port": 0},
                 },
             }
         )

@@ -65,21 +65,20 @@ def plans(classes: tuple[str, ...] = CLASSES) -> tuple[Plan, Plan]:
     evaluation = EvaluationTraining(
         rounds=16, repeats=1, unit="photo", expected_batch=12_000.0, noise_multiplier=16.0
     )
-    made = []
-    for serial, one in enumerate((training, evaluation)):
-        made.append(
-            Plan(
-                league="textiles",
-                serial=bytes([serial]) * 16,
-                recipe=recipe,
-                taxonomy=taxonomy,
-                dimension=dimension_of(one, recipe, len(classes)),
-                training=one,
-                cohort=cohort,
-                delta=1e-5,
-            )
+
+    def made(training: DistributedTraining | EvaluationTraining) -> Plan:
+        return Plan(
+            league="textiles",
+            serial=bytes(16),
+            recipe=recipe,
+            taxonomy=taxonomy,
+            dimension=dimension_of(training, recipe, len(classes)),
+            training=training,
+            cohort=cohort,
+            delta=1e-5,
         )
-    return made[0], made[1]
+
+    return made(training), made(evaluation)
 
 
 def report(plan: Plan, skill: float, rng: np.random.Generator, photos: int = 12_000) -> FederatedReport:

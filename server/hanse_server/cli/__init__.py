@@ -4,7 +4,7 @@ from hanse_common import commands
 from hanse_server.cli.plans import check, fit_whitening, keygen, sign
 from hanse_server.cli.records import audit, backup, migrate, restore
 from hanse_server.cli.registry import export, publish, rollback, versions
-from hanse_server.cli.running import resume, run, serve, status, stop
+from hanse_server.cli.running import page, resume, run, serve, status, stop
 from hanse_server.cli.setup import card, keys
 
 app = commands.new_app(
@@ -23,6 +23,7 @@ for command in (
     stop,
     serve,
     status,
+    page,
     versions,
     publish,
     rollback,

@@ -1,4 +1,4 @@
-"""Training with the merchants: `run`, `resume`, `stop`, `serve`, `status`."""
+"""Training with the merchants: `run`, `resume`, `stop`, `serve`, `status`, `page`."""
 
 import json
 import time
@@ -12,6 +12,7 @@ import typer
 
 from hanse_common import commands
 from hanse_common.config import load
+from hanse_common.errors import ConfigError
 from hanse_server.cli.options import DEFAULT_CONFIG, ConfigOption, say, settings_of
 from hanse_server.config import ServerConfig
 from hanse_server.evaluations import described
@@ -84,6 +85,28 @@ def status(
         return
     for name, text in _lines(found):
         say(f"{name + ':':22}{text}")
+
+
+def page(config: ConfigOption = DEFAULT_CONFIG) -> None:
+    """Serve your page by itself, over what is recorded, until you stop it. With run or serve it is there anyway."""
+    from hanse_common.web.serving import HOST, listen, serving
+    from hanse_server.page import application
+    from hanse_server.page_access import read_token
+
+    _, service = settings_of(config)
+    if service.page is None:
+        raise ConfigError(f"{config}: service.page: found null, expected a section with a port.")
+    token = read_token(service.admin.token)
+    with (
+        commands.until_stopped() as stopped,
+        State.open(service.state, service.storage) as state,
+        listen(service.page.port) as listening,
+    ):
+        port = listening.getsockname()[1]
+        app = application(state, None, None, token, port=port, service=service)
+        with serving(app, listening):
+            say(f"Your page: http://{HOST}:{port}. It asks for the token in {service.admin.token}.")
+            stopped.wait()
 
 
 def _train(config: Path, as_json: bool, *, resume: bool) -> None:
