@@ -58,6 +58,8 @@ def around(points: Sequence[Point], *, percent: bool = False) -> Axis:
     low, high = min(point.low for point in points), max(point.high for point in points)
     step = _step(max(high - low, 0.02), 4)
     bottom, top = math.floor(low / step) * step, math.ceil(high / step) * step
+    if bottom == top:
+        bottom, top = bottom - step, top + step
     return Axis(max(bottom, 0.0), min(top, 1.0) if percent else top, percent)
 
 

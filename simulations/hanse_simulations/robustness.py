@@ -144,9 +144,8 @@ def run_study(study: Study, folder: Path, cache: Path) -> list[Row]:
             found = {"experiment": kept, "outcome": asdict(outcome)}
             write_atomically(own / OUTCOME_FILE, json.dumps(found, indent=2).encode() + b"\n")
         outcomes.append(outcome)
-        console.print(
-            f"{number} of {len(runs)}: {mode}, {attack.merchants} attack: {attack.label}: {_words(outcome)}"
-        )
+        label = f"{mode}, {attack.merchants} attack: {attack.label}"
+        console.print(f"{number} of {len(runs)}: {label}: {_words(outcome)}", soft_wrap=True)
     rows = [
         Row(*key, tuple(group))
         for key, group in groupby(outcomes, key=lambda run: (run.mode, run.attack, run.merchants))
