@@ -12,7 +12,14 @@ passed on. What an `Ask` and its `Answer` carry are the messages of `hanse_commo
 On the stream a record is one message of this module in `wire`'s form, cut into frames, so that neither end ever
 holds more than a frame that it did not ask for.
 
-A stream that is lost is opened again with the same block. The server then asks its open question again, byte by
+    the other stream  server: Challenge                        merchant: Hello, with `NO_BLOCK`
+                      server: Latest                           merchant: Fetch
+                      server: a file's bytes, as one record    merchant: Fetch, with the file's digest
+
+By the other stream, to `RELEASE_METHOD` of the same aggregator, a merchant fetches the league's released recognizer
+(`hanse_common.release`), whether or not a block is open. It ends when the merchant has said all it wants to say.
+
+A stream of a block that is lost is opened again with the same block. The server then asks its open question again, byte by
 byte the same, under the same trip number; the merchant answers with the same bytes as before. Trip numbers only
 grow. A block ends when the server ends the stream with status OK.
 """
@@ -31,12 +38,19 @@ from hanse_common import signing, wire
 from hanse_common.errors import WireError
 from hanse_common.messages import MAX_MESSAGE_BYTES
 from hanse_common.plan import SignedPlan
+from hanse_common.release import SignedRelease
 from hanse_common.secagg.messages import MAX_SETUP_BYTES
 from hanse_common.secagg.suite import MAX_SETUP_ROUNDS
 from hanse_common.wire import MAX_DOCUMENT_BYTES, Buffer, Bytes32, Digest, Message, Signature
 
 METHOD = "/hanse.Aggregator/Block"
 """The gRPC method, a bidirectional stream of frames."""
+
+RELEASE_METHOD = "/hanse.Aggregator/Release"
+"""The method by which released recognizers are fetched, a bidirectional stream of frames, too."""
+
+NO_BLOCK = bytes(16)
+"""What a hello on a release's stream has as its block. No block is ever called so: such a hello opens none."""
 
 FRAME_BYTES = 1 << 18
 """Bound of one frame: a byte that says whether the record goes on (1) or ends (0), then a piece of the record."""
@@ -73,6 +87,16 @@ def frames(*pieces: Buffer) -> Iterator[bytes]:
             return
 
 
+def piece(frame: bytes) -> tuple[memoryview, bool]:
+    """Return the piece of a record in `frame`, and whether the record goes on. Raises `WireError`."""
+    if len(frame) > FRAME_BYTES or frame[:1] not in (b"\0", b"\1"):
+        raise WireError("A stream's frame: expected 0 or 1 and a piece of a record.")
+    more = frame[0] == 1
+    if more and len(frame) < FRAME_BYTES:
+        raise WireError("A stream's frame: found a short one before the last.")
+    return memoryview(frame)[1:], more
+
+
 class RecordReader:
     """Puts frames together to records of at most `max_bytes` bytes, each in one buffer of its own."""
 
@@ -84,6 +108,7 @@ class RecordReader:
         self._bound = self.max_bytes
         self._buffer: bytearray | mmap.mmap = bytearray()
         self._begin = self._end = 0
+        self._expected = False
 
     @property
     def received(self) -> memoryview:
@@ -92,15 +117,13 @@ class RecordReader:
 
     def add(self, frame: bytes) -> memoryview | None:
         """Return the record that `frame` ends, None when it goes on. Raises `WireError` for what is no frame."""
-        if len(frame) > FRAME_BYTES or frame[:1] not in (b"\0", b"\1"):
-            raise WireError("A stream's frame: expected 0 or 1 and a piece of a record.")
-        more = frame[0] == 1
-        if more and len(frame) < FRAME_BYTES:
-            raise WireError("A stream's frame: found a short one before the last.")
+        part, more = piece(frame)
+        if self._expected:
+            self._move()
         end = self._end + len(frame) - 1
         if end - self._begin > self._bound:
             raise WireError(f"A stream's record: found over {self._bound} bytes.")
-        self._buffer[self._end : end] = memoryview(frame)[1:]
+        self._buffer[self._end : end] = part
         self._end = end
         if more:
             return None
@@ -115,14 +138,19 @@ class RecordReader:
         just so many bytes, its end is at a multiple of 4, and so is a vector of 32-bit words that it ends with: others
         are added more slowly.
         """
-        begun = bytes(self.received)
-        if not len(begun) <= record_bytes <= self.max_bytes:
+        if not len(self.received) <= record_bytes <= self.max_bytes:
             raise WireError(
                 f"A stream's record: found one of {record_bytes} bytes, expected at most {self.max_bytes}."
             )
-        self._bound, self._begin = record_bytes, -record_bytes % 4
+        self._bound, self._expected = record_bytes, True
+
+    def _move(self) -> None:
+        """Let what is here continue in pages of its own: not before more comes, since a large page is whole at once."""
+        begun = bytes(self.received)
+        self._expected = False
+        self._begin = -self._bound % 4
         self._end = self._begin + len(begun)
-        self._buffer = _pages(self._begin + record_bytes)
+        self._buffer = _pages(self._begin + self._bound)
         self._buffer[self._begin : self._end] = begun
 
 
@@ -247,3 +275,25 @@ class Answer(Message):
 
     trip: Trip
     payload: Annotated[bytes, Field(max_length=MAX_MESSAGE_BYTES)]
+
+
+class Fetch(Message):
+    """The merchant asks for a release later than number `number`, or for a file of the one that it was just told of.
+
+    It says nothing else of the merchant, and which files it asks for follows from the release alone.
+    """
+
+    kind: ClassVar[int] = 42
+    since: ClassVar[int] = 2
+
+    number: Annotated[int, Field(ge=0, lt=1 << 31)]
+    file: Digest | None = None
+
+
+class Latest(Message):
+    """The league's release, or None when there is none later than the one that the merchant knows."""
+
+    kind: ClassVar[int] = 43
+    since: ClassVar[int] = 2
+
+    signed: SignedRelease | None = None

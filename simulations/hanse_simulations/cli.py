@@ -64,8 +64,8 @@ def run(
     engine: Annotated[
         Literal["local", "flower", "central", "pooled"],
         typer.Option(
-            help="All in this process; or Flower's own engine on Ray, without secure aggregation; or, as a yardstick, "
-            "one trusted curator with all photos; or the same with the noise of a league's shares, for mode distributed."
+            help="All in this process; or Flower's own engine on Ray, without secure aggregation; or, as a "
+            "yardstick, one trusted curator with all photos; or that, with the noise of a league's shares."
         ),
     ] = "local",
 ) -> None:

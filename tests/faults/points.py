@@ -54,15 +54,26 @@ class Points:
     @contextmanager
     def watched(self, phase: str) -> Iterator[None]:
         """Watch this thread inside."""
-        self._phase = phase
-        if self._names and (self._at is None or self._at[0] == phase):
-            sys.setprofile(self._profile)
-            sys.settrace(self._trace)
+        self.move(phase)
         try:
             yield
         finally:
             sys.settrace(None)
             sys.setprofile(None)
+
+    def move(self, phase: str) -> None:
+        """Go on as `phase`, in the frames that are running already, too."""
+        self._phase = phase
+        if not self._names or (self._at is not None and self._at[0] != phase):
+            sys.settrace(None)
+            sys.setprofile(None)
+            return
+        frame = sys._getframe().f_back
+        while frame is not None:
+            frame.f_trace = self._trace(frame, "", None)
+            frame = frame.f_back
+        sys.setprofile(self._profile)
+        sys.settrace(self._trace)
 
     def arrive(self, what: str, frame: FrameType | None = None) -> None:
         """Note the place, and die if it is the one."""
