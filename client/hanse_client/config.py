@@ -99,6 +99,11 @@ class ClientConfig(Section):
         return self.state / "plans"
 
     @property
+    def recognizers_path(self) -> Path:
+        """Where the league's released recognizers are."""
+        return self.state / "recognizers"
+
+    @property
     def ledger_path(self) -> Path:
         """Where the ledger is."""
         return self.state / "ledger.sqlite"

@@ -104,6 +104,7 @@ class Policy(Section):
         recipes: the digests, or at least their first 16 digits, of the only recipes that are embedded and trained.
             None allows all. Each new one is work for this machine.
         approval: `manual` keeps a plan waiting until the owner approves it with hanse-client approve.
+        updates: `manual` keeps a released recognizer waiting until the owner takes it with hanse-client update.
         report: what the operator may be told beyond the protocol: `epsilon`, what was spent in all after each block.
         modes: the ways of training that are allowed. In `local` the noise that protects the photos is added
             on this machine in full, so that no one else need be trusted for it. In the others each merchant adds
@@ -128,6 +129,7 @@ class Policy(Section):
     minimum_verified: Annotated[int, Field(ge=0, le=MAX_ROSTER)] = 0
     recipes: Annotated[tuple[RecipeDigest, ...], Field(min_length=1, max_length=32)] | None = None
     approval: Literal["automatic", "manual"] = "automatic"
+    updates: Literal["automatic", "manual"] = "automatic"
     report: tuple[Literal["epsilon"], ...] = ()
     modes: Annotated[tuple[Mode, ...], Field(min_length=1)] = (
         "local",

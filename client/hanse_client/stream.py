@@ -1,6 +1,8 @@
-"""The merchant's end of a block's stream: open it, prove who we are, answer what is asked, one trip at a time.
+"""The merchant's end of a stream: open it, prove who we are, and in a block answer what is asked, one trip at a time.
 
     code = serve_block(assignment, identity, authority, participant.handle, stop, limits)
+
+    with open_stream(address, authority, METHOD, stop.is_set, seconds) as stream: ...
 
 The server's certificate is fetched and verified first, and the gRPC channel then trusts that one certificate and
 no other: its fingerprint is in our signature, so that nobody with another certificate, be it of the same
@@ -18,6 +20,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +33,7 @@ from hanse_common.session import (
     FRAME_BYTES,
     MAX_HELLO_BYTES,
     METHOD,
+    NO_BLOCK,
     Answer,
     Ask,
     Assignment,
@@ -51,7 +55,12 @@ MAX_REPEATS = 2
 
 _JITTER = secrets.SystemRandom()
 
-_FINAL = {grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.INVALID_ARGUMENT}
+_FINAL = {
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.UNAUTHENTICATED,
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.UNIMPLEMENTED,
+}
 """How the server says that trying again is of no use."""
 
 _OPTIONS = (
@@ -92,16 +101,12 @@ def serve_block(
     return _Block(assignment, identity, authority, handle, stop, limits, tell, count).serve()
 
 
-class _Lost(Exception):
-    """This stream is lost; another may be opened."""
+class Lost(Exception):
+    """A stream is lost, or could not be opened; another may be tried. The text says why."""
 
 
-class _Ended(Exception):
-    """The block is over for us, with `code`."""
-
-    def __init__(self, code: ReportCode, reason: str) -> None:
-        super().__init__(reason)
-        self.code = code
+class Refused(Exception):
+    """Trying again is of no use, for the reason in the text."""
 
 
 class _Block:
@@ -129,6 +134,9 @@ class _Block:
         self._answer = b""
 
     def serve(self) -> ReportCode:
+        if self._assignment.block == NO_BLOCK:  # a hello for it would open a stream of another kind
+            self._tell("The server broke the protocol: a block has the number that none has.")
+            return ReportCode.LOST
         ends = time.monotonic() + self._limits.deadline
         worked = time.monotonic()
         pause = FIRST_PAUSE
@@ -136,11 +144,11 @@ class _Block:
             before = self._trip
             try:
                 self._stream(ends)
-            except _Ended as end:
-                if end.code is not ReportCode.DONE:
-                    self._tell(str(end))
-                return end.code
-            except _Lost as loss:
+                return ReportCode.DONE
+            except Refused as refusal:
+                self._tell(str(refusal))
+                return ReportCode.LOST
+            except Lost as loss:
                 log.info("The stream was lost: %s", loss)
             now = time.monotonic()
             if self._trip > before:
@@ -154,48 +162,23 @@ class _Block:
         return ReportCode.LOST
 
     def _stream(self, ends: float) -> None:
-        """Open one stream and serve it until it is lost. Raises `_Lost` and `_Ended`, never returns normally."""
-        leaf = self._certificate()
-        pinned = grpc.ssl_channel_credentials(ssl.DER_cert_to_PEM_cert(leaf).encode())
-        said: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        over = threading.Event()
-        with grpc.secure_channel(self._assignment.aggregator, pinned, options=_OPTIONS) as channel:
-            heard = channel.stream_stream(METHOD)(
-                iter(said.get, None), timeout=max(0.1, ends - time.monotonic())
-            )
-            watcher = threading.Thread(target=self._cancel_on_stop, args=(heard, over), daemon=True)
-            watcher.start()
-            try:
-                self._converse(heard, said, hashlib.sha256(leaf).digest())
-            except grpc.RpcError as error:
-                raise self._meaning(error) from None
-            except WireError as error:
-                raise _Ended(ReportCode.LOST, f"The server broke the protocol: {error}") from None
-            finally:
-                over.set()
-                said.put(None)
-                heard.cancel()
-                watcher.join()
-        raise _Ended(ReportCode.DONE, "The server ended the block.")
+        """Open one stream and serve it to the block's end. Raises `Lost`, `Refused`."""
+        aggregator, over = self._assignment.aggregator, self._stop.is_set
+        with open_stream(aggregator, self._authority, METHOD, over, ends - time.monotonic()) as stream:
+            stream.greet(self._identity, self._assignment.block)
+            self._converse(stream)
 
-    def _converse(self, heard: Any, said: "queue.SimpleQueue[bytes | None]", certificate: bytes) -> None:
-        """Say hello, then answer until the server ends the stream."""
-        records = _records(heard, RecordReader(MAX_HELLO_BYTES))
-        first = next(records, None)
-        if first is None:
-            raise _Lost("the server ended it before its challenge")
-        challenge = wire.decode(Challenge, first, MAX_HELLO_BYTES)
-        hello = Hello.sign(self._identity, challenge.nonce, certificate, self._assignment.block)
-        _say(said, wire.encode(hello))
+    def _converse(self, stream: "Stream") -> None:
+        """Answer until the server ends the stream."""
         asked: Counter[int] = Counter()
-        for record in _records(heard, RecordReader(self._limits.record_bytes)):
+        for record in stream.records(RecordReader(self._limits.record_bytes)):
             ask = wire.decode(Ask, record, self._limits.record_bytes)
             asked[ask.trip] += 1
             if asked[ask.trip] > MAX_REPEATS:  # each answer may be megabytes that the merchant pays for
                 raise WireError("a trip was asked again and again on one stream.")
             answer = self._answer_to(ask)
             self._count(len(record) + len(answer))
-            _say(said, answer)
+            stream.say(answer)
 
     def _answer_to(self, ask: Ask) -> bytes:
         """Return the record that answers `ask`: a new trip is handled, the last one is repeated.
@@ -211,52 +194,103 @@ class _Block:
             raise WireError("a trip was asked again with another question.")
         return self._answer
 
-    def _certificate(self) -> bytes:
-        """Return the server's own certificate, DER, verified for the host and the authority.
 
-        Raises `_Lost` when there is no connection, `_Ended` when the certificate is not to be believed.
-        """
-        host, _, port = self._assignment.aggregator.rpartition(":")
-        host = host.strip("[]")
-        context = ssl.create_default_context(cadata=self._authority.decode("ascii", "replace"))
-        context.minimum_version = ssl.TLSVersion.TLSv1_3
-        context.set_alpn_protocols(["h2"])
+class Stream:
+    """One open stream. Its methods raise `Lost` and `Refused`, as `open_stream` says."""
+
+    def __init__(self, heard: Any, said: "queue.SimpleQueue[bytes | None]", certificate: bytes) -> None:
+        self.frames: Iterator[bytes] = heard
+        self._said = said
+        self._certificate = certificate
+
+    def greet(self, identity: Ed25519PrivateKey, block: bytes) -> None:
+        """Say who we are, and that it is for `block`."""
+        first = next(self.records(RecordReader(MAX_HELLO_BYTES)), None)
+        if first is None:
+            raise Lost("the server ended it before its challenge")
+        challenge = wire.decode(Challenge, first, MAX_HELLO_BYTES)
+        self.say(wire.encode(Hello.sign(identity, challenge.nonce, self._certificate, block)))
+
+    def say(self, record: bytes) -> None:
+        """Send one record."""
+        for frame in frames(record):
+            self._said.put(frame)
+
+    def end(self) -> None:
+        """Say that there is nothing more to say."""
+        self._said.put(None)
+
+    def records(self, reader: RecordReader) -> Iterator[memoryview]:
+        """Yield records until the server ends the stream."""
+        for frame in self.frames:
+            record = reader.add(frame)
+            if record is not None:
+                yield record
+
+
+@contextmanager
+def open_stream(
+    address: str, authority: bytes, method: str, over: Callable[[], bool], seconds: float
+) -> Iterator[Stream]:
+    """Open a stream to `method` at `address`, for at most `seconds`, and cancel it once `over` says so.
+
+    Inside, gRPC's errors and `WireError` become `Lost` or `Refused`. Raises `Lost` when there is no connection,
+    `Refused` when the server's certificate is not to be believed.
+    """
+    leaf = _certificate(address, authority)
+    pinned = grpc.ssl_channel_credentials(ssl.DER_cert_to_PEM_cert(leaf).encode())
+    said: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+    closed = threading.Event()
+    with grpc.secure_channel(address, pinned, options=_OPTIONS) as channel:
+        heard = channel.stream_stream(method)(iter(said.get, None), timeout=max(0.1, seconds))
+        watcher = threading.Thread(target=_cancel_when, args=(heard, over, closed), daemon=True)
+        watcher.start()
         try:
-            with (
-                socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS) as plain,
-                context.wrap_socket(plain, server_hostname=host) as secured,
-            ):
-                certificate = secured.getpeercert(binary_form=True)
-        except ssl.SSLCertVerificationError as error:
-            reason = f"The certificate of {self._assignment.aggregator} is not to be believed: {error.verify_message}."
-            raise _Ended(ReportCode.LOST, reason) from None
-        except (OSError, OverflowError, UnicodeError) as error:  # a port, or a name, that there cannot be
-            raise _Lost(str(error)) from None
-        if not certificate:
-            raise _Lost("the server showed no certificate")
-        return certificate
-
-    def _meaning(self, error: Any) -> Exception:
-        code = error.code()
-        if code in _FINAL:
-            return _Ended(ReportCode.LOST, f"The server refused the stream ({code.name.lower()}).")
-        return _Lost(f"{code.name.lower()}")
-
-    def _cancel_on_stop(self, heard: Any, over: threading.Event) -> None:
-        while not over.wait(POLL_SECONDS):
-            if self._stop.is_set():
-                heard.cancel()
-                return
+            yield Stream(heard, said, hashlib.sha256(leaf).digest())
+        except grpc.RpcError as error:
+            raise _meaning(error) from None
+        except WireError as error:
+            raise Refused(f"The server broke the protocol: {error}") from None
+        finally:
+            closed.set()
+            said.put(None)
+            heard.cancel()
+            watcher.join()
 
 
-def _say(said: "queue.SimpleQueue[bytes | None]", record: bytes) -> None:
-    for frame in frames(record):
-        said.put(frame)
+def _certificate(address: str, authority: bytes) -> bytes:
+    """Return the server's own certificate, DER, verified for the host and the authority. Raises `Lost`, `Refused`."""
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    context = ssl.create_default_context(cadata=authority.decode("ascii", "replace"))
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.set_alpn_protocols(["h2"])
+    try:
+        with (
+            socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS) as plain,
+            context.wrap_socket(plain, server_hostname=host) as secured,
+        ):
+            certificate = secured.getpeercert(binary_form=True)
+    except ssl.SSLCertVerificationError as error:
+        raise Refused(
+            f"The certificate of {address} is not to be believed: {error.verify_message}."
+        ) from None
+    except (OSError, OverflowError, UnicodeError) as error:  # a port, or a name, that there cannot be
+        raise Lost(str(error)) from None
+    if not certificate:
+        raise Lost("the server showed no certificate")
+    return certificate
 
 
-def _records(heard: Any, reader: RecordReader) -> Iterator[memoryview]:
-    """Yield records until the server ends the stream. Raises `WireError`, `grpc.RpcError`."""
-    for frame in heard:
-        record = reader.add(frame)
-        if record is not None:
-            yield record
+def _meaning(error: Any) -> Exception:
+    code = error.code()
+    if code in _FINAL:
+        return Refused(f"The server refused the stream ({code.name.lower()}).")
+    return Lost(f"{code.name.lower()}")
+
+
+def _cancel_when(heard: Any, over: Callable[[], bool], closed: threading.Event) -> None:
+    while not closed.wait(POLL_SECONDS):
+        if over():
+            heard.cancel()
+            return

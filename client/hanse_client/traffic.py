@@ -1,4 +1,4 @@
-"""How many bytes the trainings moved this month, for those who pay for each.
+"""How many bytes the trainings and new recognizers moved this month, for those who pay for each.
 
     traffic = Traffic(state / "traffic.json", Network(monthly_megabytes=500))
     traffic.require_room(plan, rounds)          # raises before a block that would not fit
@@ -8,6 +8,7 @@ It is a limit on cost, not on privacy: a count that was lost begins anew.
 """
 
 import json
+import threading
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -26,42 +27,51 @@ SAVED_EVERY = 1 << 20
 
 
 class Network(Section):
-    """The section `network`: `monthly_megabytes`, the most that trainings may move in a calendar month (UTC)."""
+    """The section `network`: `monthly_megabytes`, the most that may be moved in a calendar month (UTC)."""
 
     monthly_megabytes: Annotated[int, Field(ge=1, le=1 << 30)] | None = None
 
 
 class Traffic:
-    """The count of this month, kept in the file `path`."""
+    """The count of this month, kept in the file `path`. Threads may share it."""
 
     def __init__(self, path: Path, network: Network) -> None:
         self._path = path
         self._limit = network.monthly_megabytes
         self._month, self._bytes = self._load()
         self._saved = self._bytes
+        self._lock = threading.Lock()
 
     @property
     def megabytes(self) -> float:
         """What was moved this month, in units of 10⁶ bytes."""
-        self._turn()
-        return self._bytes / 1e6
+        with self._lock:
+            self._turn()
+            return self._bytes / 1e6
 
     def require_room(self, plan: Plan, rounds: int) -> None:
         """Raise `PlanRefused` unless `rounds` rounds of the plan surely fit into this month."""
-        if self._limit is None:
-            return
-        expected = (rounds * 4 * (plan.dimension + plan.model_dimension) + 2 * MAX_SETUP_BYTES) / 1e6
-        if self.megabytes + expected > self._limit:
-            raise PlanRefused(
-                f"traffic: {self.megabytes:.0f} MB were moved this month and these rounds may move {expected:.0f}; you "
-                f"allow {self._limit} (network.monthly_megabytes)."
-            )
+        expected = rounds * 4 * (plan.dimension + plan.model_dimension) + 2 * MAX_SETUP_BYTES
+        reason = self.exceeded_by(expected, "these rounds may move")
+        if reason is not None:
+            raise PlanRefused(reason)
+
+    def exceeded_by(self, expected: int, what: str) -> str | None:
+        """Return why `expected` bytes, of which `what` tells, are not allowed in this month; None when they are."""
+        if self._limit is None or self.megabytes + expected / 1e6 <= self._limit:
+            return None
+        return (
+            f"traffic: {self.megabytes:.0f} MB were moved this month and {what} {expected / 1e6:.0f}; you allow "
+            f"{self._limit} (network.monthly_megabytes)."
+        )
 
     def add(self, count: int) -> None:
         """Count bytes that were moved."""
-        self._turn()
-        self._bytes += count
-        if self._bytes - self._saved >= SAVED_EVERY:
+        with self._lock:
+            self._turn()
+            self._bytes += count
+            due = self._bytes - self._saved >= SAVED_EVERY
+        if due:
             self.save()
 
     def save(self) -> None:

@@ -19,9 +19,9 @@ holds more than a frame that it did not ask for.
 By the other stream, to `RELEASE_METHOD` of the same aggregator, a merchant fetches the league's released recognizer
 (`hanse_common.release`), whether or not a block is open. It ends when the merchant has said all it wants to say.
 
-A stream of a block that is lost is opened again with the same block. The server then asks its open question again, byte by
-byte the same, under the same trip number; the merchant answers with the same bytes as before. Trip numbers only
-grow. A block ends when the server ends the stream with status OK.
+A stream of a block that is lost is opened again with the same block. The server then asks its open question again,
+byte by byte the same, under the same trip number; the merchant answers with the same bytes as before. Trip numbers
+only grow. A block ends when the server ends the stream with status OK.
 """
 
 import mmap

@@ -110,6 +110,7 @@ class Daemon:
                     ),
                     key=read_bounded(tls.key, MAX_PEM_BYTES, "a PEM key", ConfigError),
                     identities=lambda: self._members.identities,
+                    releases=state.versions,
                 )
             )
             link = stack.enter_context(SuperLink(service))

@@ -222,7 +222,7 @@ class Pages:
         training = self._reader.training()
         rounds = self._reader.rounds(training.digest, ROUNDS_LISTED)
         releases = self._reader.releases()
-        tried = self._reader.evaluations(training.digest)
+        tried = self._reader.evaluations(training.digest, last=1)
         now = self._live.snapshot() if self._live else None
         return {
             "training": training,

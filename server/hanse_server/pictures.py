@@ -1,6 +1,6 @@
 """One merchant's masked upload beside the sum of all, as pictures: what the server saw.
 
-    picture(mask(upload))            # PNG bytes, 64 × 64, grey: noise, whatever the merchant learned
+    picture(mask(upload))            # PNG bytes, 64 × 64 greys: noise, whatever the merchant learned
     picture(own_scale(total))        # the sum, which means something
     randomness(upload)               # 7.99 bits a byte
 
@@ -10,25 +10,26 @@ zero.
 """
 
 import io
+import math
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 SIDE = 64
-"""Pixels of a picture's side: it holds the first SIDE² numbers."""
+"""Pixels of a picture's side, at most: it holds the first SIDE² numbers, or as many as fill a smaller square."""
 
 _EXTREME = 0.99
 """The part of the numbers that is between black and white; the others are cut off."""
 
 
 def mask(upload: NDArray[np.uint32]) -> NDArray[np.uint8]:
-    """Return the greys of a masked upload, shape (n,) residues mod 2³², as a picture's, shape (64, 64)."""
+    """Return the greys of a masked upload, shape (n,) residues mod 2³², as a picture's, shape (s, s), s ≤ 64."""
     return _square((upload >> np.uint32(24)).astype(np.uint8))
 
 
 def own_scale(total: NDArray[np.uint32]) -> NDArray[np.uint8]:
-    """Return the greys of a sum, shape (n,) residues mod 2³² of signed numbers, as a picture's, shape (64, 64)."""
+    """Return the greys of a sum, shape (n,) residues mod 2³² of signed numbers, likewise, shape (s, s), s ≤ 64."""
     signed = total.astype(np.uint32).view(np.int32).astype(np.float64)
     extreme = float(np.quantile(np.abs(signed), _EXTREME)) if signed.size else 0.0
     if extreme == 0.0:
@@ -57,7 +58,6 @@ def randomness(numbers: NDArray[np.uint32]) -> float:
 
 
 def _square(greys: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return the first numbers as a square; where there are fewer, the rest is grey."""
-    square = np.full(SIDE * SIDE, 128, dtype=np.uint8)
-    square[: len(greys)] = greys[: SIDE * SIDE]
-    return square.reshape(SIDE, SIDE)
+    """Return as many of the first numbers as fill a square; one grey pixel when there are none."""
+    side = min(SIDE, math.isqrt(len(greys)))
+    return greys[: side * side].reshape(side, side) if side else np.full((1, 1), 128, dtype=np.uint8)

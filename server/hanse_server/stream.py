@@ -11,6 +11,8 @@ alternates: one ask, then its answer. Nothing else is read, so a merchant that f
 flow-control window and nobody's memory. Of an answer longer than a frame no more than the first is read before
 `hanse_server.reception` has room for all of it; that room is free again when the next reply is asked for, so memory
 does not grow with merchants that upload at once. See `hanse_common.session` for what is said.
+
+By a method of its own merchants fetch the league's released recognizer, `releases`, whether a block is open or not.
 """
 
 import asyncio
@@ -32,11 +34,13 @@ import grpc
 from hanse_common import wire
 from hanse_common.credentials import fingerprint
 from hanse_common.directory import MAX_MEMBERS
-from hanse_common.errors import ConfigError, RunStopped, SignatureInvalid, WireError
+from hanse_common.errors import ConfigError, RunStopped, SignatureInvalid, StorageError, WireError
 from hanse_common.session import (
     FRAME_BYTES,
     MAX_HELLO_BYTES,
     METHOD,
+    NO_BLOCK,
+    RELEASE_METHOD,
     Answer,
     Ask,
     Challenge,
@@ -45,6 +49,7 @@ from hanse_common.session import (
     frames,
 )
 from hanse_common.wire import Buffer
+from hanse_server.distribution import Distribution, Shelf
 from hanse_server.reception import STALL_SECONDS, Place, Room
 
 log = logging.getLogger(__name__)
@@ -123,7 +128,7 @@ class StreamServer:
     directory identities.
 
     `certificate` and `key` are PEM. `port` may be 0; the bound one is in `port` once started. Raises
-    `ConfigError` when certificate, key, host or port can't be used.
+    `ConfigError` when certificate, key, host or port can't be used. `releases` is where released recognizers are.
     """
 
     def __init__(
@@ -133,6 +138,7 @@ class StreamServer:
         certificate: bytes,
         key: bytes,
         identities: Callable[[], Mapping[bytes, str]],
+        releases: Shelf | None = None,
     ) -> None:
         self.port = port
         self._host = host
@@ -140,6 +146,7 @@ class StreamServer:
         self._key = key
         self._fingerprint = fingerprint(certificate)
         self._identities = identities
+        self._distribution = Distribution(releases)
         self._pending: Counter[str] = Counter()
         self._block: _Block | None = None
         self._room = Room(self._slice)
@@ -169,8 +176,10 @@ class StreamServer:
     def open_block(self, block: bytes, max_record_bytes: int) -> None:
         """Let merchants open streams for `block`, with records of at most `max_record_bytes` bytes.
 
-        The block before is closed first.
+        The block before is closed first. Raises `ValueError` for a block called `NO_BLOCK`.
         """
+        if block == NO_BLOCK:
+            raise ValueError("Expected a block's own number.")
         self.close_block()
         self._block = _Block(block, max_record_bytes)
 
@@ -274,11 +283,13 @@ class StreamServer:
         )
 
     async def _start(self) -> None:
-        # Beyond every merchant, one replaced stream of each, and those that have not said who they are, there is
-        # nobody to serve.
-        limit = 2 * MAX_MEMBERS + MAX_PENDING
+        # Beyond every merchant, in a block and fetching, one replaced stream of each, and those that have not said who
+        # they are, there is nobody to serve.
+        limit = 4 * MAX_MEMBERS + MAX_PENDING
         self._server = grpc.aio.server(options=_OPTIONS, maximum_concurrent_rpcs=limit)
-        self._server.add_generic_rpc_handlers((_Handler(self._serve),))
+        self._server.add_generic_rpc_handlers(
+            (_Handler({METHOD: self._serve, RELEASE_METHOD: self._serve_release}),)
+        )
         try:
             credentials = grpc.ssl_server_credentials([(self._key, self._certificate)])
             self.port = self._server.add_secure_port(f"{_bracketed(self._host)}:{self.port}", credentials)
@@ -290,21 +301,10 @@ class StreamServer:
             ) from None
 
     async def _serve(self, frames_in: object, context: Any) -> None:
-        """Serve one stream, from the challenge to its end."""
-        address = context.peer().rpartition(":")[0]
-        if self._pending[address] >= MAX_PENDING_PER_ADDRESS or self._pending.total() >= MAX_PENDING:
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many streams")
-        self._pending[address] += 1
-        try:
-            name, block = await asyncio.wait_for(self._meet(context), HELLO_SECONDS)
-        except (TimeoutError, WireError, SignatureInvalid) as error:
-            log.info("A stream from %s was refused: %s", address, _reason(error))
-            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "no valid hello")
-        finally:
-            self._pending[address] -= 1
-            if not self._pending[address]:
-                del self._pending[address]  # addresses are not collected
-        if block is None:
+        """Serve one stream of a block, from the challenge to its end."""
+        name, wanted = await self._met(context)
+        block = self._block
+        if block is None or block.id != wanted:
             await context.abort(grpc.StatusCode.NOT_FOUND, "no such block")
             return  # never reached: abort raises
         stream = self._join(block, name)
@@ -320,8 +320,46 @@ class StreamServer:
         if status is not grpc.StatusCode.OK:
             await context.abort(status, "")
 
-    async def _meet(self, context: Any) -> tuple[str, _Block | None]:
-        """Return the merchant's name, once it has proven who it is, and its block if that is open.
+    async def _serve_release(self, frames_in: object, context: Any) -> None:
+        """Serve one stream by which a merchant fetches the release, from the challenge to its end."""
+        name, wanted = await self._met(context)
+        if wanted != NO_BLOCK:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "a hello for a block")
+
+        async def read() -> bytes | None:
+            frame = await context.read()
+            return None if frame is grpc.aio.EOF else bytes(frame)
+
+        try:
+            status = grpc.StatusCode.OK if await self._distribution.serve(name, read, context.write) else None
+        except WireError as error:
+            log.warning("%s: the fetch of a release was ended: %s", name, error)
+            status = grpc.StatusCode.INVALID_ARGUMENT
+        except StorageError as error:
+            log.error("A release can't be handed out: %s", error)
+            status = grpc.StatusCode.UNAVAILABLE
+        if status is not grpc.StatusCode.OK:
+            await context.abort(status or grpc.StatusCode.ABORTED, "")
+
+    async def _met(self, context: Any) -> tuple[str, bytes]:
+        """Return who opened the stream, once it has proven it, and for which block. Aborts the stream otherwise."""
+        address = context.peer().rpartition(":")[0]
+        if self._pending[address] >= MAX_PENDING_PER_ADDRESS or self._pending.total() >= MAX_PENDING:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many streams")
+        self._pending[address] += 1
+        try:
+            return await asyncio.wait_for(self._meet(context), HELLO_SECONDS)
+        except (TimeoutError, WireError, SignatureInvalid) as error:
+            log.info("A stream from %s was refused: %s", address, _reason(error))
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "no valid hello")
+            raise  # never reached: abort raises
+        finally:
+            self._pending[address] -= 1
+            if not self._pending[address]:
+                del self._pending[address]  # addresses are not collected
+
+    async def _meet(self, context: Any) -> tuple[str, bytes]:
+        """Return the merchant's name, once it has proven who it is, and the block that it is here for.
 
         Raises `SignatureInvalid`, `WireError`.
         """
@@ -335,8 +373,7 @@ class StreamServer:
         if name is None:
             raise SignatureInvalid("not a merchant of this league")
         hello.verify(nonce, self._fingerprint)
-        block = self._block
-        return name, block if block is not None and block.id == hello.block else None
+        return name, hello.block
 
     def _join(self, block: _Block, name: str) -> _Stream:
         """Make the stream the merchant's only one: a reconnect must not wait until the old one is missed."""
@@ -446,13 +483,13 @@ class _Violation(Exception):
 
 
 class _Handler(grpc.GenericRpcHandler):  # type: ignore[misc]
-    """Routes the one method there is; records stay bytes."""
+    """Routes the methods there are; records stay bytes."""
 
-    def __init__(self, serve: Callable[..., Any]) -> None:
-        self._method = grpc.stream_stream_rpc_method_handler(serve)
+    def __init__(self, serve: Mapping[str, Callable[..., Any]]) -> None:
+        self._methods = {name: grpc.stream_stream_rpc_method_handler(one) for name, one in serve.items()}
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
-        return self._method if handler_call_details.method == METHOD else None
+        return self._methods.get(handler_call_details.method)
 
 
 def _end_all(block: _Block) -> None:

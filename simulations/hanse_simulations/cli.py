@@ -148,6 +148,43 @@ def robustness(
 
 
 @app.command()
+def forecast(
+    config: Annotated[
+        Path, typer.Option("--config", "-c", help="An operator's configuration.", metavar="FILE")
+    ] = Path("hanse-server.yaml"),
+    proxy: Annotated[
+        Path | None,
+        typer.Option(
+            help="A folder of public photos, one sub-folder a class, instead of Fashion-MNIST.",
+            metavar="FOLDER",
+        ),
+    ] = None,
+    merchants: Annotated[
+        int | None, typer.Option(help="How many; else as many as the plan takes at most.", min=2, max=300)
+    ] = None,
+    photos: Annotated[
+        int | None, typer.Option(help="Of each merchant; else what the plan reckons with.", min=1, max=60_000)
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A quarter of the photos, and one seed.")] = False,
+    as_json: JsonOption = None,
+) -> None:
+    """How accurate an operator's plan would be on public photos, and what a merchant's machine has to do for it.
+
+    It is what hanse-server rehearse shows last.
+    """
+    from hanse_server.config import ServerConfig
+    from hanse_simulations.forecast import compose
+    from hanse_simulations.forecast import forecast as run_forecast
+
+    composed = compose(load(ServerConfig, config), proxy, merchants, photos, quick)
+    for note in composed.notes:
+        out.print(note, markup=False)
+    figures = run_forecast(composed, lambda found: _write_json(as_json, found))
+    shown = ", ".join(f"{100 * accuracy:.1f} %" for accuracy in figures["accuracies"])
+    out.print(f"accuracy {shown} on {figures['test_photos']} photos that no merchant has", markup=False)
+
+
+@app.command()
 def new_algorithm(
     path: Annotated[
         Path, typer.Argument(help="The Python file to write.", metavar="FILE", callback=_in_a_folder)

@@ -98,6 +98,14 @@ def fashion_mnist(folder: Path) -> FashionMnist:
     return FashionMnist(*(_parse(folder / file.name, file) for file in _FILES))
 
 
+def default_folder() -> Path:
+    """Return where the files are that `make install` fetched, or else where they are to be fetched to."""
+    fetched = Path(__file__).parents[2] / ".data" / "fashion-mnist"
+    if fetched.is_dir():
+        return fetched
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hanse" / "fashion-mnist"
+
+
 def fetch(folder: Path) -> str:
     """Put Fashion-MNIST's files into `folder` unless they are there; return a line that says what was done.
 

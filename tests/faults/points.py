@@ -9,6 +9,9 @@
 A place is (phase, via, file, line, what). `via` is the line of the first of `files` on whose behalf it happens, 0 for
 none: what serves several callers is a place for each. `what` is "" for the line itself, before it runs, or "before" or
 "after" with the name of a C function that was called from there and touches the disk: SQLite's, the system's, a file's.
+
+Between two of these calls lines change nothing that outlives the process. Where they are many, `lines=False` leaves
+them out, and what is "before" a call, which is "after" the one before it.
 """
 
 import os
@@ -43,9 +46,11 @@ class Points:
     owner says that it is doing, and nothing is watched in phases in which nobody dies.
     """
 
-    def __init__(self, files: tuple[Path, ...], at: Place | None = None) -> None:
+    def __init__(self, files: tuple[Path, ...], at: Place | None = None, lines: bool = True) -> None:
         self._names = {str(file): "/".join(file.parts[-2:]) for file in files}
         self._at = at
+        self._lines = lines
+        self._events = {"c_call", "c_return", "c_exception"} if lines else {"c_return", "c_exception"}
         self._phase = ""
         self._last: Place | None = None
         self._first = str(files[0]) if files else ""
@@ -62,18 +67,15 @@ class Points:
             sys.setprofile(None)
 
     def move(self, phase: str) -> None:
-        """Go on as `phase`, in the frames that are running already, too."""
+        """Go on as `phase`. Of functions that are running already, lines are not watched."""
         self._phase = phase
         if not self._names or (self._at is not None and self._at[0] != phase):
             sys.settrace(None)
             sys.setprofile(None)
             return
-        frame = sys._getframe().f_back
-        while frame is not None:
-            frame.f_trace = self._trace(frame, "", None)
-            frame = frame.f_back
         sys.setprofile(self._profile)
-        sys.settrace(self._trace)
+        if self._lines:
+            sys.settrace(self._trace)
 
     def arrive(self, what: str, frame: FrameType | None = None) -> None:
         """Note the place, and die if it is the one."""
@@ -103,7 +105,7 @@ class Points:
         return self._line
 
     def _profile(self, frame: FrameType, event: str, arg: Any) -> None:
-        if event.startswith("c_") and _touches_the_disk(arg):
+        if event in self._events and _touches_the_disk(arg):
             caller: FrameType | None = frame
             while caller is not None and caller.f_code.co_filename not in self._names:
                 caller = caller.f_back
@@ -116,7 +118,7 @@ def _touches_the_disk(function: BuiltinFunctionType) -> bool:
     owner = getattr(function, "__self__", None)
     name = function.__name__
     if isinstance(owner, sqlite3.Connection | sqlite3.Cursor):
-        return name in _SQLITE
+        return name in _SQLITE and not (isinstance(owner, sqlite3.Cursor) and name == "close")
     module = getattr(owner, "__name__", function.__module__)
     if module == "posix":
         return name in _SYSTEM

@@ -1,19 +1,20 @@
 """A training with evaluations in miniature, its merchants, and the server's side of it as it is put together."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import setting
 from numpy.typing import NDArray
-from setting import DIRECTORY, IDENTITIES, NAMES, NOW, OPERATOR, PINNED
+from setting import CHARTER, IDENTITIES, LEAGUE, NAMES, NOW, OPERATOR, PINNED
 
 from hanse_client.ledger import Ledger
 from hanse_client.markers import Markers
 from hanse_client.participant import Participant
 from hanse_client.policy import Policy
+from hanse_common import signing
+from hanse_common.directory import Directory, Entry, SignedDirectory
 from hanse_common.evaluation import Layout
 from hanse_common.plan import EvaluationTraining, Plan, SignedPlan, dimension_of
 from hanse_server.config import (
@@ -25,9 +26,11 @@ from hanse_server.config import (
     ServerConfig,
     Service,
 )
+from hanse_server.coordinator import LeagueDirectory
 from hanse_server.early_stop import EarlyStop
 from hanse_server.storage import State
 
+FOREVER = 1 << 37
 ROUNDS, BLOCK, EVERY, TIMES = 3, 2, 2, 3
 TAIL = 0.5
 OPTIMIZER = {"name": "fedadam", "learning_rate": 0.1}
@@ -53,6 +56,17 @@ PLAN, EVALUATION = _plans()
 SIGNED_PLAN, SIGNED_EVALUATION = (SignedPlan.sign(plan, OPERATOR) for plan in (PLAN, EVALUATION))
 PLANS = {plan.digest: plan for plan in (PLAN, EVALUATION)}
 POLICY = Policy(league="test", epsilon=30.0, delta=1e-4)
+_LISTED = Directory(
+    league="test",
+    charter=PINNED.charter,
+    version=1,
+    expires=FOREVER,
+    entries=tuple(
+        Entry(name=name, entity=f"e{name}", identity=signing.public_bytes(key), expires=FOREVER)
+        for name, key in sorted(IDENTITIES.items())
+    ),
+)
+MEMBERS = LeagueDirectory(SignedDirectory.of(_LISTED, (CHARTER,)).signed_by(LEAGUE), _LISTED)
 
 
 def update_of(
@@ -65,8 +79,8 @@ def update_of(
         right = (np.arange(50) + attempt + place) % 5 > 0
         scores = np.full((50, CLASSES), 0.1)
         scores[np.arange(50), np.where(right, labels, (labels + 1) % CLASSES)] = 0.8
-        layout = Layout(CLASSES)
-        return plan.encode(layout.sum(labels, scores) * layout.grid.fine_unit)
+        steps = Layout(CLASSES).sum(labels, scores) // plan.mechanism(1).grid.fine_per_step
+        return steps.astype(np.uint32)  # modulo 2³²
     numbers = np.arange(plan.dimension) / 16 + 0.25 * place - 0.5 * round_ + 0.125 * attempt
     return plan.encode(numbers - 0.5 * model.astype(np.float64))
 
@@ -134,8 +148,6 @@ class ServerVariant:
 
     state: Callable[[Path], State] = State.open
     source: tuple[Path, ...] = ()
-    options: dict[str, Any] = field(default_factory=dict)
 
 
 HONEST = ServerVariant()
-MEMBERS = DIRECTORY

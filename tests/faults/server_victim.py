@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
@@ -56,8 +57,9 @@ class Died(Exception):
 class Streams:
     """Merchants' streams and Flower's membership, as `hanse_server.blocks` sees them, over one pipe."""
 
-    def __init__(self, pipe: Connection) -> None:
+    def __init__(self, pipe: Connection, points: Points) -> None:
         self._pipe = pipe
+        self._points = points
         self._there: frozenset[str] = frozenset()
         self._reports: dict[str, ReportCode] = {}
 
@@ -88,12 +90,14 @@ class Streams:
     ) -> Iterator[tuple[str, bytes]]:
         for name, payload in sorted(payloads.items()):
             self._pipe.send_bytes(ASK + name.encode() + b"\0" + payload)
-            yield name, self._pipe.recv_bytes()
+            answer = self._pipe.recv_bytes()
+            self._points.arrive(f"{kind} of {name}")
+            yield name, answer
 
 
 def serve(folder: Path, pipe: Connection, points: Points, variant: ServerVariant) -> None:
     """Do what `hanse-server run` or `resume` does, but for its listeners and Flower's own state."""
-    streams = Streams(pipe)
+    streams = Streams(pipe, points)
     names = frozenset(NAMES)
     members: Any = SimpleNamespace(
         current=MEMBERS,
@@ -107,9 +111,9 @@ def serve(folder: Path, pipe: Connection, points: Points, variant: ServerVariant
 
     def tell(event: Event) -> None:
         if event.kind == "round":
-            points.move(f"round {event.facts['round'] + 1}")
+            points.move(f"after round {event.facts['round']}")
         elif event.kind == "evaluated":
-            points.move("publish" if event.facts["after"] == ROUNDS else f"tried {event.facts['after']}")
+            points.move(f"tried after round {event.facts['after']}")
 
     with points.watched("open"), variant.state(folder) as kept, kept.alone():
         kept.collect()
@@ -120,7 +124,7 @@ def serve(folder: Path, pipe: Connection, points: Points, variant: ServerVariant
         worked = work.Work(made, members, streams, SimpleNamespace(), reporter)  # type: ignore[arg-type]
         done = made.progress.rounds_done()
         run = kept.history.begin_run(PLAN.digest, done)
-        points.move(f"round {done + 1}")
+        points.move(f"after round {done}")
         context: Any = SimpleNamespace(grid=None, log=lambda text: None)
         worked.run(context, run, done)
         kept.history.end_run(run, *reporter.ended(None))
@@ -148,8 +152,10 @@ class Server:
                 serve(self._folder, theirs, points, self._variant)
                 theirs.send_bytes(DONE + json.dumps(list(points.seen)).encode())
             except BaseException as error:  # nothing of the parent's may run in here
-                theirs.send_bytes(FAILED + f"{type(error).__name__}: {error}".encode())
-            os._exit(0)
+                with suppress(OSError):
+                    theirs.send_bytes(FAILED + f"{type(error).__name__}: {error}".encode())
+            finally:
+                os._exit(0)
         theirs.close()
         try:
             return self._attend(ours)

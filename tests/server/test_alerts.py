@@ -28,7 +28,7 @@ def round_(
     number: int, released: float = NOW - 30, seconds: float = 100, **roles: dict[str, str]
 ) -> RoundView:
     default = {"uploaded": {"alder": "", "birch": "", "cedar": ""}}
-    return RoundView(number, released, seconds, 40.0, 70.0, dict.fromkeys(ROLES, {}) | default | roles)
+    return RoundView(number, released, seconds, 40.0, 70.0, {role: {} for role in ROLES} | default | roles)
 
 
 def found(**facts: Any) -> list[tuple[str, str]]:
@@ -99,7 +99,7 @@ def test_a_certificate_speaks_for_itself() -> None:
 
 
 def test_dropouts_over_a_fifth_and_whoever_is_blamed() -> None:
-    lost = {"dropped": {"elm": ""}}
+    lost: dict[str, Any] = {"dropped": {"elm": ""}}
     assert found(rounds=[round_(1, **lost)] + [round_(n) for n in range(2, 5)]) == []
     (alert,) = told(rounds=[round_(n, **lost) for n in range(1, 5)])
     assert (alert.what, alert.values) == ("dropouts", {"percent": 25, "rounds": 4})

@@ -1,10 +1,8 @@
 """Who may see the operator's page: the token alone, guesses that lock no operator out, and what a cookie is worth."""
 
-import asyncio
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -12,7 +10,6 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
-from starlette.types import ASGIApp
 
 from hanse_common.errors import ConfigError
 from hanse_common.web.languages import Languages
@@ -32,9 +29,8 @@ from hanse_server.page_access import (
     read_token,
 )
 
-TOKEN = "a-long-token-of-43-characters-for-this-test"  # noqa: S105
-ORIGIN = "http://127.0.0.1:9094"
-FORM = {"Sec-Fetch-Site": "same-origin"}
+from .visitor import FORM, TOKEN, Visitor
+
 LANGUAGES = Languages(templates.FOLDER, "en")
 
 
@@ -73,36 +69,6 @@ class House:
     def _do(self, request: Request, fields: dict[str, str]) -> PlainTextResponse:
         self.done.append(fields)
         return PlainTextResponse("done")
-
-
-class Visitor:
-    """A browser of few words, at `address`."""
-
-    def __init__(self, app: ASGIApp, address: str = "127.0.0.1") -> None:
-        self._app = app
-        self._address = address
-        self.cookies = httpx.Cookies()
-
-    def ask(self, method: str, path: str, **options: Any) -> httpx.Response:
-        async def ask() -> httpx.Response:
-            transport = httpx.ASGITransport(self._app, client=(self._address, 1))
-            async with httpx.AsyncClient(
-                transport=transport, base_url=ORIGIN, cookies=self.cookies
-            ) as client:
-                answer = await client.request(method, path, **options)
-                self.cookies = client.cookies
-                return answer
-
-        return asyncio.run(ask())
-
-    def get(self, path: str = "/", **options: Any) -> httpx.Response:
-        return self.ask("GET", path, **options)
-
-    def log_in(self, token: str = TOKEN, **headers: str) -> httpx.Response:
-        return self.ask("POST", "/login", data={"token": token}, headers=FORM | headers)
-
-    def bearer(self, token: str = TOKEN, path: str = "/metrics") -> httpx.Response:
-        return self.get(path, headers={"Authorization": f"Bearer {token}"})
 
 
 @pytest.fixture

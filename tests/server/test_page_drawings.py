@@ -164,9 +164,14 @@ def test_any_numbers_make_a_picture(numbers: list[int]) -> None:
     found = np.array(numbers, dtype=np.uint32)
     for greys in (pictures.mask(found), pictures.own_scale(found)):
         with Image.open(io.BytesIO(pictures.picture(greys))) as image:
-            assert (image.format, image.mode, image.size) == ("PNG", "L", (64, 64))
+            side = max(1, math.isqrt(len(numbers)))
+            assert (image.format, image.mode, image.size) == ("PNG", "L", (side, side))
             assert np.array_equal(np.asarray(image), greys)
     assert 0 <= pictures.randomness(found) <= 8
+
+
+def test_a_picture_is_no_larger_than_64() -> None:
+    assert pictures.mask(np.zeros(10_000, dtype=np.uint32)).shape == (64, 64)
 
 
 def test_randomness_is_the_entropy_of_bytes() -> None:

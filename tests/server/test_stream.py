@@ -189,7 +189,7 @@ def test_only_those_asked_are_asked(server: StreamServer, merchants: Merchants) 
 
 
 def test_one_block_after_another(server: StreamServer, merchants: Merchants) -> None:
-    for number in range(3):
+    for number in (1, 2, 3):
         block = bytes([number]) * 16
         server.open_block(block, RECORD_BYTES)
         report = merchants.join(server.port, "alder", assignment=assignment(server.port, block))
@@ -309,7 +309,7 @@ def test_a_stream_lost_before_its_answer_resends_byte_by_byte(
     """The line is cut while the merchant works; the same trip is asked again, and `handle` is not."""
     asked: list[bytes] = []
     answered: list[bytes] = []
-    ask, answer = client_stream._Block._answer_to, client_stream._say
+    ask, answer = client_stream._Block._answer_to, client_stream.Stream.say
 
     def heard(block: Any, message: Ask) -> bytes:
         asked.append(wire.encode(message))
@@ -320,7 +320,7 @@ def test_a_stream_lost_before_its_answer_resends_byte_by_byte(
         answer(out, record)
 
     monkeypatch.setattr(client_stream._Block, "_answer_to", heard)
-    monkeypatch.setattr(client_stream, "_say", said)
+    monkeypatch.setattr(client_stream.Stream, "say", said)
 
     def handle(request: bytes) -> bytes:
         merchants.handled.append(request)

@@ -192,7 +192,7 @@ class Recognizer:
         the recognizer is the one of that digest. Raises `RecognizerError` when a file is missing, too large
         or malformed, or does not match its digest.
         """
-        card = _read_card(folder / CARD_FILE, digest)
+        card = read_card(folder / CARD_FILE, digest)
         dimension = card.recipe.dimension(len(card.taxonomy.classes))
         path = folder / MODEL_FILE
         data = _read(path, 4 * dimension + MAX_HEADER_BYTES)
@@ -282,17 +282,11 @@ class Recognizer:
         return _module(self.card.recipe, self.card.taxonomy, self.vector).to(self.device).eval()
 
 
-def _module(recipe: Recipe, taxonomy: Taxonomy, vector: NDArray[np.float32]) -> nn.Module:
-    module = build(recipe, len(taxonomy.classes))
-    load_vector(module, vector)
-    return module
+def read_card(path: Path, digest: bytes | None) -> Card:
+    """Return the card in the file `path`, untrusted, which is the one of that `digest` if there is one.
 
-
-def _serialise(module: nn.Module) -> bytes:
-    return safetensors.torch.save({name: value.cpu() for name, value in module.state_dict().items()})
-
-
-def _read_card(path: Path, digest: bytes | None) -> Card:
+    Raises `RecognizerError` as `Recognizer.load` does.
+    """
     data = _read(path, MAX_CARD_BYTES)
     if digest is not None and hashlib.sha256(data).digest() != digest:
         raise RecognizerError(f"{path}: found another card than the one with SHA-256 {digest.hex()}.")
@@ -308,6 +302,16 @@ def _read_card(path: Path, digest: bytes | None) -> Card:
     if found != card.recipe_digest:
         raise RecognizerError(f"{path}: the recipe's digest is {found}, the card says {card.recipe_digest}.")
     return card
+
+
+def _module(recipe: Recipe, taxonomy: Taxonomy, vector: NDArray[np.float32]) -> nn.Module:
+    module = build(recipe, len(taxonomy.classes))
+    load_vector(module, vector)
+    return module
+
+
+def _serialise(module: nn.Module) -> bytes:
+    return safetensors.torch.save({name: value.cpu() for name, value in module.state_dict().items()})
 
 
 def _read(path: Path, max_bytes: int) -> bytes:

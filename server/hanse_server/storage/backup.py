@@ -42,6 +42,7 @@ MAX_HEADER_BYTES = 1 << 20
 MAX_TABLE_BYTES = 1 << 30
 CHUNK_BYTES = 1 << 20
 SKIPPED_ATTEMPTS = 100_000
+MAX_ATTEMPT = (1 << 31) - 1
 TRIES = 20
 
 
@@ -188,6 +189,8 @@ def _skip_attempts(session: Session, now: float) -> None:
     wanted = select(PlanRecord.digest, of_plan.scalar_subquery())
     for plan, last in session.execute(wanted).all():
         number = SKIPPED_ATTEMPTS + (0 if last is None else last)
+        if number >= MAX_ATTEMPT:
+            raise ValueError("its attempts are used up")
         session.add(AttemptRecord(plan=plan, number=number, state="lost", begun=now, ended=now))
 
 

@@ -313,7 +313,9 @@ class Progress:
 
     def _put(self, round_: int, arrays: Mapping[str, NDArray[Any]]) -> str:
         """Keep arrays as one object of this plan and round alone: an equal one of another must not go with it."""
-        named = {"plan": self._digest, "round": str(round_)}
+        named = {
+            "of": f"plan {self._digest} round {round_}"
+        }  # one field: safetensors writes several in any order
         return self._objects.put(
             save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, named)
         )

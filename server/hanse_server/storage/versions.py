@@ -12,6 +12,7 @@ once. Which version is released says a statement with the operator's signature: 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from sqlalchemy import func, select
 
@@ -159,6 +160,10 @@ class Versions:
         """Return the latest statement."""
         releases = self.releases()
         return wire.decode(SignedRelease, releases[-1].signed) if releases else None
+
+    def open(self, digest: str) -> BinaryIO:
+        """Return a file, open to be read, by its digest."""
+        return self._objects.open(digest)
 
     def file(self, digest: str) -> bytes:
         """Return a file's content by its digest."""

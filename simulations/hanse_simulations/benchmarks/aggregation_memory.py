@@ -35,7 +35,7 @@ from hanse_simulations.benchmarks.stream import serve_block
 
 WAIT_SECONDS = 600.0
 
-BLOCK = bytes(16)
+BLOCK = b"benchmark-block."
 
 
 def open_aggregator(identities: list[Ed25519PrivateKey]) -> Aggregator:

@@ -35,7 +35,7 @@ TRIPS = 3
 
 WAIT_SECONDS = 300.0
 
-BLOCK = bytes(16)
+BLOCK = b"benchmark-block."
 
 
 def measure(merchants: int, dimension: int, rounds: int, folder: Path) -> dict[str, Any]:

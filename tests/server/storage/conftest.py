@@ -98,6 +98,23 @@ def state(url: str, tmp_path: Path) -> Iterator[State]:
 
 
 @pytest.fixture
+def in_child() -> Callable[[Callable[[], object]], int]:
+    """Return a function that runs another in a forked process and returns how that ended, as `os.waitpid` has it."""
+
+    def call(work: Callable[[], object]) -> int:
+        child = os.fork()
+        if child == 0:
+            try:
+                work()
+                os._exit(0)
+            except BaseException:
+                os._exit(1)
+        return os.waitpid(child, 0)[1]
+
+    return call
+
+
+@pytest.fixture
 def progress_of(make_plan: Callable[..., Plan]) -> Callable[..., Progress]:
     """Return a function that returns a small plan's progress in a state; `changes` make it another plan."""
 

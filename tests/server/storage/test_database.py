@@ -1,10 +1,9 @@
 """The database: whole transactions, one writer, readers that wait for nobody, and clear words when it can't be used."""
 
 import os
+import signal
 import sqlite3
 import stat
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,7 @@ from sqlalchemy import URL, event, func, select
 from hanse_common.errors import StorageError
 from hanse_server.audit import verify
 from hanse_server.storage import Database, State, database
-from hanse_server.storage.audit_log import AuditLog
+from hanse_server.storage.audit_log import AuditLog, append
 from hanse_server.storage.schema import MerchantRecord, PlanRecord, RunRecord
 
 
@@ -339,21 +338,17 @@ def test_a_record_that_is_there_already_is_said_to_be(url: str) -> None:
     records.close()
 
 
-KILLED = """
-import os, signal, sys
-from hanse_server.storage import Database
-from hanse_server.storage.audit_log import AuditLog, append
-records = Database(sys.argv[1])
-AuditLog(records).append("kept")
-with records.transaction() as session:
-    append(session, 1.0, "lost", {})
-    os.kill(os.getpid(), signal.SIGKILL)
-"""
+def test_what_was_committed_outlives_a_kill_and_nothing_else_does(
+    url: str, in_child: Callable[[Callable[[], object]], int]
+) -> None:
+    def write() -> None:
+        records = Database(url)
+        AuditLog(records).append("kept")
+        with records.transaction() as session:
+            append(session, 1.0, "lost", {})
+            os.kill(os.getpid(), signal.SIGKILL)
 
-
-def test_what_was_committed_outlives_a_kill_and_nothing_else_does(url: str) -> None:
-    killed = subprocess.run([sys.executable, "-c", KILLED, url], timeout=60, check=False)
-    assert killed.returncode == -9
+    assert in_child(write) == signal.SIGKILL
     records = Database(url)
     assert [entry.kind for entry in AuditLog(records).entries()] == ["kept"]
     AuditLog(records).append("after")

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -225,7 +225,7 @@ class Server(RuleBasedStateMachine):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         (folder / "card.json").write_text(str(content))
-        (folder / "model").write_bytes(b"all have this one")
+        (folder / "model.safetensors").write_bytes(b"all have this one")
         made = self.state.versions.add(folder, self.progress["training"].plan.digest, None, bytes(32))
         if made.number > len(self.versions):
             self.versions.append("candidate")
@@ -313,6 +313,7 @@ def _run(server: type[Server], examples: int, steps: int) -> None:
             max_examples=examples,
             stateful_step_count=steps,
             deadline=None,
+            phases=(Phase.explicit, Phase.reuse, Phase.generate),
             suppress_health_check=list(HealthCheck),
         ),
     )
