@@ -61,16 +61,23 @@ from flwr.superlink.routers.fleet.node_auth import NodeAuthMiddleware
 from flwr.superlink.routers.fleet.router import router as fleet_router
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.types import Scope
 
 from hanse_common.errors import ConfigError
 from hanse_common.files import read_bounded, write_atomically
 from hanse_server.config import Service
+from hanse_server.flower_guard import FleetGuard
 from hanse_server.listener import Bounded, Limits, Listener
+from hanse_server.rates import Rate
 
-FLEET = Limits(body_bytes=16_384)
+FLEET = Limits(
+    body_bytes=16_384,
+    refusals=Rate(burst=120, per_second=2.0),
+    arrivals=Rate(burst=512, per_second=20.0),
+)
 """A node's requests are small: reports are codes, vectors go over streams. Answers carry assignments."""
 
-ADMIN = Limits(body_bytes=FAB_MAX_SIZE + 65_536, answer_seconds=None)
+ADMIN = Limits(body_bytes=FAB_MAX_SIZE + 65_536, answer_seconds=None, refusals=Rate(burst=30, per_second=0.5))
 """The operator sends bundles, and reads logs for as long as a run lasts."""
 
 NOT_FOR_MERCHANTS = frozenset({"/v1/fleet/register-node", "/v1/fleet/unregister-node", "/v1/fleet/get-fab"})
@@ -227,7 +234,14 @@ def _control_application(factory: Any, token: bytes) -> Bounded:
     app.state.account_access_dep = AccountAccessDependency(_Token(token))
     app.state.artifact_provider = None
     app.state.fleet_api_type = TRANSPORT_TYPE_GRPC_RERE
-    return Bounded(app, _paths(control_router, {path for _, path in CONTROL_AUTH_ROUTE_KEYS}), ADMIN)
+    paths = _paths(control_router, {path for _, path in CONTROL_AUTH_ROUTE_KEYS})
+    return Bounded(app, paths, ADMIN, lambda scope: _has_token(scope, token))
+
+
+def _has_token(scope: Scope, token: bytes) -> bool:
+    """Return whether a request's head has the operator's token, once. Flower looks again, at all of the request."""
+    given = [value for name, value in scope["headers"] if name == b"authorization"]
+    return len(given) == 1 and hmac.compare_digest(given[0], b"Bearer " + token)
 
 
 def _fleet_application(factory: Any) -> Bounded:
@@ -238,6 +252,7 @@ def _fleet_application(factory: Any) -> Bounded:
         Middleware(BaseHTTPMiddleware, dispatch=http_error_translator),
         Middleware(ProtobufTranslationMiddleware),
         Middleware(NodeAuthMiddleware),
+        Middleware(FleetGuard, state=factory.state),
     )
     app.state.enable_supernode_auth = True
     return Bounded(app, _paths(fleet_router, NOT_FOR_MERCHANTS), FLEET)

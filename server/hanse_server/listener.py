@@ -6,11 +6,12 @@
 
 A flood or a slow peer harms only itself: connections and requests are counted by the address they come from, and a
 request must be here, head and body, in a time that does not depend on how it drips. Whatever is refused is refused
-before the application behind sees any of it.
+before the application behind sees any of it. Where files run out, whoever has most connections loses the oldest.
 """
 
 import asyncio
 import ipaddress
+import math
 import resource
 import socket
 import ssl
@@ -18,7 +19,9 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self
 
 import uvicorn
@@ -27,18 +30,23 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from hanse_common.errors import ConfigError
 from hanse_server.config import Tls
+from hanse_server.rates import Rate, Rates
 
 START_SECONDS = 30.0
 STOP_SECONDS = 10.0
 GRACE_SECONDS = 1
 MAX_HEAD_BYTES = 16_384
+BUSY_SECONDS = 1.0
+"""When one that has too many requests open is to try again."""
 
 
 @dataclass(frozen=True)
 class Limits:
     """What one listener bears: bytes and seconds of a request, and how much of it from one address at once.
 
-    `answer_seconds` is how long an answer may take, None for streams that end when their reader goes.
+    `head_seconds` is also what a TLS handshake may take. `answer_seconds` is how long an answer may take, None for
+    streams that end when their reader goes. `refusals` is how often an address may be refused (4xx), or ask what needs
+    no proof (GET), before all its requests are; `arrivals` how often it may connect. None is without end.
     """
 
     body_bytes: int
@@ -48,30 +56,54 @@ class Limits:
     answer_seconds: float | None = 60.0
     requests: int = 32
     connections: int = 128
+    refusals: Rate | None = None
+    arrivals: Rate | None = None
 
 
 class Bounded:
     """The ASGI application that lets requests for `paths` through to `app` once it has heard them out.
 
-    `paths` gives the one method of each path; anything else does not exist.
+    `paths` gives the one method of each path; anything else does not exist. `knows`, where there is one, tells from
+    a request's head whether its sender is let in. Others then get 401 before their bodies are read, GET excepted, and
+    their refusals count as one flood from wherever they come; who is known is never refused for that.
     """
 
-    def __init__(self, app: ASGIApp, paths: Mapping[str, str], limits: Limits) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        paths: Mapping[str, str],
+        limits: Limits,
+        knows: Callable[[Scope], bool] | None = None,
+    ) -> None:
         self._app = app
         self._paths = dict(paths)
         self._limits = limits
+        self._knows = knows
+        self._refusals = None if limits.refusals is None else Rates(limits.refusals)
         self._active: Counter[str] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
+        origin = _origin(scope["client"][0] if scope["client"] else "")
+        known = self._knows is not None and self._knows(scope)
+        if self._refusals is not None and not known:
+            payer = origin if self._knows is None else ""
+            wait = self._refusals.wait(payer)
+            if wait:
+                await _refuse(send, 429, wait)
+                return
+            send = _charged(send, partial(self._refusals.charge, payer), scope["method"] == "GET")
         if self._paths.get(scope["path"]) != scope["method"]:
             await _refuse(send, 404)
-            return
-        origin = _origin(scope["client"][0] if scope["client"] else "")
-        if self._active[origin] >= self._limits.requests:
-            await _refuse(send, 429)
-            return
+        elif self._knows is not None and not known and scope["method"] != "GET":
+            await _refuse(send, 401)
+        elif self._active[origin] >= self._limits.requests:
+            await _refuse(send, 429, BUSY_SECONDS)
+        else:
+            await self._serve(origin, scope, receive, send)
+
+    async def _serve(self, origin: str, scope: Scope, receive: Receive, send: Send) -> None:
         self._active[origin] += 1
         try:
             await self._hear_and_answer(scope, receive, send)
@@ -121,8 +153,22 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
     return again
 
 
-async def _refuse(send: Send, status: int) -> None:
+def _charged(send: Send, charge: Callable[[], None], always: bool) -> Send:
+    """Return a `send` that calls `charge` when the answer is a refusal, or `always`."""
+
+    async def passing(message: Message) -> None:
+        if message["type"] == "http.response.start" and (always or 400 <= message["status"] < 500):
+            charge()
+        await send(message)
+
+    return passing
+
+
+async def _refuse(send: Send, status: int, wait: float | None = None) -> None:
+    """Answer with nothing but a status, and hang up; `wait` is in how many seconds it is worth another try."""
     headers = [(b"content-length", b"0"), (b"connection", b"close")]
+    if wait is not None:
+        headers.append((b"retry-after", str(math.ceil(wait)).encode()))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": b""})
 
@@ -157,12 +203,13 @@ class _Door(socket.socket):
     handshake ends.
     """
 
-    def __init__(self, host: str, port: int, connections: int) -> None:
+    def __init__(self, host: str, port: int, limits: Limits) -> None:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         super().__init__(family, socket.SOCK_STREAM)
-        self._from: Counter[str] = Counter()
-        self._connections = connections
+        self._open: dict[str, dict[_Connection, None]] = {}
         self._in_all = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
+        self._connections = limits.connections
+        self._arrivals = None if limits.arrivals is None else Rates(limits.arrivals)
         try:
             self.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             self.bind((host, port))
@@ -174,18 +221,49 @@ class _Door(socket.socket):
         """Return the next connection. Raises `ConnectionAbortedError` for one too many: asyncio passes over it."""
         accepted, address = super().accept()
         origin = _origin(str(address[0]))
-        if self._from[origin] >= self._connections or self._from.total() >= self._in_all:
+        if not self._admits(origin):
             accepted.close()
             raise ConnectionAbortedError
         connection = _Connection(accepted.family, accepted.type, accepted.proto, fileno=accepted.detach())
-        connection.on_close = lambda: self._forget(origin)
-        self._from[origin] += 1
+        connection.on_close = lambda: self._forget(origin, connection)
+        self._open.setdefault(origin, {})[connection] = None
         return connection, address
 
-    def _forget(self, origin: str) -> None:
-        self._from[origin] -= 1
-        if not self._from[origin]:
-            del self._from[origin]
+    def _admits(self, origin: str) -> bool:
+        if self._arrivals is not None and self._arrivals.take(origin):
+            return False
+        own = len(self._open.get(origin, ()))
+        if own >= self._connections:
+            return False
+        return sum(map(len, self._open.values())) < self._in_all or self._make_room(own)
+
+    def _make_room(self, own: int) -> bool:
+        """Hang up on the oldest connection of the origin that has most; return whether it has more than `own` + 1."""
+        crowd = max(self._open, key=lambda origin: len(self._open[origin]), default=None)
+        if crowd is None or len(self._open[crowd]) <= own + 1:
+            return False
+        oldest = next(iter(self._open[crowd]))
+        self._forget(crowd, oldest)
+        with suppress(OSError):  # its peer was faster
+            oldest.shutdown(socket.SHUT_RDWR)
+        return True
+
+    def _forget(self, origin: str, connection: _Connection) -> None:
+        of_origin = self._open.get(origin, {})
+        of_origin.pop(connection, None)
+        if not of_origin:
+            self._open.pop(origin, None)
+
+
+class _Loop(asyncio.SelectorEventLoop):
+    """An event loop whose TLS handshakes end in `seconds`, or with their connections. asyncio gives them a minute."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self._seconds = seconds
+
+    async def create_server(self, *arguments: Any, **settings: Any) -> Any:  # type: ignore[override]
+        return await super().create_server(*arguments, ssl_handshake_timeout=self._seconds, **settings)
 
 
 class _Protocol(H11Protocol):
@@ -267,7 +345,7 @@ class Listener:
     def __enter__(self) -> Self:
         """Listen; `port` is then the bound one. Raises `ConfigError` when the port is taken."""
         try:
-            self._door = _Door(self._host, self.port, self._limits.connections)
+            self._door = _Door(self._host, self.port, self._limits)
         except OSError as error:
             raise ConfigError(
                 f"{self._section}: cannot listen on {self._host}:{self.port} ({error.strerror}); expected a free "
@@ -292,7 +370,8 @@ class Listener:
 
     def _serve(self) -> None:
         if self._door is not None:
-            asyncio.run(self._server.serve(sockets=[self._door]))
+            with asyncio.Runner(loop_factory=partial(_Loop, self._limits.head_seconds)) as runner:
+                runner.run(self._server.serve(sockets=[self._door]))
 
 
 def _tls_context(tls: Tls) -> ssl.SSLContext:

@@ -8,7 +8,7 @@ torch is loaded when a training starts, not before.
 """
 
 import hashlib
-import tempfile
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -29,7 +29,7 @@ from hanse_server.optimizers import create
 from hanse_server.storage import Beginning, Progress, State, Version
 
 if TYPE_CHECKING:  # it brings torch
-    from hanse_common.vision.recognizer import Card
+    from hanse_common.vision.recognizer import Card, Recognizer
 
 
 @dataclass(frozen=True)
@@ -99,20 +99,36 @@ class Training:
         """Keep the recognizer of `model`, shape (d,), as a candidate version, once, and return that.
 
         Its ε and δ are those of the plan and of its centre together, and of the trainings that it went on from. The
-        files are in state/recognizer, too. Raises `RecognizerError`.
+        files are in state/recognizer, too, and nothing else is. Raises `RecognizerError`.
         """
+        versions, folder = self.state.versions, self.service.state / "recognizer"
+        beside = folder.with_name("recognizer.new")
+        shutil.rmtree(beside, ignore_errors=True)  # a crash may have left it
+        version = versions.of_plan(self.plan.digest)
+        if version is None:
+            version = self._keep(self._recognizer(model, metrics), beside, model)
+        else:
+            versions.export(version.digest, beside)
+        shutil.rmtree(folder, ignore_errors=True)
+        beside.rename(folder)
+        return version
+
+    def _keep(self, recognizer: "Recognizer", folder: Path, model: NDArray[np.float32]) -> Version:
+        """Write a recognizer to the new folder `folder` and keep that as a version."""
+        recognizer.save(folder)
+        parent = recognizer.card.parent_digest
+        return self.state.versions.add(folder, self.plan.digest, parent, model_digest(model))
+
+    def _recognizer(self, model: NDArray[np.float32], metrics: dict[str, float | None]) -> "Recognizer":
         from hanse_common.vision.centring import load_centre
         from hanse_common.vision.recognizer import Recognizer
 
-        made = self.state.versions.of_plan(self.plan.digest)
-        if made is not None:
-            return made
         centre = load_centre(self.plan.recipe, self.service.centre)
         epsilon = self.plan.epsilon() + (centre.epsilon if centre else 0.0)
         delta = self.plan.delta + (centre.delta if centre else 0.0)
         parent = self._parent()
         inheritance = parent.descend(epsilon=epsilon, delta=delta) if parent else None
-        recognizer = Recognizer.create(
+        return Recognizer.create(
             self.plan.recipe,
             self.plan.taxonomy,
             model,
@@ -126,16 +142,6 @@ class Training:
             whitening=self.service.whitening,
             centre=self.service.centre,
         )
-        with tempfile.TemporaryDirectory(dir=self.service.state) as folder:
-            recognizer.save(Path(folder))
-            version = self.state.versions.add(
-                Path(folder),
-                self.plan.digest,
-                parent.digest().hex() if parent else None,
-                model_digest(model),
-            )
-        recognizer.save(self.service.state / "recognizer")
-        return version
 
     def publish_centre(self, mean: NDArray[np.float32]) -> Path:
         """Write the centre that a plan of mode `mean` came to, shape (d,), to state/centre.safetensors; return that."""
