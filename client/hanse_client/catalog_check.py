@@ -20,6 +20,7 @@ from hanse_client import duplicates
 from hanse_client.catalog import Catalog, Problem, Record
 from hanse_client.embeddings import EmbeddingCache
 from hanse_client.examples import resolve_device
+from hanse_client.releases import recognizer_folder
 from hanse_client.shop import Shop
 from hanse_client.suspects import MIN_AGREEMENT, agreement, confident_disagreements, predict
 from hanse_common.errors import PhotoError
@@ -193,11 +194,11 @@ def class_counts(catalog: Catalog, names: Sequence[str]) -> tuple[ClassCount, ..
 
 
 def load_recognizer(shop: Shop) -> Recognizer | None:
-    """Return the configured recognizer, None when none is named or its folder is not there yet.
+    """Return the recognizer of the configuration or the released one, None when there is none, or no such folder yet.
 
     Raises `RecognizerError` for one that is damaged.
     """
-    folder = shop.config.recognizer
+    folder = recognizer_folder(shop.config)
     if folder is None or not folder.exists():
         return None
     return Recognizer.load(folder, backbone_weights=shop.config.backbone_weights)

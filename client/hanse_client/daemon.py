@@ -37,6 +37,7 @@ from hanse_client.preparation import Preparation, Ready
 from hanse_client.shop import Shop
 from hanse_client.stream import Limits, serve_block
 from hanse_client.traffic import Traffic
+from hanse_client.updates import UpdateKeeper, Updates
 from hanse_common import wire
 from hanse_common.credentials import fingerprint
 from hanse_common.errors import (
@@ -102,6 +103,8 @@ class Daemon:
         self._approvals = Approvals(config.plans_path)
         self._traffic = Traffic(config.state / "traffic.json", config.network)
         self._preparation = Preparation(self._shop, self._note)
+        updates = Updates(config, self._identity, self._authority, self._traffic)
+        self._updates = UpdateKeeper(updates, self._may_update, self._note)
         self._node: NodeKeeper | None = None
         self._participant: tuple[Ready, Participant] | None = None
         self._stop = threading.Event()
@@ -116,6 +119,7 @@ class Daemon:
         with self._open as stack:
             stack.enter_context(self._control.hold())
             stack.enter_context(self._preparation)
+            stack.enter_context(self._updates)
             if self._config.page is not None and self._source is not None:
                 stack.enter_context(PageKeeper(self._source, self._config, self._note))
             self._open = stack.pop_all()
@@ -153,6 +157,12 @@ class Daemon:
         report = self._serve(assignment)
         if self._node is not None:
             self._node.report(node, wire.encode(report))
+        self._updates.nudge()
+
+    def _may_update(self) -> bool:
+        """Return whether a released recognizer may be looked for now. For any thread."""
+        node = self._node
+        return node is not None and node.connected and self._closed() is None
 
     def _set_node(self, wanted: bool) -> None:
         """Have a node or none: outside its hours the daemon keeps no connection."""

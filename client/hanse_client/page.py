@@ -38,6 +38,7 @@ from hanse_client.markers import Markers
 from hanse_client.page_access import Gate, address, deed, read_token
 from hanse_client.policy import SUSPICION, posterior_bound, upward
 from hanse_client.receipt import Receipt
+from hanse_client.releases import Releases
 from hanse_common import commands
 from hanse_common.config import MAX_BYTES, load
 from hanse_common.errors import BudgetExceeded, ConfigError, HanseError, LedgerError, PlanRefused, WireError
@@ -407,7 +408,16 @@ class Pages:
             path=str(self._source.absolute()),
             text=text.decode("utf-8", "replace"),
             trouble=trouble,
+            **self._recognizers(),
         )
+
+    def _recognizers(self) -> dict[str, Any]:
+        """Return the league's recognizer in use, the one that waits, and why that can't be said."""
+        releases = Releases.of(self._config)
+        try:
+            return {"release": releases.in_use(), "newer": releases.waiting(), "doubt": ""}
+        except HanseError as error:
+            return {"release": None, "newer": None, "doubt": str(error)}
 
     # What can be done
 

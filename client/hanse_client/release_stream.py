@@ -1,6 +1,6 @@
 """The merchant's end of the stream by which it fetches the league's released recognizer.
 
-    with open_release_stream(address, identity, authority, stop) as stream:
+    with open_release_stream(address, identity, authority, stop.is_set) as stream:
         signed = stream.latest(number)                  # the last release that we know; None: there is no later one
         for piece in stream.pieces(file): ...           # a file of it
 
@@ -8,7 +8,6 @@ Nothing that comes is believed here: who uses it checks the signature and each f
 how much comes, and how long it may take: no longer than by a slow line.
 """
 
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -35,8 +34,8 @@ _MAX_LATEST_BYTES = MAX_RELEASE_BYTES + (1 << 10)
 class ReleaseStream:
     """One open stream. Its methods raise `stream.Lost` and `stream.Refused`; `count` hears of the bytes that came."""
 
-    def __init__(self, stop: threading.Event, count: Callable[[int], None]) -> None:
-        self._stop = stop
+    def __init__(self, over: Callable[[], bool], count: Callable[[int], None]) -> None:
+        self._over = over
         self._count = count
         self._stream: Stream | None = None
         self._number = 0
@@ -89,7 +88,7 @@ class ReleaseStream:
         self._until = time.monotonic() + ANSWER_SECONDS + expected / MIN_BYTES_PER_SECOND
 
     def _is_over(self) -> bool:
-        return self._stop.is_set() or time.monotonic() > self._until
+        return self._over() or time.monotonic() > self._until
 
 
 @contextmanager
@@ -97,10 +96,10 @@ def open_release_stream(
     address: str,
     identity: Ed25519PrivateKey,
     authority: bytes,
-    stop: threading.Event,
+    over: Callable[[], bool],
     count: Callable[[int], None] = lambda moved: None,
 ) -> Iterator[ReleaseStream]:
-    """Open a stream to the aggregator at `address`, as `stream.open_stream` does, until `stop` is set."""
-    made = ReleaseStream(stop, count)
+    """Open a stream to the aggregator at `address`, as `stream.open_stream` does, until `over` says so."""
+    made = ReleaseStream(over, count)
     with made.opened(address, identity, authority):
         yield made

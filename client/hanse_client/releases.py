@@ -40,6 +40,7 @@ if TYPE_CHECKING:  # torch takes seconds to load
     from hanse_common.vision.recognizer import Card
 
 CURRENT = "current"
+LOCK = ".lock"
 LATEST = "latest.hanse"
 STATEMENT = "release.hanse"
 """In a recognizer's folder: the release by which it was taken."""
@@ -78,12 +79,11 @@ class Releases:
     def folder(self) -> Path | None:
         """Return the folder of the recognizer in use, None when there is none. It holds no other one ever."""
         try:
-            target = os.readlink(self.path / CURRENT)
+            target = str((self.path / CURRENT).readlink())
         except OSError:
             return None
         found = self.path / target
-        sound = _DIGEST.fullmatch(target) and found.is_dir() and not found.is_symlink()
-        return found if sound else None
+        return found if _DIGEST.fullmatch(target) and _is_folder(found) else None
 
     def latest(self) -> Release | None:
         """Return the last release that was seen, None before the first.
@@ -216,7 +216,7 @@ class Releases:
 
     def _is_sound(self, folder: Path, release: Release) -> bool:
         """Return whether the recognizer is here. Raises `ReleaseRefused` when it is and is not to be used."""
-        if folder.is_symlink() or not folder.is_dir():
+        if not _is_folder(folder):
             return False
         try:
             _load(folder, release.recognizer)
@@ -231,7 +231,7 @@ class Releases:
         try:
             (made / CURRENT).symlink_to(folder.name)
             current = self.path / CURRENT
-            if current.is_dir() and not current.is_symlink():  # nothing of ours
+            if _is_folder(current):  # nothing of ours
                 self._remove(current)
             (made / CURRENT).rename(current)
             _sync(self.path)
@@ -252,7 +252,7 @@ class Releases:
 
     def _remove(self, path: Path) -> None:
         """Delete a folder, or what stands in its place: at once by its name, then its content."""
-        if path.is_symlink() or not path.is_dir():
+        if not _is_folder(path):
             path.unlink()
             return
         gone = Path(tempfile.mkdtemp(prefix=_GONE, dir=self.path))
@@ -261,19 +261,20 @@ class Releases:
 
     def _sweep(self) -> None:
         """Delete what a crash left half done."""
-        for path in self.path.iterdir():
-            if path.name.startswith((_INCOMING, _GONE)):
-                if path.is_symlink() or not path.is_dir():
-                    path.unlink(missing_ok=True)
-                else:
+        kept = [path for path in self.path.iterdir() if _DIGEST.fullmatch(path.name) and _is_folder(path)]
+        for folder in (self.path, *kept):
+            for path in folder.glob(".*"):
+                if _is_folder(path):
                     shutil.rmtree(path, ignore_errors=True)
+                elif path.name != LOCK:
+                    path.unlink(missing_ok=True)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """Be the only one that changes the folder, which is made when missing: the daemon, or a command."""
         with _writing(self.path):
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -376,6 +377,11 @@ def _writing(path: Path) -> Iterator[None]:
         raise ConfigError(
             f"{path}: cannot be written ({error.strerror}). Make room or mend it; what was in use stays in use."
         ) from None
+
+
+def _is_folder(path: Path) -> bool:
+    """Return whether there is a folder, and no link to one."""
+    return path.is_dir() and not path.is_symlink()
 
 
 def _sync(folder: Path) -> None:

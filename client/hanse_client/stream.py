@@ -59,7 +59,6 @@ _FINAL = {
     grpc.StatusCode.NOT_FOUND,
     grpc.StatusCode.UNAUTHENTICATED,
     grpc.StatusCode.INVALID_ARGUMENT,
-    grpc.StatusCode.UNIMPLEMENTED,
 }
 """How the server says that trying again is of no use."""
 
@@ -107,6 +106,10 @@ class Lost(Exception):
 
 class Refused(Exception):
     """Trying again is of no use, for the reason in the text."""
+
+
+class NotServed(Refused):
+    """The server does not know this kind of stream."""
 
 
 class _Block:
@@ -284,6 +287,8 @@ def _certificate(address: str, authority: bytes) -> bytes:
 
 def _meaning(error: Any) -> Exception:
     code = error.code()
+    if code is grpc.StatusCode.UNIMPLEMENTED:
+        return NotServed("The server does not serve this kind of stream.")
     if code in _FINAL:
         return Refused(f"The server refused the stream ({code.name.lower()}).")
     return Lost(f"{code.name.lower()}")

@@ -97,6 +97,11 @@ class ShopTrainer:
         if plan.dimension != plan.expected_dimension:
             return False
         try:
+            if plan.training.unit != "merchant":
+                evaluates = isinstance(plan.training, EvaluationTraining)
+                side = self._examples.holdout if evaluates else self._examples
+                if side is not None:
+                    side.units(plan.training.unit)  # which orders the photos by product
             if isinstance(plan.training, LocalTraining | DistributedTraining):
                 self._sums.prepare(plan.mechanism(1).grid)
             elif isinstance(plan.training, MerchantLevelTraining):

@@ -277,6 +277,14 @@ class Plan(Message):
             Layout(len(self.taxonomy.classes))
         return self
 
+    @model_validator(mode="after")
+    def _has_a_model(self) -> Self:
+        # Where `dimension` is not the model's own, nothing else bounds what a merchant builds for it.
+        found = self.recipe.dimension(len(self.taxonomy.classes))
+        if found > MAX_DIMENSION:
+            raise ValueError(f"recipe: its model has {found} numbers, expected at most {MAX_DIMENSION}")
+        return self
+
     @property
     def expected_dimension(self) -> int:
         """How many numbers this recipe and mode have for these classes."""

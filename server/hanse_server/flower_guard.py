@@ -4,11 +4,11 @@
 
 It stands behind Flower's check of the node's key, and before Flower's handlers, which trust a node that is logged in:
 
-- they store what a node sends as anybody's message to anybody; here a node sends replies, in its own name, to the server;
+- they store what a node sends as anybody's message to anybody; here it sends replies, in its own name, to the server;
 - they take any reply again and again, with other objects each time; here a question has one reply;
 - they keep trees of objects as their hashes say, and build a tree again wherever its hash comes up, so that 80 objects
-  which each name the one before twice take 2⁸⁰ steps; here a tree is small, names nothing twice, and where a part of
-  it is known already, that part is as it is known.
+  which each name the one before twice take 2⁸⁰ steps; here a tree is small, names nothing twice, and a part of it
+  that is known already is as it is known.
 
 So what a node makes Flower keep is one small reply for each question that it was asked and that is still open.
 """
@@ -24,10 +24,8 @@ from flwr.common.constant import SUPERLINK_NODE_ID, Status
 from flwr.proto.fleet_pb2 import ActivateNodeRequest, PushMessagesRequest, PushMessagesResponse, Reconnect
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.object_store import NoObjectInStoreError
-from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
-from google.protobuf.message import Message
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from hanse_server.rates import Rate, Rates
@@ -35,7 +33,7 @@ from hanse_server.rates import Rate, Rates
 CALLS = Rate(burst=600, per_second=10.0)
 """Calls of a node. An honest one makes one or two a second, and twenty where it waits for its next message."""
 
-MAX_OBJECTS = 8
+MAX_OBJECTS = 16
 """Objects of a reply; an honest one has three."""
 
 MAX_OPEN = 64
@@ -75,14 +73,12 @@ class FleetGuard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = scope.get("state", {}).get("protobuf_request")
-        if not isinstance(request, Message):
+        if request is None:
             await self._app(scope, receive, send)
             return
         wait = self._calls.take(_caller(request))
         if wait:
-            await Response(status_code=429, headers={"retry-after": str(math.ceil(wait))})(
-                scope, receive, send
-            )
+            await _refusal(429, {"retry-after": str(math.ceil(wait))})(scope, receive, send)
         elif isinstance(request, PushMessagesRequest):
             async with self._pushing:
                 await self._push(request, scope, receive, send)
@@ -93,14 +89,16 @@ class FleetGuard:
         try:
             taken = await run_in_threadpool(self._judge, request)
         except _Refused as refused:
-            await Response(status_code=refused.status)(scope, receive, send)
+            await _refusal(refused.status)(scope, receive, send)
             return
         if taken:
             await self._app(scope, receive, send)
         else:
-            empty = PushMessagesResponse(reconnect=Reconnect(reconnect=RECONNECT_SECONDS))
-            response = Response(empty.SerializeToString(), media_type=PROTOBUF_MEDIA_TYPE)
-            await response(scope, receive, send)
+            # Where Flower's translation looks for what a handler returned.
+            scope["state"]["protobuf_response"] = PushMessagesResponse(
+                reconnect=Reconnect(reconnect=RECONNECT_SECONDS)
+            )
+            await Response()(scope, receive, send)
 
     def _judge(self, request: PushMessagesRequest) -> bool:
         """Return whether the handler is to see the reply. Raises `_Refused`."""
@@ -139,6 +137,11 @@ class FleetGuard:
         return True
 
 
+def _refusal(status: int, headers: dict[str, str] | None = None) -> Response:
+    # Flower's translation lets no other errors through than JSON.
+    return JSONResponse({"detail": "refused"}, status_code=status, headers=headers)
+
+
 def _caller(request: Any) -> bytes | int:
     """Return whose call it is; Flower has checked that it is theirs."""
     if isinstance(request, ActivateNodeRequest):
@@ -159,7 +162,8 @@ def _sane(request: PushMessagesRequest) -> bool:
 
 def _parts(tree: ObjectTree) -> list[ObjectTree]:
     """Return the tree and all trees in it, as far as they are few; one more than that where they are not."""
-    found, todo = [], [tree]
+    found: list[ObjectTree] = []
+    todo = [tree]
     while todo and len(found) <= MAX_OBJECTS:
         found.append(todo.pop())
         todo.extend(found[-1].children)

@@ -72,12 +72,12 @@ from hanse_server.rates import Rate
 
 FLEET = Limits(
     body_bytes=16_384,
-    refusals=Rate(burst=120, per_second=2.0),
+    refusals=Rate(burst=300, per_second=2.0),
     arrivals=Rate(burst=512, per_second=20.0),
 )
 """A node's requests are small: reports are codes, vectors go over streams. Answers carry assignments."""
 
-ADMIN = Limits(body_bytes=FAB_MAX_SIZE + 65_536, answer_seconds=None, refusals=Rate(burst=30, per_second=0.5))
+ADMIN = Limits(body_bytes=FAB_MAX_SIZE + 65_536, answer_seconds=None, refusals=Rate(burst=60, per_second=0.5))
 """The operator sends bundles, and reads logs for as long as a run lasts."""
 
 NOT_FOR_MERCHANTS = frozenset({"/v1/fleet/register-node", "/v1/fleet/unregister-node", "/v1/fleet/get-fab"})

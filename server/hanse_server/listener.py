@@ -262,7 +262,7 @@ class _Loop(asyncio.SelectorEventLoop):
         super().__init__()
         self._seconds = seconds
 
-    async def create_server(self, *arguments: Any, **settings: Any) -> Any:  # type: ignore[override]
+    async def create_server(self, *arguments: Any, **settings: Any) -> Any:
         return await super().create_server(*arguments, ssl_handshake_timeout=self._seconds, **settings)
 
 

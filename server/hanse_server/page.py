@@ -9,8 +9,6 @@ with the token as a bearer, and `/health` and `/ready`, which say one word to an
 `page_access` says. Pages work without scripts; with them, the overview keeps itself up to date.
 """
 
-import base64
-import json
 import math
 import shutil
 import socket
@@ -18,7 +16,6 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
-from functools import lru_cache
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request
@@ -29,34 +26,42 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from hanse_common.errors import ConfigError, HanseError, StorageError
-from hanse_common.federated_report import FederatedReport
 from hanse_common.files import read_bounded
-from hanse_common.plan import Plan, noise_shares
+from hanse_common.plan import noise_shares
 from hanse_common.web.languages import Languages
 from hanse_common.web.security import Guarded
 from hanse_common.web.serving import HOST, static_routes
-from hanse_server import charts, pictures, templates
+from hanse_server import charts, templates
 from hanse_server.alerts import Alert, Facts, alerts
-from hanse_server.audit import AuditEntry, Head
+from hanse_server.audit import Head
 from hanse_server.certificates import CertificateState, examine
 from hanse_server.config import Service
 from hanse_server.live import TRIPS, Live, Seen
 from hanse_server.metrics import CONTENT_TYPE, Metrics
 from hanse_server.page_access import Gate, Tell, deed
-from hanse_server.page_data import ROLES, Reader, RoundView, TrainingView, Tried, reliability
+from hanse_server.page_data import ROLES, Reader, RoundView, TrainingView, reliability
+from hanse_server.page_views import (
+    answers,
+    class_names,
+    epsilon_of,
+    facts_of,
+    first_curve,
+    matrix,
+    moment,
+    points,
+    seen_pictures,
+    suspicion,
+    told,
+)
 from hanse_server.storage import State
 
 HOSTS = (HOST, "localhost")
 ROUNDS_DRAWN, ROUNDS_LISTED, ROUNDS_COUNTED = 60, 20, 50
 BLOCKS_LISTED, ENTRIES_LISTED, LINES_LISTED = 10, 50, 12
-CLASSES_SHOWN = 20
-"""Rows and columns of the confusion matrix that is drawn."""
-
 LOOK_SECONDS = 60.0
 READY_SECONDS = 1.0
 CONNECT_SECONDS = 1.0
 MAX_PEM_BYTES = 1 << 20
-SUSPICION = 0.01
 
 _BOUND = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - what is bound to all addresses is asked on loopback
 
@@ -150,7 +155,7 @@ class Pages:
             raise HTTPException(404)
         chosen = named[0] if named else None
         report = self._reader.report(chosen.number) if chosen else None
-        classes = _names(training.plan, report)
+        classes = class_names(training.plan, report)
         if of is not None and of >= len(classes):
             raise HTTPException(404)
         return self._page(
@@ -158,13 +163,13 @@ class Pages:
             "page-figures.html",
             training=training,
             tried=tried,
-            accuracy=_points(tried, "accuracy"),
-            loss=_points(tried, "loss"),
+            accuracy=points(tried, "accuracy"),
+            loss=points(tried, "loss"),
             chosen=chosen,
             report=report,
             classes=classes,
-            of=_best(report) if of is None else of,
-            matrix=_matrix(report, classes),
+            of=first_curve(report) if of is None else of,
+            matrix=matrix(report, classes),
         )
 
     def privacy(self, request: Request) -> Response:
@@ -172,21 +177,21 @@ class Pages:
         training = self._reader.training()
         seen = self._live.snapshot().seen if self._live else Seen()
         spent = self._reader.spent()
-        promised = _epsilon(training.plan) if training.plan else math.inf
+        promised = epsilon_of(training.plan) if training.plan else math.inf
         return self._page(
             request,
             "page-privacy.html",
             training=training,
             plans=[plan for plan in (training.plan, training.evaluation) if plan is not None],
             shares=noise_shares,
-            epsilon=_epsilon,
-            bound=_suspicion(promised),
+            epsilon=epsilon_of,
+            bound=suspicion(promised),
             spent=spent,
             most=max(
                 [1e-9, *(one.epsilon for one in spent), *([promised] if math.isfinite(promised) else [])]
             ),
             seen=seen,
-            pictures=_pictures(seen),
+            pictures=seen_pictures(seen),
         )
 
     def versions(self, request: Request) -> Response:
@@ -206,7 +211,7 @@ class Pages:
         return self._page(
             request,
             "page-audit.html",
-            entries=[(entry, _facts(entry)) for entry in entries],
+            entries=[(entry, facts_of(entry)) for entry in entries],
             head=Head.of(entries[0]) if entries else None,
         )
 
@@ -228,12 +233,12 @@ class Pages:
             "training": training,
             "alerts": self._alerts(training, rounds),
             "live": now,
-            "trips": () if now is None else [(kind, *_trip(now.trips, kind)) for kind in TRIPS],
+            "trips": () if now is None else [(kind, *answers(now.trips, kind)) for kind in TRIPS],
             "lines": () if now is None else now.lines[::-1][:LINES_LISTED],
             "last": rounds[-1] if rounds else None,
             "releases": releases,
             "tried": tried[-1] if tried else None,
-            "epsilon": _epsilon(training.plan) if training.plan else None,
+            "epsilon": epsilon_of(training.plan) if training.plan else None,
             "now": f"{datetime.now():%H:%M:%S}",
         }
 
@@ -334,115 +339,3 @@ def listens(host: str, port: int) -> bool:
     with suppress(OSError), socket.create_connection((_BOUND.get(host, host), port), CONNECT_SECONDS):
         return True
     return False
-
-
-def told(epsilon: float | None) -> str | None:
-    """Return ε with three decimals, never less than it is; None when there is none, or it is infinite."""
-    if epsilon is None or not math.isfinite(epsilon):
-        return None
-    return f"{math.ceil(round(1000 * epsilon, 6)) / 1000:g}"
-
-
-def moment(seconds: float) -> str:
-    """Return a time, seconds since 1970, by this machine's clock."""
-    return f"{datetime.fromtimestamp(seconds):%Y-%m-%d %H:%M}"
-
-
-@lru_cache(maxsize=16)
-def _epsilon(plan: Plan) -> float:
-    """Return what a merchant pays for the whole plan, infinite when nothing can be promised."""
-    try:
-        return plan.epsilon()
-    except ValueError:
-        return math.inf
-
-
-def _suspicion(epsilon: float) -> str | None:
-    """Return what a suspicion of 1 % can become, in per cent, told upward: by Bayes' rule, odds times e^ε at most."""
-    if not math.isfinite(epsilon):
-        return None
-    found = 100 / (1 + (1 / SUSPICION - 1) * math.exp(-epsilon))
-    return f"{math.ceil(round(10 * found, 6)) / 10:g}"
-
-
-def _trip(trips: tuple[tuple[str, int, int], ...], kind: str) -> tuple[int, int]:
-    """Return how many answered and how many were asked."""
-    return next(((answered, asked) for name, answered, asked in trips if name == kind), (0, 0))
-
-
-def _points(tried: list[Tried], name: str) -> list[charts.Point]:
-    """Return a figure of each model that has it, the last one where a model was tried twice."""
-    found = {one.after: getattr(one, name) for one in tried}
-    return [
-        charts.Point(after, figure.value, figure.low, figure.high)
-        for after, figure in sorted(found.items())
-        if figure is not None
-    ]
-
-
-def _names(plan: Plan | None, report: FederatedReport | None) -> list[str]:
-    """Return the classes' names; their numbers where the plan's are others."""
-    if report is None:
-        return []
-    classes = list(plan.taxonomy.classes) if plan else []
-    count = len(report.per_class)
-    return classes if len(classes) == count else [str(number + 1) for number in range(count)]
-
-
-def _best(report: FederatedReport | None) -> int | None:
-    """Return the class whose ROC curve is shown at first: the first one that has a curve."""
-    if report is None:
-        return None
-    return next((number for number, one in enumerate(report.per_class) if one.roc), None)
-
-
-def _matrix(report: FederatedReport | None, classes: list[str]) -> dict[str, Any] | None:
-    """Return the confusion matrix as it is drawn: the classes with the most photos, and a column for the others."""
-    if report is None:
-        return None
-    by_support = sorted(range(len(classes)), key=lambda number: -report.per_class[number].support.value)
-    shown = sorted(by_support[:CLASSES_SHOWN])
-    rest = [number for number in range(len(classes)) if number not in set(shown)]
-    cells = [[round(report.confusion[row][column].value) for column in shown] for row in shown]
-    if rest:
-        for row, counts in zip(shown, cells, strict=True):
-            counts.append(round(sum(report.confusion[row][column].value for column in rest)))
-    spreads = sorted(cell.high - cell.value for row in report.confusion for cell in row)
-    return {
-        "counts": cells,
-        "rows": [classes[number] for number in shown],
-        "others": len(rest),
-        "spread": math.ceil(spreads[len(spreads) // 2]),
-    }
-
-
-def _pictures(seen: Seen) -> dict[str, Any] | None:
-    """Return both pictures as data that a page can hold, and how random their bytes are."""
-    if seen.upload is None or seen.total is None:
-        return None
-    return {
-        "upload": _data(pictures.picture(pictures.mask(seen.upload))),
-        "total": _data(pictures.picture(pictures.own_scale(seen.total))),
-        "upload_bits": f"{math.floor(100 * pictures.randomness(seen.upload)) / 100:.2f}",
-        "total_bits": f"{math.floor(100 * pictures.randomness(seen.total)) / 100:.2f}",
-    }
-
-
-def _data(png: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
-
-
-def _facts(entry: AuditEntry) -> list[tuple[str, str]]:
-    """Return an entry's facts, long ones cut; the audit log itself judges nothing that it holds."""
-    try:
-        found = json.loads(entry.facts)
-    except ValueError:
-        return [("facts", entry.facts[:80])]
-    if not isinstance(found, dict):
-        return [("facts", entry.facts[:80])]
-    return [(str(name)[:40], _short(value)) for name, value in found.items()]
-
-
-def _short(value: object) -> str:
-    text = "–" if value is None else str(value)
-    return text[:16] if len(text) == 64 else text[:120]

@@ -128,7 +128,7 @@ def _local_bound(
     mechanism, penalties = plan.mechanism(1), plan.recipe.model
     grid, root = mechanism.grid, math.sqrt(plan.dimension)
     rate, steps = training.learning_rate_of(round_), training.local_steps
-    drift, responses = _responses(rate, training.momentum, penalties.l2, steps)
+    drift, responses = _responses(rate, training.momentum, penalties.l2, training.proximal, steps)
     sampled = _at_most(ABUNDANCE * survivors * training.expected_batch, math.log(_EVENTS * steps / FAILURE))
     gradients = (sampled * grid.clipping_norm + survivors * grid.step * root) / training.expected_batch
     contributions = sum(map(abs, responses)) * (gradients + survivors * penalties.l1 * root)
@@ -140,19 +140,21 @@ def _local_bound(
     return encoding + (found if found < cut else cut)  # a recursion that explodes gives inf or nan
 
 
-def _responses(rate: float, momentum: float, l2: float, steps: int) -> tuple[float, list[float]]:
+def _responses(
+    rate: float, momentum: float, l2: float, proximal: float, steps: int
+) -> tuple[float, list[float]]:
     """Return |what `steps` steps without gradients add to a weight of 1|, and what a gradient of 1 in each one does."""
-    weight, velocity = 1.0, 0.0
+    moved, velocity = 0.0, 0.0
     for _ in range(steps):
-        velocity = momentum * velocity + l2 * weight
-        weight -= rate * velocity
-    drift = abs(weight - 1.0)
-    weight, velocity = -rate, 1.0
+        velocity = momentum * velocity + l2 * (1.0 + moved) + proximal * moved
+        moved -= rate * velocity
+    drift = abs(moved)
+    moved, velocity = -rate, 1.0
     responses = []
     for _ in range(steps):
-        responses.append(weight)
-        velocity = momentum * velocity + l2 * weight
-        weight -= rate * velocity
+        responses.append(moved)
+        velocity = momentum * velocity + (l2 + proximal) * moved
+        moved -= rate * velocity
     return drift, responses
 
 

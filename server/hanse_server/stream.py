@@ -71,6 +71,10 @@ _NOBODY = object()
 _OPTIONS = (
     ("grpc.max_receive_message_length", FRAME_BYTES),
     ("grpc.max_concurrent_streams", 4),
+    # Identity alone: nobody here compresses, and what unpacks costs more than it weighs.
+    ("grpc.compression_enabled_algorithms_bitset", 1),
+    # A merchant's stream lasts as long as its connection. A connection without one holds a file for nothing.
+    ("grpc.max_connection_idle_ms", 10_000),
     ("grpc.max_metadata_size", 8192),
     ("grpc.server_handshake_timeout_ms", 10_000),
     ("grpc.so_reuseport", 0),

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hanse_common import messages, wire
-from hanse_common.errors import ConfigError, SignatureInvalid, WireError
+from hanse_common.errors import ConfigError, RecognizerError, SignatureInvalid, WireError
 from hanse_common.files import PUBLIC, read_bounded, write_atomically
 from hanse_common.plan import EvaluationTraining, MeanTraining, Plan, SignedPlan
 from hanse_common.signing import load_public
@@ -98,8 +98,8 @@ class Training:
     def publish(self, model: NDArray[np.float32], metrics: dict[str, float | None]) -> Version:
         """Keep the recognizer of `model`, shape (d,), as a candidate version, once, and return that.
 
-        Its ε and δ are those of the plan and of its centre together, and of the trainings that it went on from. The
-        files are in state/recognizer, too, and nothing else is. Raises `RecognizerError`.
+        Its ε and δ are those of this training, as `_cost` has them, and of the trainings that it went on from. The
+        files are in state/recognizer, too, and nothing else is, whatever a crash left there. Raises `RecognizerError`.
         """
         versions, folder = self.state.versions, self.service.state / "recognizer"
         beside = folder.with_name("recognizer.new")
@@ -109,8 +109,11 @@ class Training:
             version = self._keep(self._recognizer(model, metrics), beside, model)
         else:
             versions.export(version.digest, beside)
-        shutil.rmtree(folder, ignore_errors=True)
-        beside.rename(folder)
+        try:
+            shutil.rmtree(folder, ignore_errors=True)
+            beside.rename(folder)
+        except OSError as error:
+            raise RecognizerError(f"{folder}: cannot be replaced ({error.strerror}).") from None
         return version
 
     def _keep(self, recognizer: "Recognizer", folder: Path, model: NDArray[np.float32]) -> Version:
@@ -120,12 +123,9 @@ class Training:
         return self.state.versions.add(folder, self.plan.digest, parent, model_digest(model))
 
     def _recognizer(self, model: NDArray[np.float32], metrics: dict[str, float | None]) -> "Recognizer":
-        from hanse_common.vision.centring import load_centre
         from hanse_common.vision.recognizer import Recognizer
 
-        centre = load_centre(self.plan.recipe, self.service.centre)
-        epsilon = self.plan.epsilon() + (centre.epsilon if centre else 0.0)
-        delta = self.plan.delta + (centre.delta if centre else 0.0)
+        epsilon, delta = self._cost()
         parent = self._parent()
         inheritance = parent.descend(epsilon=epsilon, delta=delta) if parent else None
         return Recognizer.create(
@@ -151,6 +151,24 @@ class Training:
         path = self.service.state / CENTRE_FILE
         write_atomically(path, Centre(mean, self.plan.epsilon(), self.plan.delta).to_bytes(), PUBLIC)
         return path
+
+    def _cost(self) -> tuple[float, float]:
+        """Return ε and δ of the unit that paid most: for the whole plan, its centre, and the evaluations beside it.
+
+        When to stop, and the card's own figures, follow from the photos that are held out. A photo is on one of the two
+        sides; a product has photos on both.
+        """
+        from hanse_common.vision.centring import load_centre
+
+        centre = load_centre(self.plan.recipe, self.service.centre)
+        epsilon = self.plan.epsilon() + (centre.epsilon if centre else 0.0)
+        delta = self.plan.delta + (centre.delta if centre else 0.0)
+        if self.evaluation is None or not self.evaluation.begun():
+            return epsilon, delta
+        tried = self.evaluation.plan
+        if self.plan.training.unit == "photo":
+            return max(epsilon, tried.epsilon()), max(delta, tried.delta)
+        return epsilon + tried.epsilon(), delta + tried.delta
 
     def _beginning(self) -> Beginning:
         """Return where the training starts: all zeros, what the plan's own digest draws, or another recognizer."""

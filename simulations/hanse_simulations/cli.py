@@ -148,6 +148,32 @@ def robustness(
 
 
 @app.command()
+def shops(
+    folder: Annotated[Path, typer.Argument(help="A new folder for them.", metavar="FOLDER")],
+    keys: Annotated[
+        Path, typer.Option(help="The folder that hanse-server keys made, with merchants.", metavar="FOLDER")
+    ] = Path("keys"),
+    config: Annotated[
+        Path, typer.Option("--config", "-c", help="The operator's configuration.", metavar="FILE")
+    ] = Path("hanse-server.yaml"),
+    server: Annotated[
+        str | None,
+        typer.Option(help="Where their nodes connect; else as configured.", metavar="HOST:PORT"),
+    ] = None,
+    photos: Annotated[int, typer.Option(help="Of each.", min=10, max=60_000)] = 1000,
+) -> None:
+    """Write invented shops, to try a league out: photos and a configuration for each merchant with keys."""
+    from hanse_server.config import ServerConfig
+    from hanse_simulations.invented import PHOTOS_TO_TRY, write_shops
+
+    configs = write_shops(load(ServerConfig, config), keys, folder, photos, server)
+    out.print(f"Wrote {len(configs)} shops. Each takes part with its own daemon:", markup=False)
+    for path in configs.values():
+        out.print(f"  hanse-client run --config {path}", markup=False)
+    out.print(f"A photo of each class that no shop has is in {folder / PHOTOS_TO_TRY}.", markup=False)
+
+
+@app.command()
 def forecast(
     config: Annotated[
         Path, typer.Option("--config", "-c", help="An operator's configuration.", metavar="FILE")

@@ -7,7 +7,6 @@ begins with empty ledgers each time, which no real shop may do.
 
 import math
 import os
-import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -15,8 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import yaml
 from PIL import Image
 from rich.table import Table
 
@@ -26,13 +23,12 @@ from hanse_client.shop import Shop
 from hanse_common import signing
 from hanse_common.config import load
 from hanse_common.vision.recognizer import WHITENING_FILE, Recognizer
-from hanse_simulations import daemons, datasets, partition, run
+from hanse_simulations import daemons, datasets, run
 from hanse_simulations.console import bar, console
 from hanse_simulations.experiment import Experiment
+from hanse_simulations.invented import client_settings, write_config, write_photo, write_photos
 from hanse_simulations.shops import deal, make_test_examples, require_classes, whitened
 from hanse_simulations.simulation import League, Member, identity_key, operator_key, simulated_charter
-
-HOLDOUT_FRACTION = 0.1
 
 
 @run.one_thread()
@@ -91,20 +87,12 @@ def write_shops(experiment: Experiment, folder: Path) -> dict[str, Path]:
     require_classes(taxonomy)
     source = datasets.fashion_mnist(experiment.data.folder)
     dealt = deal(experiment.data, experiment.seed, source.train_labels)
+    stamp = f"{experiment.data.model_dump_json(exclude={'folder'})} {experiment.seed}"
     configs = {}
     with bar("writing photos", len(dealt)) as shown:
         for number, (name, indices) in enumerate(dealt.items(), start=1):
-            shop = folder / name
-            marker = shop / "photos-are-complete"
-            stamp = f"{experiment.data.model_dump_json(exclude={'folder'})} {experiment.seed}"
-            if not marker.exists() or marker.read_text() != stamp:
-                shutil.rmtree(shop / "photos", ignore_errors=True)  # of another experiment
-                partition.write_shop(
-                    shop / "photos", source.train_images, source.train_labels, indices, taxonomy.classes
-                )
-                marker.write_text(stamp)
-            configs[name] = shop / "hanse-client.yaml"
-            configs[name].write_text(yaml.safe_dump(client_config(experiment), sort_keys=False))
+            write_photos(folder / name, source, indices, stamp)
+            configs[name] = write_config(folder / name, client_config(experiment))
             shown.update(number, text=f"{len(indices)} photos for {name}")
     return configs
 
@@ -112,25 +100,15 @@ def write_shops(experiment: Experiment, folder: Path) -> dict[str, Path]:
 def client_config(experiment: Experiment) -> dict[str, Any]:
     """Return what a shop of the demo has in its `hanse-client.yaml`."""
     plan = experiment.plan
-    return {
-        "photos": "photos",
-        "state": "state",
-        "holdout_fraction": HOLDOUT_FRACTION,
-        "recognizer": "../../result/recognizer",
-        "whitening": f"../../result/{WHITENING_FILE}",
-        "league": {
-            "operator_key": signing.public_bytes(operator_key(experiment)).hex(),
-            "charter": simulated_charter(experiment).read().digest.hex(),
-            "taxonomy": {"classes": list(plan.taxonomy.classes)},
-        },
-        "policy": {
-            "league": plan.league,
-            "epsilon": budget(experiment),
-            "delta": plan.privacy.delta,
-            "unit": plan.training.unit,
-            "minimum_cohort": plan.cohort.min_merchants,
-        },
-    }
+    settings = client_settings(
+        plan,
+        epsilon=budget(experiment),
+        delta=plan.privacy.delta,
+        operator_key=signing.public_bytes(operator_key(experiment)),
+        charter=simulated_charter(experiment).read().digest,
+    )
+    result = "../../result"
+    return settings | {"recognizer": f"{result}/recognizer", "whitening": f"{result}/{WHITENING_FILE}"}
 
 
 def budget(experiment: Experiment) -> float:
@@ -176,10 +154,9 @@ def write_identity(state: Path, experiment: Experiment, name: str) -> None:
 
 def write_try_photo(experiment: Experiment, path: Path) -> tuple[Path, str]:
     """Write one public test photo that no shop has, and return it with its class."""
-    source = datasets.fashion_mnist(experiment.data.folder)
-    index = int(np.flatnonzero(source.test_labels == datasets.CLASSES.index("Ankle boot"))[0])
-    Image.fromarray(source.test_images[index]).save(path)
-    return path, datasets.CLASSES[int(source.test_labels[index])]
+    name = "Ankle boot"
+    write_photo(datasets.fashion_mnist(experiment.data.folder), datasets.CLASSES.index(name), path)
+    return path, name
 
 
 def tell_result(

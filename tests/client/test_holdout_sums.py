@@ -94,6 +94,25 @@ def test_the_holdout_is_counted_and_nothing_that_is_trained_on(make_plan: MakePl
     assert not bare[1].any()
 
 
+def test_what_grows_with_the_catalog_is_made_before_the_charge(
+    make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch, bare: Bare
+) -> None:
+    """Else running out of memory after it, and so one photo more, would show."""
+    plan = evaluation(make_plan, unit="product")
+    inputs, labels = holdout(30)
+    one = trainer(plan, Examples.of(inputs, labels, "cpu", [f"sku {n // 2}" for n in range(30)]))
+    assert one.accepts(plan)
+
+    def no_memory(*arguments: Any, **more: Any) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as scarce:
+        scarce.setattr(np, "argsort", no_memory)
+        one.contribution(plan, 0, model_of(plan))
+    layout = Layout(CLASSES)
+    assert bare[0][layout.parts["outcome"]].sum() == 15 * layout.weights["outcome"]
+
+
 def test_a_shop_without_holdout_contributes_its_share_of_noise(make_plan: MakePlan) -> None:
     plan = evaluation(make_plan)
     found = []

@@ -12,10 +12,11 @@ from hanse_common import messages, signing, wire
 from hanse_common.errors import SignatureInvalid, WireError
 from hanse_common.evaluation import Layout
 from hanse_common.messages import DeclineCode, Declined, Start
-from hanse_common.plan import TRAININGS, Cohort, Plan, SignedPlan
+from hanse_common.plan import TRAININGS, Cohort, EvaluationTraining, MeanTraining, Plan, SignedPlan
 from hanse_common.secagg import ring
 from hanse_common.secagg.messages import Upload
 from hanse_common.secagg.ring import Ring
+from hanse_common.vision.recipe import Mlp, Preprocessing, Recipe, TorchvisionBackbone
 
 MakePlan = Callable[..., Plan]
 
@@ -219,6 +220,23 @@ def test_an_evaluation_sends_a_model_and_gets_a_sum_of_another_length(make_plan:
     many = {"classes": [f"class {number}" for number in range(257)]}
     with pytest.raises(ValidationError, match="found 257 classes, expected 2 to 256"):
         Plan.model_validate(plan.model_dump() | {"taxonomy": many}, strict=False)
+
+
+def test_a_model_that_is_too_large_is_no_plan_where_another_vector_is_uploaded(make_plan: MakePlan) -> None:
+    """Else a merchant builds a model of gigabytes before anything refuses the plan."""
+    plan = make_plan()
+    backbone = TorchvisionBackbone(architecture="resnet18", dimension=1 << 17, weights="ab" * 32)
+    preprocessing = Preprocessing(size=224, channels=3)
+    for mode, hidden, fits in ((EvaluationTraining, 256, True), (EvaluationTraining, 4096, False),
+                               (MeanTraining, 4096, False)):  # fmt: skip
+        recipe = Recipe(preprocessing=preprocessing, backbone=backbone, model=Mlp(hidden=hidden))
+        fields = plan.model_dump() | {"recipe": recipe, "taxonomy": plan.taxonomy, "cohort": plan.cohort}
+        fields |= {"training": mode(rounds=1, expected_batch=500.0, noise_multiplier=9.0), "dimension": 100}
+        if fits:
+            Plan(**fields)
+            continue
+        with pytest.raises(ValidationError, match="its model has"):
+            Plan(**fields)
 
 
 def test_a_slot_leaves_room_in_the_deadline() -> None:

@@ -18,13 +18,13 @@ What must hold, wherever the server died:
   most, in one round. The server's records of who took part agree with that.
 - **Nothing is asked twice.** Attempts only grow, and each was recorded before anybody heard of it.
 - **Evaluations count once.** Each model that was tried has one record, of the sum that the merchants helped to open.
-- **The files are whole.** The audit log verifies and goes on from where it was; no object is missing; none is left over.
+- **The files are whole.** The audit log verifies and goes on from where it was; no object is missing or left over.
 """
 
 import shutil
 import sqlite3
 from collections import Counter, defaultdict
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -87,16 +87,21 @@ Rows = list[tuple[Any, ...]]
 
 
 class ServerTraining:
-    """One training in which the server dies at `at`, or lives when that is None. `broken` says what was not kept."""
+    """One training in which the server dies at `at`, or lives when that is None. `broken` says what was not kept.
+
+    It dies once more at `again`, a place of its life after that. `met` are the places of its last life, when that is
+    the first or `keeps_places` is set.
+    """
 
     def __init__(
         self,
         folder: Path,
         at: Place | None = None,
         variant: ServerVariant = HONEST,
+        again: Place | None = None,
         keeps_places: bool = False,
     ) -> None:
-        self.at = at
+        self._deaths = [place for place in (at, again) if place is not None]
         self.broken: list[str] = []
         self.met: list[Place] = []
         self.unrecorded: set[Work] = set()
@@ -116,21 +121,18 @@ class ServerTraining:
 
     def run(self) -> None:
         """Train to the end, whatever happens to the server, and hold what happened against the promises."""
+        files = (*WATCHED, *self._variant.source)
         try:
-            self.met = self._server.live(Points((*WATCHED, *self._variant.source), self.at, lines=False))
-        except Died:
-            self._recorded = _rows(self._state)
-            try:
-                places = self._server.live(Points(WATCHED if self._keeps_places else (), lines=False))
-                self.met = places if self._keeps_places else []
-            except RuntimeError as error:
-                self.broken.append(f"does not go on: {error}")
-                return
+            for place in self._deaths:
+                with suppress(Died):
+                    self._server.live(Points(files, place, lines=False))
+                    raise RuntimeError(f"it never came to {place}")
+                self._recorded = _rows(self._state)
+            keeps = self._keeps_places or not self._deaths
+            self.met = self._server.live(Points(files if keeps else (), lines=False))
         except RuntimeError as error:
-            self.broken.append(f"does not train: {error}")
+            self.broken.append(f"does not go on: {error}")
             return
-        if self._server.lives < 1 + (self.at is not None):
-            raise RuntimeError(f"the server never came to {self.at}")
         try:
             with State.open(self._state) as state:
                 self._check_records(state)
@@ -213,15 +215,19 @@ class ServerTraining:
             recorded = {(plan.digest, round_, attempt) for _, round_, attempt, _ in found}
             for work in recorded:
                 opened = self._opened(work)
-                took_part = tuple(sorted(n for p, r, n in rows["participant"] if (p, r) == (work[0].hex(), work[1])))
+                took_part = tuple(
+                    sorted(n for p, r, n in rows["participant"] if (p, r) == (work[0].hex(), work[1]))
+                )
                 if opened is None:
                     self.broken.append(f"a sum that nobody opened: {_name(work)}")
                 elif opened[1] != took_part:
                     self.broken.append(f"{_name(work)}: took part {took_part}, merchants say {opened[1]}")
             self.unrecorded |= {
-                work for work in self._helped if work[0] == plan.digest and self._opened(work) and work not in recorded
+                work
+                for work in self._helped
+                if work[0] == plan.digest and self._opened(work) and work not in recorded
             }
-        if len(self.unrecorded) > (self.at is not None):
+        if len(self.unrecorded) > len(self._deaths):
             self.broken.append(f"sums were opened and not recorded: {[*map(_name, self.unrecorded)]}")
         unfinished = [row for row in rows["state"] if row[1] in ("running", "gathering", "open")]
         if unfinished or rows["unapplied"]:
@@ -240,7 +246,9 @@ class ServerTraining:
         optimizer, average = create(OPTIMIZER), TailAverage(ROUNDS, TAIL, PLAN.dimension)
         self._published = {}
         for _, round_, attempt, _ in rounds:
-            shown = {m for work, found in self._shown.items() if work[:2] == (PLAN.digest, round_) for m in found}
+            shown = {
+                m for work, found in self._shown.items() if work[:2] == (PLAN.digest, round_) for m in found
+            }
             if shown != {messages.model_to_bytes(model.astype(np.float32))}:
                 self.broken.append(f"round {round_} was asked from another model")
             opened = self._opened((PLAN.digest, round_, attempt))
@@ -254,8 +262,12 @@ class ServerTraining:
             self.broken.append("the checkpoint is not that of the last round")
             return
         same = np.array_equal(found.model, model) and np.array_equal(found.average_total, average.total)
-        same = same and found.average_count == average.count and found.optimizer.keys() == optimizer.state.keys()
-        if not same or not all(np.array_equal(found.optimizer[name], a) for name, a in optimizer.state.items()):
+        same = (
+            same and found.average_count == average.count and found.optimizer.keys() == optimizer.state.keys()
+        )
+        if not same or not all(
+            np.array_equal(found.optimizer[name], a) for name, a in optimizer.state.items()
+        ):
             self.broken.append("the model does not follow from the recorded sums, each once")
 
     def _check_evaluations(self, state: State) -> None:
@@ -310,7 +322,7 @@ class ServerTraining:
                 self.broken.append(f"undercounted: {name} sent {[*map(_name, missing)]} without a charge")
             times = Counter(work[:2] for work in charged)
             again = [count - 1 for count in times.values() if count > 1]
-            if sum(again) > (self.at is not None) or len(times) != ROUNDS + 2:
+            if sum(again) > len(self._deaths) or len(times) != ROUNDS + 2:
                 self.broken.append(f"{name} paid more than a crash can cost: {sorted(times.values())}")
 
     def _check_questions(self) -> None:

@@ -29,6 +29,7 @@ from hanse_server.config import (
 from hanse_server.coordinator import LeagueDirectory
 from hanse_server.early_stop import EarlyStop
 from hanse_server.storage import State
+from hanse_server.training import Training
 
 FOREVER = 1 << 37
 ROUNDS, BLOCK, EVERY, TIMES = 3, 2, 2, 3
@@ -147,6 +148,7 @@ class ServerVariant:
     """What a server keeps its records with; a test of the harness itself puts something broken here."""
 
     state: Callable[[Path], State] = State.open
+    training: type[Training] = Training
     source: tuple[Path, ...] = ()
 
 

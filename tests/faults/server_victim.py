@@ -20,7 +20,6 @@ from server_setting import (
     EVALUATION,
     MEMBERS,
     PLAN,
-    ROUNDS,
     SIGNED_EVALUATION,
     SIGNED_PLAN,
     ServerVariant,
@@ -117,7 +116,7 @@ def serve(folder: Path, pipe: Connection, points: Points, variant: ServerVariant
 
     with points.watched("open"), variant.state(folder) as kept, kept.alone():
         kept.collect()
-        made = training.Training(
+        made = variant.training(
             config, service, kept, kept.progress(SIGNED_PLAN, PLAN), kept.progress(SIGNED_EVALUATION, EVALUATION)
         )  # fmt: skip
         reporter = Reporter(tell, kept, Metrics(folder), Live())
@@ -133,9 +132,7 @@ def serve(folder: Path, pipe: Connection, points: Points, variant: ServerVariant
 class Server:
     """The server in a child process. Each `start` is another life on the same state."""
 
-    def __init__(
-        self, folder: Path, variant: ServerVariant, answer: Callable[[str, bytes], bytes]
-    ) -> None:
+    def __init__(self, folder: Path, variant: ServerVariant, answer: Callable[[str, bytes], bytes]) -> None:
         self._folder = folder
         self._variant = variant
         self._answer = answer

@@ -19,7 +19,9 @@ from hanse_common.plan import Cohort, DistributedTraining, EvaluationTraining, P
 from hanse_common.vision.recipe import Linear, Preprocessing, Projection, Recipe, Scattering
 from hanse_common.vision.taxonomy import Taxonomy
 from hanse_server.coordinator import RoundOutcome
+from hanse_server.evaluations import described
 from hanse_server.live import TRIPS, Live
+from hanse_server.page_data import Reader
 from hanse_server.publication import sign_release
 from hanse_server.storage import Checkpoint, Database, Objects, State
 from hanse_server.storage.state import storage_url
@@ -207,16 +209,17 @@ class Story:
         smooth = 900 * np.sin(place % 64 / 9) * np.cos(place // 64 / 7) + rng.normal(0, 330, 4096)
         live.watch("cedar", rng.integers(0, 1 << 32, 4096, dtype=np.uint64).astype(np.uint32))
         live.watch("", np.rint(smooth).astype(np.int32).view(np.uint32))
+        reader, plan = Reader(self.state), self.plan.digest.hex()
+        last = reader.rounds(plan, 1)[0]
+        missing = "".join(f" {name} dropped out." for name in last.roles["dropped"])
+        missing += "".join(f" {name} declined ({code})." for name, code in last.roles["declined"].items())
+        tried = [(one.after, reader.report(one.number)) for one in reader.evaluations(plan, 1)]
         for ago, kind, text in (
-            (
-                180,
-                "listening",
-                "Merchants' nodes: port 9092. Streams: port 9093. Page: http://127.0.0.1:9094",
-            ),
-            (170, "merchants", "11 of 12 merchants are there; rowan is missing."),
-            (20, "evaluated", "After round 40: accuracy 80.9 % (79.3 to 82.4); on about 6,012 photos."),
-            (4, "spent", "holly has spent ε = 1.750 in all."),
-            (1, "round", f"Round {self.rounds} of 80: 11 merchants. holly dropped out."),
+            (4 * self.rounds + 2, "listening", "Merchants' nodes: port 9092. Streams: port 9093."),
+            (4 * self.rounds, "merchants", "11 of 12 merchants are there; rowan is missing."),
+            *((2, "evaluated", f"After round {after}: {described(found)}") for after, found in tried),
+            (1, "spent", "rowan has spent ε = 1.750 in all."),
+            (0, "round", f"Round {self.rounds} of 80: {last.count('uploaded')} merchants.{missing}"),
         ):
             live.line(self._now - ago * MINUTE, kind, text)
         return live

@@ -15,8 +15,9 @@ from hanse_common.web.serving import listen, serving
 from hanse_server import page as pages
 from hanse_server.live import Live
 from hanse_server.metrics import CONTENT_TYPE, Metrics
-from hanse_server.page import CLASSES_SHOWN, application, told
+from hanse_server.page import application
 from hanse_server.page_data import Reader, reliability
+from hanse_server.page_views import CLASSES_SHOWN, matrix, told
 from hanse_server.publication import sign_release
 from hanse_server.storage import State
 from hanse_server.storage.schema import ParticipantRecord
@@ -185,7 +186,7 @@ def test_a_league_of_many_classes_gets_a_matrix_that_can_be_read() -> None:
         unit="photo", merchants=9, photos=photo, confusion=rows, reliability=(),
         per_class=(few,) * 5 + (many,) * CLASSES_SHOWN, **figures,
     )  # fmt: skip
-    found = pages._matrix(report, [str(number) for number in range(classes)])
+    found = matrix(report, [str(number) for number in range(classes)])
     assert found
     assert found["rows"] == [str(number) for number in range(5, classes)]
     assert {len(row) for row in found["counts"]} == {CLASSES_SHOWN + 1}

@@ -170,6 +170,11 @@ def test_any_numbers_make_a_picture(numbers: list[int]) -> None:
     assert 0 <= pictures.randomness(found) <= 8
 
 
+def test_a_pixel_of_an_upload_is_its_numbers_first_byte() -> None:
+    greys = pictures.mask(np.array([0xAB123456, 0x00FFFFFF, 0xFF000000, 0x7F0000AA], dtype=np.uint32))
+    assert greys.tolist() == [[0xAB, 0x00], [0xFF, 0x7F]]
+
+
 def test_a_picture_is_no_larger_than_64() -> None:
     assert pictures.mask(np.zeros(10_000, dtype=np.uint32)).shape == (64, 64)
 

@@ -155,6 +155,7 @@ def test_noise_along_the_contributions_and_across_them_counts(contributions: flo
     momentum=st.floats(0, 0.95),
     steps=st.integers(1, 6),
     penalties=st.tuples(st.floats(0, 0.2), st.floats(0, 1)),
+    proximal=st.sampled_from([0.0, 0.1, 1.0, 10.0]),
     update_bound=st.floats(0.05, 64),
     model_norm=st.floats(0, 10),
     seed=st.integers(0, 1 << 32),
@@ -162,7 +163,7 @@ def test_noise_along_the_contributions_and_across_them_counts(contributions: flo
 def test_an_honest_sum_of_any_plan_is_plausible(
     make_plan: MakePlan, mode: str, merchants: int, expected_batch: float, sampling_rate: float,
     clipping_norm: float, noise_multiplier: float, rate: float, momentum: float, steps: int,
-    penalties: tuple[float, float], update_bound: float, model_norm: float, seed: int,
+    penalties: tuple[float, float], proximal: float, update_bound: float, model_norm: float, seed: int,
 ) -> None:  # fmt: skip
     changes: dict[str, Any] = {"noise_multiplier": noise_multiplier, "expected_batch": expected_batch}
     if mode not in ("mean", "evaluation"):
@@ -173,6 +174,7 @@ def test_an_honest_sum_of_any_plan_is_plausible(
             "learning_rate": rate,
             "momentum": momentum,
             "update_bound": update_bound,
+            "proximal": proximal,
         }
     plan = plan_of(make_plan, mode, Linear(l1=penalties[0], l2=penalties[1]), **changes)
     rng = np.random.default_rng(seed)
@@ -196,6 +198,20 @@ def test_a_local_bound_falls_with_the_learning_rate_and_survives_a_recursion_tha
     assert plausibility.bound(decaying, 2, 0.0, 5) < 0.6 * plausibility.bound(decaying, 0, 0.0, 5)
     wild = plan_of(make_plan, "local", Linear(l2=1.0), learning_rate=1e9, local_steps=500, update_bound=2.0)
     assert plausibility.bound(wild, 0, 1.0, 5) == pytest.approx(5 * 2.0 * math.sqrt(wild.dimension), rel=1e-6)
+
+
+def test_a_proximal_term_that_overshoots_is_in_the_bound(make_plan: MakePlan) -> None:
+    # At a rate times proximal of 5 each step multiplies the distance from the start by 4.
+    plan = plan_of(
+        make_plan, "local", learning_rate=0.5, momentum=0.0, local_steps=8, proximal=10.0, update_bound=1e4
+    )
+    model, total = worst_honest_sum(plan, 5, np.random.default_rng(5))
+    assert judge(plan, 0, model, total, 5).plausible
+    calm = plan_of(make_plan, "local", learning_rate=0.5, momentum=0.0, local_steps=8, update_bound=1e4)
+    pulled = plan_of(
+        make_plan, "local", learning_rate=0.5, momentum=0.0, local_steps=8, proximal=1.0, update_bound=1e4
+    )
+    assert plausibility.bound(pulled, 0, 0.0, 5) < 0.5 * plausibility.bound(calm, 0, 0.0, 5)
 
 
 def test_a_norm_is_exact_over_many_numbers_and_of_the_whole_ring(make_plan: MakePlan) -> None:

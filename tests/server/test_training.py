@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from hanse_common.errors import RecognizerError
-from hanse_common.plan import MeanTraining, Plan, SignedPlan
+from hanse_common.plan import EvaluationTraining, MeanTraining, Plan, SignedPlan, dimension_of
 from hanse_common.vision.centring import Centre, load_centre
 from hanse_common.vision.recognizer import Recognizer
 from hanse_server.config import Optimization, ServerConfig, Service
@@ -17,13 +18,15 @@ from hanse_server.training import Training, _check_files
 MakePlan = Callable[..., Plan]
 
 
-def training(plan: Plan, service: Service) -> Training:
+def training(plan: Plan, service: Service, tried: Plan | None = None) -> Training:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-    signed = SignedPlan.sign(plan, Ed25519PrivateKey.from_private_bytes(bytes(32)))
+    key = Ed25519PrivateKey.from_private_bytes(bytes(32))
+    signed = SignedPlan.sign(plan, key)
     config = ServerConfig.model_construct(optimization=Optimization(), evaluation=None, start=None)
     state = State.open(service.state)
-    return Training(config, service, state, state.progress(signed, plan), None)
+    evaluation = None if tried is None else state.progress(SignedPlan.sign(tried, key), tried)
+    return Training(config, service, state, state.progress(signed, plan), evaluation)
 
 
 def mean_plan(make_plan: MakePlan) -> Plan:
@@ -81,3 +84,32 @@ def test_a_missing_centre_is_found_out_before_merchants_pay(
     plan = plan.model_copy(update={"recipe": plan.recipe.model_copy(update={"centre": "ab" * 32})})
     with pytest.raises(RecognizerError, match="name that file"):
         _check_files(plan, make_service())
+
+
+def evaluation_of(plan: Plan, **fields: Any) -> Plan:
+    chosen = EvaluationTraining(rounds=2, expected_batch=500.0, **fields)
+    dimension = dimension_of(chosen, plan.recipe, len(plan.taxonomy.classes))
+    return plan.model_copy(update={"training": chosen, "dimension": dimension})
+
+
+@pytest.mark.parametrize("unit", ["photo", "product"])
+@pytest.mark.parametrize("noise", [2.0, 200.0])
+def test_a_card_tells_what_those_paid_by_whom_the_recognizer_was_tried(
+    make_plan: MakePlan, make_service: Callable[..., Service], unit: str, noise: float
+) -> None:
+    plan = make_plan({"unit": unit})
+    tried = evaluation_of(plan, unit=unit, noise_multiplier=noise)
+    work = training(plan, make_service(), tried)
+    assert work.evaluation is not None
+    alone, beside = plan.epsilon(), tried.epsilon()
+    assert (beside > alone) == (noise == 2.0)
+    # Before a merchant hears of an evaluation it costs nothing; then all of it, as merchants' ledgers have it.
+    assert work._cost() == (alone, plan.delta)
+    work.evaluation.next_attempt()
+    epsilon, delta = work._cost()
+    # A photo is trained on or held out. A product has photos on both sides.
+    assert epsilon == pytest.approx(max(alone, beside) if unit == "photo" else alone + beside)
+    assert delta == pytest.approx(plan.delta if unit == "photo" else 2 * plan.delta)
+    work.publish(np.zeros(plan.dimension, dtype=np.float32), {})
+    card = Recognizer.load(work.service.state / "recognizer").card
+    assert (card.epsilon, card.delta) == (epsilon, delta)

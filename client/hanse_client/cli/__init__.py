@@ -8,6 +8,7 @@ from hanse_client.cli.membership import endorse, init, join, members, rotate, sh
 from hanse_client.cli.plans import approve, explain, plans, refuse
 from hanse_client.cli.receipts import receipt
 from hanse_client.cli.recognition import classify
+from hanse_client.cli.releases import update
 from hanse_client.cli.running import doctor, history, page, pause, resume, run, status
 from hanse_client.cli.wizard import wizard
 from hanse_common import commands
@@ -32,6 +33,7 @@ for command in (
     resume,
     doctor,
     page,
+    update,
     explain,
     plans,
     approve,

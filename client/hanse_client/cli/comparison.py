@@ -12,6 +12,7 @@ from rich.table import Table
 from hanse_client import templates
 from hanse_client.cli.options import DEFAULT_CONFIG, ConfigOption, photos, say
 from hanse_client.config import ClientConfig
+from hanse_client.releases import recognizer_folder
 from hanse_common.commands import out
 from hanse_common.config import load
 from hanse_common.errors import ConfigError
@@ -54,9 +55,12 @@ def compare(
     if html is not None:
         require_new(html)
     settings = load(ClientConfig, config)
-    folder = recognizer or settings.recognizer
+    folder = recognizer or recognizer_folder(settings)
     if folder is None:
-        raise ConfigError(f"{config}: recognizer: missing; name its folder there, or with --recognizer.")
+        raise ConfigError(
+            f"{config}: recognizer: missing, and the league has released none yet; name its folder there, or with "
+            "--recognizer."
+        )
     league = Recognizer.load(folder, backbone_weights=settings.backbone_weights)
     with out.status("looking at photos and training alone"):
         found = judged(Shop(settings), league)

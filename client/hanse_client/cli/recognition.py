@@ -8,6 +8,7 @@ import typer
 
 from hanse_client.cli.options import DEFAULT_CONFIG, ConfigOption, say
 from hanse_client.config import ClientConfig
+from hanse_client.releases import recognizer_folder
 from hanse_common import commands
 from hanse_common.config import load
 from hanse_common.errors import ConfigError, PhotoError
@@ -41,9 +42,13 @@ def classify(
         model = Recognizer.load(recognizer)
     else:
         settings = load(ClientConfig, config)
-        if settings.recognizer is None:
-            raise ConfigError(f"{config}: recognizer: missing; name its folder there, or with --recognizer.")
-        model = Recognizer.load(settings.recognizer, backbone_weights=settings.backbone_weights)
+        folder = recognizer_folder(settings)
+        if folder is None:
+            raise ConfigError(
+                f"{config}: recognizer: missing, and the league has released none yet; name its folder there, or with "
+                "--recognizer."
+            )
+        model = Recognizer.load(folder, backbone_weights=settings.backbone_weights)
     classes = model.card.taxonomy.classes
     failed: PhotoError | None = None
     for path in photos:

@@ -19,6 +19,7 @@ from hanse_client.config import ClientConfig
 from hanse_client.control import FOR_GOOD, Control, State, Status
 from hanse_client.journal import Journal
 from hanse_client.ledger import Ledger
+from hanse_client.releases import Releases
 from hanse_common import commands
 from hanse_common.commands import out
 from hanse_common.config import load
@@ -203,6 +204,9 @@ def _rows(settings: ClientConfig, found: Status | None) -> Iterator[tuple[str, s
             yield "photos", f"{found.photos} ready to train on, {found.problems} can't be used"
         if settings.network.monthly_megabytes is not None:
             yield "network", f"{found.megabytes:g} of {settings.network.monthly_megabytes} MB this month"
+        recognizer = _recognizer(settings)
+        if recognizer:
+            yield "recognizer", recognizer
         if found.waiting_plans:
             yield "plans", f"{found.waiting_plans} wait for your word: hanse-client plans"
     spent = _spent(settings)
@@ -215,6 +219,23 @@ def _rows(settings: ClientConfig, found: Status | None) -> Iterator[tuple[str, s
             else f"ε = {spent:.3f} of the {budget:g} you allow is spent"
         ),
     )
+
+
+def _recognizer(settings: ClientConfig) -> str:
+    """Return which recognizer is in use, and which one waits; nothing before the first."""
+    releases = Releases.of(settings)
+    try:
+        found, waiting = releases.in_use(), releases.waiting()
+    except HanseError as error:
+        return str(error)
+    said = []
+    if settings.recognizer is not None:
+        said.append(f"the one in {settings.recognizer} (recognizer)")
+    elif found is not None:
+        said.append(f"the league's version {found.version}, its release {found.number}")
+    if waiting is not None:
+        said.append(f"version {waiting.version} is not taken yet: hanse-client update")
+    return "; ".join(said)
 
 
 def _ago(length: timedelta) -> str:

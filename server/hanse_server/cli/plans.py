@@ -1,23 +1,21 @@
 """What is signed: `keygen`, `check`, `fit-whitening`, `sign`. Only `fit-whitening` needs torch."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from PIL import Image
 
 from hanse_common import commands, signing, wire
 from hanse_common.commands import out
 from hanse_common.config import load
-from hanse_common.errors import CatalogError, PhotoError
+from hanse_common.errors import PhotoError
 from hanse_common.files import PUBLIC, write_atomically
 from hanse_common.plan import Plan, SignedPlan, noise_shares
-from hanse_common.vision import photo
 from hanse_server.cli.options import DEFAULT_CONFIG, ConfigOption, require_new, say
 from hanse_server.config import ServerConfig, make_evaluation_plan, make_plan
 from hanse_server.optimizers import create
+from hanse_server.public_photos import decoded, photo_files, spread
 
 
 def keygen(
@@ -92,9 +90,9 @@ def fit_whitening(
     require_new(whitening_file)
     recipe = load(ServerConfig, config).plan.recipe
     paths = photo_files(photos)
-    taken = paths[:: -(-len(paths) // limit)]
+    taken = spread(paths, limit)
     with out.status(f"looking at {len(taken)} photos"):
-        fitted = fit(recipe, _decoded(taken), dimensions, weights)
+        fitted = fit(recipe, decoded(taken, _left_out), dimensions, weights)
     write_atomically(whitening_file, fitted.file, PUBLIC)
     out.print(
         f"Wrote {whitening_file}, fitted to {fitted.photos} of {len(paths)} files. Give it to every merchant."
@@ -103,24 +101,8 @@ def fit_whitening(
     out.print(f"  whitening:\n    dimensions: {dimensions}\n    weights: {fitted.name.weights}", markup=False)
 
 
-def photo_files(folder: Path) -> list[Path]:
-    """Return the files below `folder`, sorted, but for hidden ones. Raises `CatalogError` without any."""
-    if not folder.is_dir():
-        raise CatalogError(f"{folder}: no such folder, expected one with public photos.")
-    found = sorted(path for path in folder.rglob("*") if path.is_file())
-    shown = [path for path in found if not any(p.startswith(".") for p in path.relative_to(folder).parts)]
-    if not shown:
-        raise CatalogError(f"{folder}: holds no files, expected public photos.")
-    return shown
-
-
-def _decoded(paths: list[Path]) -> Iterator[Image.Image]:
-    """Yield the photos that can be decoded; name the others."""
-    for path in paths:
-        try:
-            yield photo.decode(path)
-        except PhotoError as error:
-            commands.err.print(f"left out: {error}", markup=False)
+def _left_out(error: PhotoError) -> None:
+    commands.err.print(f"left out: {error}", markup=False)
 
 
 def describe(plan: Plan) -> None:

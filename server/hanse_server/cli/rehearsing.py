@@ -237,7 +237,7 @@ def _size(count: float) -> str:
 
 def _time(seconds: float) -> str:
     if seconds < 1:
-        return f"{max(seconds, 0.001):.3f} s"
+        return f"{max(seconds, 0.01):.2f} s"
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

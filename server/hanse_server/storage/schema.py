@@ -1,7 +1,8 @@
 """The tables, and the states that a record may go through. server/DATA_MODEL.md says what each means.
 
 Times are seconds since 1970, digests and identities hexadecimal digits. A record never goes back to a state that it
-left: `TRANSITIONS` names all steps there are, and `hanse_server.storage.database.Database.move` takes no other.
+left, but for a version that is released again: `TRANSITIONS` names all steps there are, and
+`hanse_server.storage.database.Database.move` takes no other.
 """
 
 from collections.abc import Mapping

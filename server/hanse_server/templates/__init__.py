@@ -1,4 +1,4 @@
-"""The operator's HTML templates, their Chinese in `zh.yaml`, and the style of its charts; see `hanse_common.web.pages`."""
+"""The operator's HTML templates, their Chinese in `zh.yaml`, and its charts' style; see `hanse_common.web.pages`."""
 
 from pathlib import Path
 

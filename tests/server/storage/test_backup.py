@@ -247,7 +247,7 @@ def test_a_kill_while_a_backup_is_read_leaves_an_empty_database(
     write_backup(state, tmp_path / "backup.tar")
 
     def killed() -> None:
-        backup._go_on_counting = lambda session: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
+        backup._go_on_counting = lambda session: os.kill(os.getpid(), signal.SIGKILL)
         with State.open(tmp_path / "restored") as restored:
             read_backup(restored, tmp_path / "backup.tar")
 

@@ -125,7 +125,8 @@ def test_a_run_can_be_asked_to_stop_while_it_ends(
 
 def test_several_programs_may_make_the_database_at_once(make_url: Callable[[], str]) -> None:
     for _ in range(3):
-        url, failed = make_url(), []
+        url = make_url()
+        failed: list[BaseException] = []
 
         def make(url: str = url, failed: list[BaseException] = failed) -> None:
             try:

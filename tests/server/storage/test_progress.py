@@ -120,10 +120,9 @@ def test_an_attempt_that_came_to_nothing_is_lost_and_one_that_did_is_spent(
         assert [one.state for one in found] == ["lost", "spent", "spent", "spent", "released"]
         assert [one.ended is None for one in found] == [False] * 4 + [True]
         assert set(session.scalars(select(RoundRecord.state))) == {"applied"}
-        roles = session.execute(
-            select(ParticipantRecord.name, ParticipantRecord.role).where(ParticipantRecord.round == 0)
-        ).all()
-    assert dict(map(tuple, roles)) == {
+        of_round = select(ParticipantRecord).where(ParticipantRecord.round == 0)
+        roles = {one.name: one.role for one in session.scalars(of_round)}
+    assert roles == {
         "alder": "uploaded",
         "birch": "uploaded",
         "cedar": "dropped",

@@ -111,9 +111,9 @@ class Server(RuleBasedStateMachine):
 
     @rule()
     def start_from(self) -> None:
-        made = [np.full(self.dimension, 3, np.float32), b"card"]
-        found = self.progress["training"].start_from(lambda: Beginning(*made))
-        assert np.array_equal(found.model, made[0])
+        model = np.full(self.dimension, 3, np.float32)
+        found = self.progress["training"].start_from(lambda: Beginning(model, b"card"))
+        assert np.array_equal(found.model, model)
         assert found.card == b"card"
         self.start = True
 
