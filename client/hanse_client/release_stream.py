@@ -62,7 +62,7 @@ class ReleaseStream:
         return wire.decode(Latest, record, _MAX_LATEST_BYTES).signed
 
     def pieces(self, file: ReleasedFile) -> Iterator[memoryview]:
-        """Yield the content of a file of the release, which has as many bytes as that says; no more is read."""
+        """Yield the content of a file of the release; no more of it is read than the release announces."""
         stream = self._ask(Fetch(number=self._number, file=file.digest), file.size)
         left = file.size
         for frame in stream.frames:
@@ -73,9 +73,8 @@ class ReleaseStream:
             self._count(len(frame))
             yield part
             if not more:
-                break
-        if left:
-            raise Lost(f"{file.name} ended {left} bytes early")
+                return
+        raise Lost(f"{file.name} ended {left} bytes early")
 
     def _ask(self, fetch: Fetch, expected: int) -> Stream:
         if self._stream is None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from hanse_common.errors import ConfigError, RunStopped
-from hanse_common.files import read_bounded
+from hanse_common.files import read_bounded, write_atomically
 from hanse_common.web.serving import HOST, listen, serving
 from hanse_server import logs
 from hanse_server.config import ServerConfig, Service
@@ -22,9 +22,9 @@ from hanse_server.live import Live
 from hanse_server.members import Members
 from hanse_server.metrics import Metrics
 from hanse_server.page import application, listens
-from hanse_server.page_access import read_token
 from hanse_server.reporting import Event, Reporter, Tell
 from hanse_server.stream import StreamServer
+from hanse_server.tokens import METRICS_TOKEN_FILE, metrics_token, read_token
 from hanse_server.training import Training
 from hanse_server.upkeep import MAX_PEM_BYTES, Upkeep
 from hanse_server.work import Work
@@ -139,11 +139,13 @@ class Daemon:
         listening = stack.enter_context(listen(service.page.port))
         port: int = listening.getsockname()[1]
         listeners = ((service.fleet.host, link.fleet_port), (service.aggregator.host, streams.port))
+        token = read_token(service.admin.token)
+        write_atomically(service.state / METRICS_TOKEN_FILE, metrics_token(token))
         app = application(
             self._training.state,
             self._reporter.live,
             self._reporter.metrics,
-            read_token(service.admin.token),
+            token,
             port=port,
             service=service,
             ready=lambda: all(listens(host, number) for host, number in listeners),

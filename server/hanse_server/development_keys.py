@@ -27,6 +27,7 @@ from hanse_common.directory import Directory, Entry, SignedDirectory
 from hanse_common.errors import ConfigError
 from hanse_common.files import PUBLIC, create_secret, write_atomically
 from hanse_common.membership import Request, SignedRequest
+from hanse_server.tokens import METRICS_TOKEN_FILE, metrics_token
 
 AUTHORITY_DAYS = 365
 CERTIFICATE_DAYS = 90
@@ -91,7 +92,9 @@ def make_keys(
     write_atomically(made.authority, authority.public_bytes(Encoding.PEM), PUBLIC)
     write_atomically(made.certificate, certificate.public_bytes(Encoding.PEM), PUBLIC)
     create_secret(made.key, server_key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-    create_secret(made.token, secrets.token_urlsafe(32).encode() + b"\n")
+    token = secrets.token_urlsafe(32).encode()
+    create_secret(made.token, token + b"\n")
+    create_secret(folder / METRICS_TOKEN_FILE, metrics_token(token) + b"\n")
     for own in made.merchants.values():
         own.mkdir(mode=0o700)
         signing.create_key(own / "identity.key")

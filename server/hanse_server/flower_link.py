@@ -19,7 +19,6 @@ import hmac
 import json
 import logging
 import os
-import re
 from collections.abc import Sequence
 from contextlib import ExitStack
 from importlib.metadata import version
@@ -64,11 +63,12 @@ from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.types import Scope
 
 from hanse_common.errors import ConfigError
-from hanse_common.files import read_bounded, write_atomically
+from hanse_common.files import write_atomically
 from hanse_server.config import Service
 from hanse_server.flower_guard import FleetGuard
 from hanse_server.listener import Bounded, Limits, Listener
 from hanse_server.rates import Rate
+from hanse_server.tokens import read_token
 
 FLEET = Limits(
     body_bytes=16_384,
@@ -86,10 +86,6 @@ NOT_FOR_MERCHANTS = frozenset({"/v1/fleet/register-node", "/v1/fleet/unregister-
 BUSY_TIMEOUT_MS = 60_000
 """How long a writer waits for another in Flower's SQLite state."""
 
-MAX_TOKEN_BYTES = 1024
-MIN_TOKEN_BYTES = 32
-_PRINTABLE = re.compile(rb"[!-~]*")
-
 
 class SuperLink:
     """The SuperLink of one league. `state` is Flower's LinkState, for the executor in this process."""
@@ -98,7 +94,7 @@ class SuperLink:
         """Open Flower's state. Raises `ConfigError` when token, TLS files or database can't be used."""
         _quiet()
         self._authority = service.tls.authority.resolve()
-        self._token = _read_token(service.admin.token)
+        self._token = read_token(service.admin.token)
         self.flwr_home = service.state / "flwr"
         factory = _open_state(service.database)
         self.state = factory.state()
@@ -291,16 +287,6 @@ def _open_state(database: str | Path) -> Any:
             "1.41 made, or a new one in a folder that exists."
         ) from None
     return factory
-
-
-def _read_token(path: Path) -> bytes:
-    token = read_bounded(path, MAX_TOKEN_BYTES, "the admin token, a long random text", ConfigError).strip()
-    if len(token) < MIN_TOKEN_BYTES or not _PRINTABLE.fullmatch(token):
-        raise ConfigError(
-            f"{path}: found {len(token)} characters, expected at least {MIN_TOKEN_BYTES} random ones, printable, "
-            "without spaces; make it with hanse-server keys."
-        )
-    return token
 
 
 def _quiet() -> None:

@@ -10,7 +10,6 @@ before the application behind sees any of it. Where files run out, whoever has m
 """
 
 import asyncio
-import ipaddress
 import math
 import resource
 import socket
@@ -30,7 +29,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from hanse_common.errors import ConfigError
 from hanse_server.config import Tls
-from hanse_server.rates import Rate, Rates
+from hanse_server.rates import Rate, Rates, origin_of
 
 START_SECONDS = 30.0
 STOP_SECONDS = 10.0
@@ -85,7 +84,7 @@ class Bounded:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        origin = _origin(scope["client"][0] if scope["client"] else "")
+        origin = origin_of(scope["client"][0] if scope["client"] else "")
         known = self._knows is not None and self._knows(scope)
         if self._refusals is not None and not known:
             payer = origin if self._knows is None else ""
@@ -173,17 +172,6 @@ async def _refuse(send: Send, status: int, wait: float | None = None) -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
-def _origin(address: str) -> str:
-    """Return whose requests those from `address` are: whoever has one IPv6 address has all of its /64."""
-    try:
-        ip = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return address
-    if isinstance(ip, ipaddress.IPv4Address):
-        return str(ip)
-    return str(ip.ipv4_mapped or ipaddress.IPv6Network((ip, 64), strict=False))
-
-
 class _Connection(socket.socket):
     """An accepted connection that says when it is closed."""
 
@@ -197,7 +185,7 @@ class _Connection(socket.socket):
 
 
 class _Door(socket.socket):
-    """A listening socket with so many connections for each origin, and in all half of this process' files.
+    """A listening socket with so many connections for each origin, and in all a quarter of this process' files.
 
     Counted here and not in HTTP, because a connection costs a file from the first packet on, long before its TLS
     handshake ends.
@@ -207,7 +195,7 @@ class _Door(socket.socket):
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         super().__init__(family, socket.SOCK_STREAM)
         self._open: dict[str, dict[_Connection, None]] = {}
-        self._in_all = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
+        self._in_all = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4
         self._connections = limits.connections
         self._arrivals = None if limits.arrivals is None else Rates(limits.arrivals)
         try:
@@ -220,7 +208,7 @@ class _Door(socket.socket):
     def accept(self) -> tuple[socket.socket, Any]:
         """Return the next connection. Raises `ConnectionAbortedError` for one too many: asyncio passes over it."""
         accepted, address = super().accept()
-        origin = _origin(str(address[0]))
+        origin = origin_of(str(address[0]))
         if not self._admits(origin):
             accepted.close()
             raise ConnectionAbortedError

@@ -3,6 +3,8 @@
     gate = Gate(app, token, "hanse-operator-9094", languages)
     # a browser:  POST /login, then a cookie       Prometheus:  Authorization: Bearer TOKEN
 
+`/metrics` also opens to a token that is good for nothing else (`hanse_server.tokens`).
+
 Every user of this machine can reach 127.0.0.1, so without the token there is only `OPEN`. A session is a random name in
 a cookie that scripts and other sites cannot use; the server keeps its hash, so that logging out and a restart end it.
 The cookie is the browser's for all of 127.0.0.1, whatever the port: a server of another user's that the operator visits
@@ -17,12 +19,10 @@ before has a cookie which says so, and a count of its own [1]: whoever guesses a
 
 import hashlib
 import hmac
-import re
 import secrets
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -32,16 +32,16 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from hanse_common.errors import ConfigError
-from hanse_common.files import read_bounded
 from hanse_common.web.forms import posted
 from hanse_common.web.languages import Languages
+from hanse_server.tokens import metrics_token
+
+METRICS_PATH = "/metrics"
 
 OPEN = ("/health", "/ready", "/login", "/favicon.ico")
 """What everybody may ask for, beside the theme under `/static`."""
 
 MAX_FORM_BYTES = 4096
-MIN_TOKEN_BYTES, MAX_TOKEN_BYTES = 32, 1024
 SESSION_SECONDS = 12 * 3600.0
 MAX_SESSIONS = 32
 DEVICE_SECONDS = 180 * 86_400
@@ -57,18 +57,6 @@ MAX_BURST = 200.0
 
 Tell = Callable[[str, str], None]
 
-_PRINTABLE = re.compile(rb"[!-~]*")
-
-
-def read_token(path: Path) -> bytes:
-    """Return the admin token in the file `path`. Raises `ConfigError` unless it is long and printable."""
-    token = read_bounded(path, MAX_TOKEN_BYTES, "the admin token, a long random text", ConfigError).strip()
-    if len(token) < MIN_TOKEN_BYTES or not _PRINTABLE.fullmatch(token):
-        raise ConfigError(
-            f"{path}: found {len(token)} characters, expected at least {MIN_TOKEN_BYTES} random ones, printable, "
-            "without spaces; make it with hanse-server keys."
-        )
-    return token
 
 
 class Failures:
@@ -257,15 +245,15 @@ class Gate:
         who = f"bearer {_address(request)}"
         if wait := self._failures.wait(who, known=False):
             return _refusal(429, "Too many wrong tokens came.", wait)
-        if not self._right(found.strip()):
+        only_metrics = request.url.path == METRICS_PATH and _same(found.strip(), metrics_token(self._token))
+        if not (self._right(found.strip()) or only_metrics):
             self._failed(who, known=False)
             return _refusal(401, "This is not the admin token.")
         return None
 
     def _right(self, found: str) -> bool:
-        """Return whether that is the token, in a time that tells nothing of it."""
-        given = hashlib.sha256(found.encode("utf-8", "replace")).digest()
-        return hmac.compare_digest(given, hashlib.sha256(self._token).digest())
+        """Return whether that is the admin token."""
+        return _same(found, self._token)
 
     def _failed(self, who: str, known: bool) -> None:
         self._failures.add(who, known)
@@ -325,6 +313,12 @@ def _wait(times: deque[float], limit: int, now: float) -> float:
     while times and times[0] <= now - WINDOW_SECONDS:
         times.popleft()
     return times[-limit] + WINDOW_SECONDS - now if len(times) >= limit else 0.0
+
+
+def _same(found: str, token: bytes) -> bool:
+    """Return whether `found` is `token`, in a time that tells nothing of it."""
+    given = hashlib.sha256(found.encode("utf-8", "replace")).digest()
+    return hmac.compare_digest(given, hashlib.sha256(token).digest())
 
 
 def _refusal(status: int, text: str, wait: float | None = None) -> PlainTextResponse:

@@ -1,6 +1,6 @@
 """What becomes the league's recognizer: a version whose figures pass, by the operator's own signature.
 
-    judge(settings, report, released)                       # raises ReleaseRefused
+    judge(settings, report, released, tried=True)           # raises ReleaseRefused
     signed = sign_release(version, versions, key, "textiles", reason="better shoes")
 
 The server that merchants reach holds no key that signs. `hanse-server publish`, at the operator's desk, does.
@@ -18,17 +18,23 @@ from hanse_server.storage import Version, Versions
 
 
 def judge(
-    settings: Publication, report: FederatedReport | None, released: FederatedReport | None
+    settings: Publication,
+    report: FederatedReport | None,
+    released: FederatedReport | None,
+    *,
+    tried: bool = False,
 ) -> list[str]:
     """Return what the figures in `report` say, a line each; `released` are those of the recognizer before.
 
-    Raises `ReleaseRefused` when they do not reach what `settings` ask for, or are missing though asked for.
+    `tried` says that the league evaluates its models. Raises `ReleaseRefused` when the figures do not reach what
+    `settings` ask for, or are missing though asked for, or though there are others': one merchant can make an
+    evaluation fail, and a gate that then stood open would let through what that merchant ruined.
     """
     if report is None:
-        if settings.minimum > 0:
+        if settings.minimum > 0 or released is not None or tried:
             raise ReleaseRefused(
-                f"{settings.metric}: no figures, expected at least {settings.minimum:g} (publication.minimum). Sign an "
-                "evaluation plan, or release with --without-figures."
+                f"{settings.metric}: no figures, expected {settings.minimum:g} or more (publication.minimum). Sign "
+                "an evaluation plan, or look into the log why the evaluation failed; or release with --without-figures."
             )
         return ["There are no figures of the league's own photos."]
     found: Figure | None = getattr(report, settings.metric)

@@ -9,6 +9,7 @@ A key starts with `burst` tokens and gets `per_second` back, up to `burst`. What
 bucket is as none. Buckets are kept for `MOST_KEYS` keys, those that were charged last.
 """
 
+import ipaddress
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -66,3 +67,14 @@ class Rates:
         if tokens >= self._rate.burst:
             del self._left[key]
         return min(tokens, float(self._rate.burst))
+
+
+def origin_of(address: str) -> str:
+    """Return whose requests those from `address` are: whoever has one IPv6 address has all of its /64."""
+    try:
+        ip = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(ip, ipaddress.IPv4Address):
+        return str(ip)
+    return str(ip.ipv4_mapped or ipaddress.IPv6Network((ip, 64), strict=False))

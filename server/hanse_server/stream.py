@@ -19,6 +19,7 @@ import asyncio
 import logging
 import os
 import queue
+import resource
 import socket
 import ssl
 import threading
@@ -28,6 +29,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Self
+from urllib.parse import unquote
 
 import grpc
 
@@ -50,6 +52,7 @@ from hanse_common.session import (
 )
 from hanse_common.wire import Buffer
 from hanse_server.distribution import Distribution, Shelf
+from hanse_server.rates import origin_of
 from hanse_server.reception import STALL_SECONDS, Place, Room
 
 log = logging.getLogger(__name__)
@@ -290,7 +293,10 @@ class StreamServer:
         # Beyond every merchant, in a block and fetching, one replaced stream of each, and those that have not said who
         # they are, there is nobody to serve.
         limit = 4 * MAX_MEMBERS + MAX_PENDING
-        self._server = grpc.aio.server(options=_OPTIONS, maximum_concurrent_rpcs=limit)
+        # gRPC does not count connections by address; this leaves files for everything else that this process does.
+        connections = min(limit, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
+        options = (*_OPTIONS, ("grpc.max_allowed_incoming_connections", connections))
+        self._server = grpc.aio.server(options=options, maximum_concurrent_rpcs=limit)
         self._server.add_generic_rpc_handlers(
             (_Handler({METHOD: self._serve, RELEASE_METHOD: self._serve_release}),)
         )
@@ -347,7 +353,7 @@ class StreamServer:
 
     async def _met(self, context: Any) -> tuple[str, bytes]:
         """Return who opened the stream, once it has proven it, and for which block. Aborts the stream otherwise."""
-        address = context.peer().rpartition(":")[0]
+        address = _address(context.peer())
         if self._pending[address] >= MAX_PENDING_PER_ADDRESS or self._pending.total() >= MAX_PENDING:
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many streams")
         self._pending[address] += 1
@@ -519,6 +525,11 @@ async def _read(context: Any) -> bytes:
     if frame is grpc.aio.EOF:
         raise WireError("the merchant ended the stream")
     return bytes(frame)
+
+
+def _address(peer: str) -> str:
+    """Return where a peer of gRPC's comes from, as counted: "ipv6:%5B2001:db8::7%5D:443" is "2001:db8::/64"."""
+    return origin_of(unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]"))
 
 
 def _bracketed(host: str) -> str:

@@ -40,9 +40,9 @@ CLASSES = len(setting.TAXONOMY.classes)
 
 def _plans() -> tuple[Plan, Plan]:
     training = setting.PLAN.model_copy(
-        update={"training": setting.PLAN.training.model_copy(update={"repeats": 1})}
+        update={"training": setting.PLAN.training.model_copy(update={"repeats": 2})}
     )
-    counts = EvaluationTraining(rounds=TIMES, repeats=1, expected_batch=200.0, noise_multiplier=20.0)
+    counts = EvaluationTraining(rounds=TIMES, repeats=2, expected_batch=200.0, noise_multiplier=20.0)
     evaluation = training.model_copy(
         update={
             "training": counts,

@@ -22,7 +22,7 @@ from hanse_server.config import ServerConfig, make_evaluation_plan, make_plan
 from hanse_simulations.daemons import ONE_THREAD
 from hanse_simulations.processes import command, free_ports
 
-WAIT = 500.0
+WAIT = 900.0
 PORTS = ("9091", "9092", "9093", "9094")
 BIN = Path(command("hanse-server")).parent
 

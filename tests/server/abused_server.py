@@ -16,8 +16,8 @@ import hanse_common  # noqa: F401 - sets what flwr reads when it is imported
 
 # isort: split
 import numpy as np
-
 from conftest import IDENTITIES, league_directory  # type: ignore[import-not-found]
+
 from hanse_common import signing, wire
 from hanse_common.credentials import load_node_public, node_public_pem
 from hanse_common.errors import RoundFailed, RunStopped
@@ -60,12 +60,13 @@ def serve(folder: Path, signed: SignedPlan) -> None:
     with SuperLink(service) as link, streams:
         pems = {}
         for name in names.values():
-            pem = node_public_pem(load_node_public(folder / "merchants" / name / "node.key.pub"))
+            pem = node_public_pem(load_node_public(folder / name / "node.key.pub"))
             link.register(pem)
-            pems[pem] = name
+            if name in HONEST:
+                pems[pem] = name
 
         def run(context: RunContext) -> None:
-            membership = FlowerMembership(context.grid, lambda: {pem: name for pem, name in pems.items()})
+            membership = FlowerMembership(context.grid, lambda: pems)
             transport = BlockTransport(
                 streams, membership, signed, plan, f"localhost:{streams.port}", lambda: HONEST,
                 Blocks(rounds=ROUNDS, patience=30, gather=5),

@@ -18,7 +18,7 @@ from hanse_common.directory import SignedDirectory
 from hanse_common.errors import ConfigError
 from hanse_server.development_keys import DevelopmentKeys, make_keys
 
-SECRETS = {"server.key", "admin.token", "identity.key", "node.key", "league.key"}
+SECRETS = {"server.key", "admin.token", "metrics.token", "identity.key", "node.key", "league.key"}
 
 
 def files(folder: Path) -> set[Path]:
@@ -32,6 +32,7 @@ def test_everything_is_made_and_secrets_are_for_the_user_alone(tmp_path: Path) -
         made.certificate,
         made.key,
         made.token,
+        made.token.with_name("metrics.token"),
         made.directory,
         made.league_key,
         made.charter,

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from hanse_common.errors import ConfigError
-from hanse_server import listener
+from hanse_server import listener, rates
 from hanse_server.config import Service, Tls
 from hanse_server.development_keys import DevelopmentKeys
 from hanse_server.listener import Bounded, Limits, Listener
@@ -285,10 +285,10 @@ def hung_up_on(connection: socket.socket) -> bool:
         return True
 
 
-def test_connections_of_all_take_half_of_what_the_process_may_open(
+def test_connections_of_all_take_a_quarter_of_what_the_process_may_open(
     listen: Any, https: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(listener.resource, "getrlimit", lambda which: (4, 4))
+    monkeypatch.setattr(listener.resource, "getrlimit", lambda which: (8, 8))
     door = listen(connections=100)
     with ExitStack() as stack:
         for last in range(2, 4):
@@ -312,7 +312,7 @@ def test_connections_of_all_take_half_of_what_the_process_may_open(
     ],
 )
 def test_an_origin_is_an_address_or_the_network_somebody_has_all_of(address: str, origin: str) -> None:
-    assert listener._origin(address) == origin
+    assert rates.origin_of(address) == origin
 
 
 def test_older_tls_is_refused(listen: Any, keys: DevelopmentKeys) -> None:

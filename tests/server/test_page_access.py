@@ -26,8 +26,8 @@ from hanse_server.page_access import (
     Failures,
     Gate,
     deed,
-    read_token,
 )
+from hanse_server.tokens import metrics_token, read_token
 
 from .visitor import FORM, TOKEN, Visitor
 
@@ -132,6 +132,13 @@ def test_a_bearer_may_look_and_not_act(house: House, stranger: Visitor) -> None:
     for key in ("", "None"):
         assert stranger.ask("POST", "/do", data={"key": key}, headers=headers).status_code == 403
     assert house.done == []
+
+
+def test_the_metrics_token_reads_metrics_and_nothing_else(house: House, stranger: Visitor) -> None:
+    reading = metrics_token(TOKEN.encode()).decode()
+    assert stranger.bearer(reading).text == "numbers"
+    for path in ("/", "/privacy", "/metrics/", "/live"):
+        assert stranger.bearer(reading, path=path).status_code == 401, path
 
 
 @pytest.mark.parametrize(

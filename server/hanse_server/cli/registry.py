@@ -74,7 +74,8 @@ def publish(
         current = next((one for one in state.versions.all() if one.state == "released"), None)
         if not without_figures:
             before = _report(state, current) if current else None
-            for line in judge(settings.publication, _report(state, chosen), before):
+            tried = service.evaluation is not None
+            for line in judge(settings.publication, _report(state, chosen), before, tried=tried):
                 say(line)
         _release(settings.signing_key, service.state, state, chosen, settings.plan.league, reason, back=False)
 

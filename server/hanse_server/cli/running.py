@@ -91,7 +91,7 @@ def page(config: ConfigOption = DEFAULT_CONFIG) -> None:
     """Serve your page by itself, over what is recorded, until you stop it. With run or serve it is there anyway."""
     from hanse_common.web.serving import HOST, listen, serving
     from hanse_server.page import application
-    from hanse_server.page_access import read_token
+    from hanse_server.tokens import read_token
 
     _, service = settings_of(config)
     if service.page is None:

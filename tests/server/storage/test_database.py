@@ -249,7 +249,7 @@ def test_a_damaged_database_is_named_and_nothing_else_is_raised(
     path = tmp_path / "hanse.sqlite"
     whole = path.read_bytes()
     page = 4096
-    for place in range(page, len(whole), page):
+    for place in range(page, len(whole), 4 * page):
         path.write_bytes(whole[:place] + b"\xff" * page + whole[place + page :])
         try:
             with State.open(tmp_path) as state:

@@ -331,7 +331,7 @@ def server(progress_of: Make, make_outcome: Make, sign_release_of: Make) -> type
 
 
 def test_records_keep_their_promises_whatever_happens(server: type[Server]) -> None:
-    _run(server, examples=6, steps=25)
+    _run(server, examples=4, steps=20)
 
 
 @pytest.mark.slow
