@@ -33,6 +33,9 @@ __all__ = ["Daemon", "Event", "Tell"]
 
 POLL_SECONDS = 0.5
 
+MAX_LOST = 3
+"""After so many runs that were lost without a round, none is begun without being asked for."""
+
 
 class Daemon:
     """One league's server. `tell` hears of each round, from another thread than the caller's."""
@@ -64,6 +67,10 @@ class Daemon:
                 f"{self._service.state}: found a training of this plan with {progress.rounds_done()} of "
                 f"{progress.plan.training.rounds} rounds done; go on with hanse-server resume, or sign another plan."
             )
+        if resume and self._training.state.versions.of_plan(progress.plan.digest) is not None:
+            raise ConfigError(
+                f"{self._service.state}: this plan's training has ended with a version already; sign another plan."
+            )
         if resume and not begun:
             raise ConfigError(
                 f"{self._service.state}: found no training of this plan to go on with; begin it with hanse-server run."
@@ -88,9 +95,23 @@ class Daemon:
         last = self._training.state.history.last_run()
         with self._listening() as (link, _):
             if last is not None and (last.state, last.plan) == ("running", self._training.plan.digest.hex()):
-                link.start_run()
+                self._go_on(link)
             while not stop.wait(POLL_SECONDS):
                 upkeep.tick()
+
+    def _go_on(self, link: SuperLink) -> None:
+        """Begin a run for the one that was lost, unless some before were lost at the same round: each may cost one."""
+        progress = self._training.progress
+        done = progress.rounds_done()
+        lost = self._training.state.history.lost_in_a_row(progress.plan.digest, done)
+        if lost < MAX_LOST:
+            link.start_run()
+            return
+        self._reporter.say(
+            "failed",
+            f"{lost} runs in a row were lost after round {done}, so it is not tried again by itself. Find out why in "
+            "the log, then go on with hanse-server resume, or flwr run.",
+        )
 
     @contextmanager
     def _listening(self) -> Iterator[tuple[SuperLink, StreamServer]]:

@@ -56,13 +56,16 @@ class Evaluations:
         """Return whether the training, after `done` rounds, is to end; try `published`, shape (d,), where it is due."""
         if self._every == 0 or done % self._every != 0:
             return False
-        if self.of(published, done) is None or self._early_stop is None:
+        found = self.of(published, done)
+        if found is None or self._early_stop is None:
             return False
         state = EarlyStopState()
         for record in self._history.evaluations(self._training.plan.digest):
             report = FederatedReport.from_json(record.report)
             score = report.accuracy.value if report.accuracy else math.nan
             state = self._early_stop.advance(state, record.after, score)
+        # A model that did not move has one record, of an earlier round, and is a miss all the same.
+        state = self._early_stop.advance(state, done, found.accuracy.value if found.accuracy else math.nan)
         return self._early_stop.stops(state)
 
     def of(self, model: NDArray[np.float32], done: int) -> FederatedReport | None:

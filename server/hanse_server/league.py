@@ -99,6 +99,17 @@ def train(
     return average.value(model).astype(np.float32)
 
 
+def published_so_far(progress: Progress, tail_average: float) -> NDArray[np.float32] | None:
+    """Return what would be published of the rounds that are done, shape (d,), float32; None when there are none."""
+    checkpoint = progress.checkpoint()
+    if checkpoint is None:
+        return None
+    _require_shape(checkpoint, progress.plan)
+    average = TailAverage(progress.plan.training.rounds, tail_average, progress.plan.dimension)
+    average.total, average.count = checkpoint.average_total, checkpoint.average_count
+    return average.value(checkpoint.model).astype(np.float32)
+
+
 def _require_shape(checkpoint: Checkpoint, plan: Plan) -> None:
     if checkpoint.model.shape != (plan.dimension,):
         raise StorageError(

@@ -135,12 +135,12 @@ class Reader:
 
     def reachable(self) -> bool:
         """Return whether the database answers."""
-        with self._state.database.transaction() as session:
+        with self._state.database.reading() as session:
             return session.scalar(select(1)) == 1
 
     def training(self) -> TrainingView:
         """Return the latest run, its plan, and what belongs to it."""
-        with self._state.database.transaction() as session:
+        with self._state.database.reading() as session:
             directory = session.scalar(
                 select(DirectoryRecord).order_by(DirectoryRecord.version.desc()).limit(1)
             )
@@ -166,7 +166,7 @@ class Reader:
 
     def rounds(self, plan: str, last: int) -> list[RoundView]:
         """Return the `last` rounds of the plan with this digest, the earliest first."""
-        with self._state.database.transaction() as session:
+        with self._state.database.reading() as session:
             wanted = select(RoundRecord).where(RoundRecord.plan == plan)
             found = list(session.scalars(wanted.order_by(RoundRecord.number.desc()).limit(last)))[::-1]
             if not found:
@@ -186,20 +186,20 @@ class Reader:
 
     def blocks(self, plan: str, last: int) -> list[BlockRecord]:
         """Return the `last` blocks of the plan with this digest, the newest first."""
-        with self._state.database.transaction() as session:
+        with self._state.database.reading() as session:
             wanted = select(BlockRecord).where(BlockRecord.plan == plan)
             return list(session.scalars(wanted.order_by(BlockRecord.opened.desc()).limit(last)))
 
     def spent(self) -> list[MerchantRecord]:
         """Return what merchants say that they spent in all, by name."""
-        with self._state.database.transaction() as session:
+        with self._state.database.reading() as session:
             return list(
                 session.scalars(select(MerchantRecord).order_by(MerchantRecord.name).limit(MAX_MERCHANTS))
             )
 
     def evaluations(self, plan: str, last: int = MAX_EVALUATIONS) -> list[Tried]:
         """Return the `last` evaluations of the training with this plan, the earliest first."""
-        with self._state.database.transaction() as session:
+        with self._state.database.reading() as session:
             wanted = select(EvaluationRecord.number).where(EvaluationRecord.training == plan)
             newest = wanted.order_by(EvaluationRecord.after.desc(), EvaluationRecord.number.desc())
             numbers = list(session.scalars(newest.limit(last)))[::-1]
@@ -213,7 +213,7 @@ class Reader:
         """Return the accuracy of each version that was tried and has one, by its digest."""
         found: dict[str, Figure] = {}
         for version in versions:
-            with self._state.database.transaction() as session:
+            with self._state.database.reading() as session:
                 wanted = select(func.max(EvaluationRecord.number))
                 number = session.scalar(wanted.where(EvaluationRecord.model == version.model))
             accuracy = None if number is None else self._tried(number).accuracy
@@ -223,7 +223,7 @@ class Reader:
 
     def releases(self) -> Releases:
         """Return the last versions and releases."""
-        with self._state.database.transaction() as session:
+        with self._state.database.reading() as session:
             versions = session.scalars(
                 select(VersionRecord).order_by(VersionRecord.number.desc()).limit(MAX_VERSIONS)
             ).all()
@@ -237,11 +237,11 @@ class Reader:
         return self._state.audit.latest(last)
 
     def _load_report(self, number: int) -> FederatedReport:
-        with self._state.database.transaction() as session:
+        with self._state.database.reading() as session:
             return FederatedReport.from_json(session.get_one(EvaluationRecord, number).report)
 
     def _load_tried(self, number: int) -> Tried:
-        with self._state.database.transaction() as session:
+        with self._state.database.reading() as session:
             record = session.get_one(EvaluationRecord, number)
         try:
             found = json.loads(

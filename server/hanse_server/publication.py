@@ -60,7 +60,7 @@ def sign_release(
     version: Version, versions: Versions, key: Ed25519PrivateKey, league: str, reason: str
 ) -> tuple[SignedRelease, int]:
     """Return the signed statement that `version` is the league's recognizer, and its number."""
-    number = max([release.number for release in versions.releases()], default=0) + 1
+    number = versions.next_release()
     release = Release(
         league=league,
         number=number,

@@ -20,8 +20,11 @@ from hanse_server.league import RoundReport
 from hanse_server.live import Live
 from hanse_server.metrics import Failure, Metrics
 from hanse_server.storage import State
+from hanse_server.storage.schema import plain
 
 log = logging.getLogger(__name__)
+
+MAX_REASON = 1000
 
 Tell = Callable[["Event"], None]
 
@@ -59,7 +62,7 @@ class Reporter:
         text += "".join(f" {name} declined ({code})." for name, code in sorted(outcome.declined.items()))
         text += "".join(f" {name}: {reason}." for name, reason in sorted(outcome.blamed.items()))
         for failure in outcome.failures:
-            self.metrics.round_failed(Failure(failure.why))
+            self._failed(failure)
             text += f" Before: {failure}"
         self.metrics.round_done(
             uploaded=len(outcome.uploaded),
@@ -105,7 +108,12 @@ class Reporter:
             return "finished", ""
         if isinstance(error, RoundFailed):
             for attempt in error.attempts or (error,):
-                self.metrics.round_failed(Failure(attempt.why))
+                self._failed(attempt)
         if isinstance(error, StorageError):
             self.metrics.round_failed(Failure.STORAGE)
         return "failed", str(error) if isinstance(error, HanseError) else type(error).__name__
+
+    def _failed(self, failure: RoundFailed) -> None:
+        """Pass on an attempt at a round that came to nothing: merchants may have paid for it."""
+        self.metrics.round_failed(Failure(failure.why))
+        self._state.audit.append("attempt-failed", why=failure.why, reason=plain(str(failure), MAX_REASON))

@@ -211,6 +211,11 @@ def _require_same_models(path: Path, evaluation: Plan, plan: Plan) -> None:
         raise ConfigError(
             f"{path}: found a plan of mode {evaluation.training.mode}, expected mode evaluation."
         )
+    if plan.training.unit != "merchant" and evaluation.training.unit != plan.training.unit:
+        raise ConfigError(
+            f"{path}: its unit is {evaluation.training.unit}, the training's is {plan.training.unit}, and a merchant's "
+            "ledger keeps one; sign both again: hanse-server sign."
+        )
     for field in ("league", "recipe", "taxonomy"):
         if getattr(evaluation, field) != getattr(plan, field):
             raise ConfigError(

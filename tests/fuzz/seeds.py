@@ -59,7 +59,9 @@ from hanse_common.session import (
     Assignment,
     BlockReport,
     Challenge,
+    Fetch,
     Hello,
+    Latest,
     ReportCode,
     _Statement,
     frames,
@@ -246,6 +248,10 @@ def messages() -> list[Message]:
         SurvivorStatement(context=bytes(32), survivors=(0, 1)),
         release(),
         SignedRelease.sign(release(), MERCHANTS[0]),
+        Fetch(number=3),
+        Fetch(number=0, file=bytes(32)),
+        Latest(),
+        Latest(signed=SignedRelease.sign(release(), MERCHANTS[0])),
     ]
 
 

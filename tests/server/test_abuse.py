@@ -40,8 +40,10 @@ from hanse_common.session import METHOD, Assignment, BlockReport, Challenge, Hel
 from hanse_common.vision.recipe import Linear, Preprocessing, Projection, Recipe, Scattering
 from hanse_common.vision.taxonomy import Taxonomy
 from hanse_server import flower_link, listener
+from hanse_server import stream as server_stream
 from hanse_server.development_keys import DevelopmentKeys, make_keys
 from hanse_server.listener import Bounded, Listener
+from hanse_server.stream import StreamServer
 
 from .conftest import IDENTITIES, FleetNode, MaskedMerchant
 
@@ -50,9 +52,9 @@ MEMBER = "damson"
 WAIT = 60.0
 PROTOBUF = {"content-type": "application/protobuf"}
 
-MORE_MEMORY = 48 << 20
-MORE_FILES = 1100
-MORE_THREADS = 60
+MORE_MEMORY = 64 << 20
+MORE_FILES = 200
+MORE_THREADS = 48
 """What the server may hold more than before, in bytes, files and threads, however much comes in."""
 
 
@@ -159,7 +161,13 @@ class League:
             assert round_.get("mean") == pytest.approx(2.0, abs=1e-5), round_
             assert round_["blamed"] == {}
 
+    def works(self) -> float:
+        """Return the seconds of CPU that the server took."""
+        times = psutil.Process(self.process.pid).cpu_times()
+        return float(times.user + times.system)
+
     def holds(self) -> tuple[int, int, int]:
+        """Return the server's memory in bytes, its open files and its threads."""
         process = psutil.Process(self.process.pid)
         return process.memory_info().rss, process.num_fds(), process.num_threads()
 
@@ -214,17 +222,25 @@ class Flood:
 
 
 def survive(
-    league: League, attack: Callable[[int], object], rounds: int = 2, threads: int = 4
+    league: League,
+    attack: Callable[[int], object],
+    until: Callable[[Counter[object]], bool] = lambda seen: seen.total() > 4,
+    rounds: int = 2,
+    threads: int = 4,
 ) -> Counter[object]:
-    """Let the league train while the attack goes on; return what the attackers saw."""
+    """Let the league train while the attack goes on, until it has seen enough; return what the attackers saw."""
     memory, files, running = league.holds()
-    started = time.monotonic()
+    started, worked = time.monotonic(), league.works()
     with Flood(attack, threads) as flood:
         league.wait_for_rounds(rounds)
+        while not until(flood.seen):
+            assert time.monotonic() < started + WAIT, flood.seen
+            time.sleep(0.02)
         now = league.holds()
     seconds = time.monotonic() - started
     print(
         f"{sum(flood.seen.values()) / seconds:.0f} attacks/s for {seconds:.1f} s, {rounds} rounds; "
+        f"CPU {league.works() - worked:.1f} s, "
         f"RSS {memory >> 20} -> {now[0] >> 20} MiB, files {files} -> {now[1]}, threads {running} -> {now[2]}; "
         f"{dict(flood.seen)}"
     )
@@ -290,9 +306,8 @@ def test_a_flood_of_requests_is_refused_and_told_when_to_come_back(league: Leagu
                 return 429
         return f"{count} requests"
 
-    seen = survive(league, attack)
+    survive(league, attack, lambda seen: seen[429] > 4)
     print(dict(answers))
-    assert seen[429] > 4
     assert answers.total() - answers[b"429"] < 2 * flower_link.FLEET.refusals.burst  # type: ignore[union-attr]
 
 
@@ -305,9 +320,8 @@ def test_connections_that_say_nothing_are_few_for_each_address(league: League, s
         return "connected"
 
     files = league.holds()[1]
-    seen = survive(league, attack)
+    survive(league, attack, lambda seen: seen["connected"] > 2 * flower_link.FLEET.connections)
     assert league.holds()[1] - files < flower_link.FLEET.connections + 40
-    assert seen["connected"] > flower_link.FLEET.connections
 
 
 def test_slow_clients_hold_their_own_places_only(league: League, stack: ExitStack) -> None:
@@ -405,10 +419,8 @@ def test_a_member_that_pushes_what_it_likes_is_refused(league: League, member: F
             return error.response.status_code
         return "taken"
 
-    seen = survive(league, attack)
+    seen = survive(league, attack, lambda seen: seen[403] > 4 and seen[400] > 4)
     assert seen["taken"] == 0
-    assert seen[403] > 0
-    assert seen[400] > 0
     assert set(seen) <= {400, 403, 429, False, "ConnectError", "ReadError", "RemoteProtocolError"}
 
 
@@ -556,8 +568,7 @@ KINDS = [
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_flood_of_the_streams_port_is_survived(league: League, kind: str) -> None:
-    seen = survive(league, floods(league)[kind])
-    assert seen.total() > 4
+    survive(league, floods(league)[kind])
 
 
 @pytest.mark.slow
@@ -575,7 +586,7 @@ def test_a_member_with_many_streams_has_one(league: League) -> None:
             peer.hear_until(HEADERS)
         return "ended"
 
-    assert survive(league, attack)["ended"] > 4
+    survive(league, attack, lambda seen: seen["ended"] > 4)
 
 
 @pytest.mark.slow
@@ -583,6 +594,19 @@ def test_a_connection_without_a_stream_ends(league: League) -> None:
     with Http2(league, "127.0.9.1") as peer:
         peer.tls.settimeout(WAIT)
         peer.hear_until(GOAWAY)
+
+
+@pytest.mark.parametrize(
+    ("peer", "address"),
+    [
+        ("ipv4:192.0.2.7:443", "192.0.2.7"),
+        ("ipv6:%5B2001:db8::7%5D:443", "2001:db8::/64"),
+        ("ipv6:%5B::ffff:192.0.2.7%5D:443", "192.0.2.7"),
+    ],
+)
+def test_streams_of_one_network_count_together(peer: str, address: str) -> None:
+    """Whoever has one address of IPv6 has 2⁶⁴."""
+    assert server_stream._address(peer) == address
 
 
 # The doors themselves.
@@ -610,6 +634,20 @@ def test_where_files_run_out_a_crowd_makes_room_for_a_newcomer(
         assert crowd[0].recv(1) == b"", "the oldest of the crowd went"
 
 
+def test_connections_to_the_streams_leave_files_for_the_rest(
+    league: League, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_stream.resource, "getrlimit", lambda which: (40, 40))
+    certificate, key = league.keys.certificate.read_bytes(), league.keys.key.read_bytes()
+    server = stack.enter_context(StreamServer("127.0.0.1", 0, certificate, key, dict))
+    there = SimpleNamespace(keys=league.keys, ports=SimpleNamespace(streams=server.port))
+    came: list[Http2] = []
+    for number in range(20):
+        with suppress(OSError):
+            came.append(stack.enter_context(Http2(there, f"127.0.11.{number + 1}")))  # type: ignore[arg-type]
+    assert 5 < len(came) <= 10
+
+
 def test_a_handshake_ends_in_the_time_of_a_head(league: League, stack: ExitStack) -> None:
     tls = SimpleNamespace(certificate=league.keys.certificate, key=league.keys.key)
     limits = listener.Limits(body_bytes=100, head_seconds=0.2)
@@ -617,7 +655,7 @@ def test_a_handshake_ends_in_the_time_of_a_head(league: League, stack: ExitStack
         Listener(Bounded(lambda *_: None, {}, limits), "test", "127.0.0.1", 0, tls, limits)
     )  # type: ignore[arg-type, return-value]
     silent = connect(door.port, "127.0.0.1")
-    silent.settimeout(WAIT)
+    silent.settimeout(WAIT / 3)  # asyncio's own bound is a minute
     with silent, suppress(ConnectionResetError):
         assert silent.recv(1) == b""
 
@@ -628,6 +666,6 @@ def test_all_at_once_and_again_costs_no_memory(league: League) -> None:
     attacks = list(floods(league).values())
     found = []
     for _ in range(3):
-        survive(league, lambda number: attacks[number % len(attacks)](number), rounds=12, threads=14)
+        survive(league, lambda number: attacks[number % len(attacks)](number), rounds=10, threads=14)
         found.append(league.holds()[0])
     assert found[2] - found[0] < MORE_MEMORY / 2

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from hanse_common import signing, wire
 from hanse_common.config import load
+from hanse_common.errors import RoundFailed
 from hanse_common.plan import SignedPlan
 from hanse_common.release import SignedRelease
 from hanse_common.vision.recognizer import Recognizer
@@ -25,7 +26,7 @@ from hanse_server.training import Training
 Type = Callable[..., tuple[int, str, str]]
 
 PLAN: dict[str, Any] = {
-    "league": "shoes",
+    "league": "demo",
     "taxonomy": {"classes": ["shirt", "shoe", "bag"]},
     "recipe": {
         "preprocessing": {"size": 8, "channels": 1},
@@ -44,12 +45,15 @@ PLAN: dict[str, Any] = {
 
 
 class Rounds:
-    """Rounds that come to something, without merchants."""
+    """Rounds that come to something, without merchants; from the round `fails` on they do not."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, fails: int = 1000) -> None:
         self._rng = np.random.default_rng(seed)
+        self._fails = fails
 
     def run(self, round_: int, model: NDArray[np.float32]) -> RoundOutcome:
+        if round_ >= self._fails:
+            raise RoundFailed("nobody came", "merchants")
         update = self._rng.normal(size=model.shape)
         return RoundOutcome(update, ("alder", "birch"), ("cedar",), {}, {}, norm=1.5, bound=4.0)
 
@@ -92,7 +96,7 @@ def typed(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
     return call
 
 
-def trained(folder: Path, seed: int, **changes: Any) -> None:
+def trained(folder: Path, seed: int, fails: int = 1000, **changes: Any) -> None:
     """Sign a plan of its own and train it; what it comes to is a candidate."""
     text = yaml.safe_load((folder / "hanse-server.yaml").read_text()) | changes
     (folder / "hanse-server.yaml").write_text(yaml.safe_dump(text))
@@ -103,9 +107,12 @@ def trained(folder: Path, seed: int, **changes: Any) -> None:
     assert config.service is not None
     training = Training.open(config, config.service)
     run = training.state.history.begin_run(training.plan.digest, 0)
-    model = training.run(Rounds(seed), lambda report: None)
-    training.publish(model, {"accuracy": 0.9})
-    training.state.history.end_run(run, "finished")
+    try:
+        model = training.run(Rounds(seed, fails), lambda report: None)
+        training.publish(model, {"accuracy": 0.9})
+        training.state.history.end_run(run, "finished")
+    except RoundFailed as error:
+        training.state.history.end_run(run, "failed", str(error))
     training.state.database.close()
 
 
@@ -225,9 +232,42 @@ def test_a_backup_comes_back_under_another_database_and_goes_on(folder: Path, ty
     assert typed("versions")[1] == before
     assert typed("export", "out")[0] == 0
     assert typed("audit", "--verify")[0] == 0
-    damaged = (folder / "all.tar").read_bytes().replace(b'"league": "shoes"', b'"leag_e": "shoes"')
+    damaged = (folder / "all.tar").read_bytes().replace(b'"league": "demo"', b'"leag_e": "shoes"')
     (folder / "damaged.tar").write_bytes(damaged)
     text["service"] |= {"state": "third", "storage": f"sqlite:///{folder}/third.sqlite"}
     (folder / "hanse-server.yaml").write_text(yaml.safe_dump(text))
     assert typed("restore", "damaged.tar")[0] == 26
     assert "None yet" in typed("versions")[1]
+
+
+def test_a_training_that_cannot_go_on_is_not_lost(folder: Path, typed: Type) -> None:
+    trained(folder, 1, fails=0)
+    code, _, err = typed("finish")
+    assert code == 10
+    assert "no round of this plan is done" in err
+    trained(folder, 2, fails=2)
+    code, out, _ = typed("finish")
+    assert code == 0
+    assert "2 of 3 rounds" in out
+    assert typed("publish", "--without-figures")[0] == 0
+    assert "finished" in typed("audit")[1]
+    code, _, err = typed("resume")
+    assert code == 10
+    assert "has ended with a version already" in err
+
+
+def test_releases_after_a_restored_backup_do_not_repeat_numbers(folder: Path, typed: Type) -> None:
+    trained(folder, 1)
+    assert typed("backup", "before.tar")[0] == 0
+    assert typed("publish")[0] == 0
+    text = yaml.safe_load((folder / "hanse-server.yaml").read_text())
+    text["service"] |= {"state": "other"}
+    (folder / "hanse-server.yaml").write_text(yaml.safe_dump(text))
+    assert typed("restore", "before.tar")[0] == 0
+    numbers = []
+    for _ in range(2):
+        trained(folder, 2 + len(numbers))
+        assert typed("publish")[0] == 0
+        signed = wire.decode(SignedRelease, (folder / "other" / "release.hanse").read_bytes())
+        numbers.append(signed.open(signing.load_public(folder / "operator.key.pub")).number)
+    assert numbers == [1001, 1002]

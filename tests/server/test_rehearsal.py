@@ -109,25 +109,28 @@ def test_bytes_are_those_of_real_merchants(tmp_path: Path, data_folder: Path) ->
     members = simulation.seeded_members(experiment, made.merchants, tmp_path, lambda name, text: None)
     up: Counter[str] = Counter()
     down: Counter[str] = Counter()
+    by_merchant: Counter[str] = Counter()
 
-    def counted(member: simulation.Member) -> simulation.Member:
+    def counted(name: str, member: simulation.Member) -> simulation.Member:
         def handle(request: bytes) -> bytes:
             answer = member.handle(request)
             kind = wire.decode_any(ANSWERS, answer, MAX_MESSAGE_BYTES)
             up[type(kind).__name__] += streamed(Answer, len(answer))
+            by_merchant[name] += streamed(Answer, len(answer))
             down[type(kind).__name__] += streamed(Ask, len(request))
             return answer
 
         return replace(member, handle=handle)
 
     league = simulation.League.assemble(
-        experiment, {name: counted(member) for name, member in members.items()}, tmp_path
+        experiment, {name: counted(name, member) for name, member in members.items()}, tmp_path
     )
     league.train()
     found = rehearse(league.plan, 4, 20)
     total = found.total(6)
     assert found.setups(6) == 1
     assert total.received == sum(up.values())
+    assert total.up == max(by_merchant.values())
     # But for the directory, in which simulated merchants are listed without their own request.
     assert found.round.times(6).sent == sum(down[kind] for kind in ("Upload", "Agreed", "Unmasked"))
     assert abs(found.setup.sent / sum(down[kind] for kind in ("Joined", "Shares", "Ready")) - 1) < 0.3
@@ -171,6 +174,13 @@ def test_it_shows_what_the_accountant_says_and_writes_nothing(typed: Type, tmp_p
     assert "No forecast of accuracy: left out by --no-forecast" in out
     assert "Mind" not in out
     assert {path.name for path in tmp_path.iterdir()} == {"hanse-server.yaml"}
+
+
+def test_its_help_reads_well(typed: Type) -> None:
+    code, out, _ = typed("rehearse", "--help")
+    assert code == 0
+    assert "…" not in out
+    assert "--no-forecast" in out
 
 
 def test_it_warns_of_a_delta_that_no_usual_policy_allows(typed: Type) -> None:

@@ -3,7 +3,7 @@
 from hanse_common import commands
 from hanse_server.cli.plans import check, fit_whitening, keygen, sign
 from hanse_server.cli.records import audit, backup, migrate, restore
-from hanse_server.cli.registry import export, publish, rollback, versions
+from hanse_server.cli.registry import export, finish, publish, rollback, versions
 from hanse_server.cli.rehearsing import rehearse
 from hanse_server.cli.running import page, resume, run, serve, status, stop
 from hanse_server.cli.setup import card, keys
@@ -27,6 +27,7 @@ for command in (
     status,
     page,
     versions,
+    finish,
     publish,
     rollback,
     export,

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from hanse_common import signing, wire
 from hanse_common.commands import out
-from hanse_common.errors import ReleaseRefused
+from hanse_common.errors import ConfigError, ReleaseRefused
 from hanse_common.federated_report import FederatedReport
 from hanse_common.files import PUBLIC, write_atomically
 from hanse_server.cli.options import DEFAULT_CONFIG, ConfigOption, say, settings_of
@@ -52,6 +52,32 @@ def versions(config: ConfigOption = DEFAULT_CONFIG) -> None:
         say("None yet: a training ends with one.")
 
 
+def finish(config: ConfigOption = DEFAULT_CONFIG) -> None:
+    """End the plan's training where it is: what its finished rounds came to becomes a candidate.
+
+    For a training that cannot go on, because merchants are missing or its rounds are used up. They have paid for all of
+    it; without this they would have nothing of it. It can't be undone: the plan is not trained any further.
+    """
+    from hanse_server.league import published_so_far
+    from hanse_server.training import Training  # torch takes seconds to load
+
+    settings, service = settings_of(config)
+    training = Training.open(settings, service)
+    with training.state, training.state.alone():
+        model = published_so_far(training.progress, settings.optimization.tail_average)
+        done, rounds = training.progress.rounds_done(), training.plan.training.rounds
+        if model is None or training.plan.training.mode == "mean":
+            raise ConfigError(
+                f"{service.state}: no round of this plan is done that a recognizer could be made of."
+            )
+        version = training.publish(model, {})
+        training.state.audit.append("finished", plan=training.plan.digest.hex(), rounds_done=done)
+    say(
+        f"Version {version.number}, a candidate, is what {done} of {rounds} rounds came to. It has no figures; to "
+        f"release it all the same: hanse-server publish {version.number} --without-figures"
+    )
+
+
 def publish(
     version: VersionArgument = "latest",
     config: ConfigOption = DEFAULT_CONFIG,
@@ -77,7 +103,10 @@ def publish(
             tried = service.evaluation is not None
             for line in judge(settings.publication, _report(state, chosen), before, tried=tried):
                 say(line)
-        _release(settings.signing_key, service.state, state, chosen, settings.plan.league, reason, back=False)
+        league, judged = settings.plan.league, not without_figures
+        _release(
+            settings.signing_key, service.state, state, chosen, league, reason, back=False, judged=judged
+        )
 
 
 def rollback(
@@ -111,10 +140,18 @@ def export(
 
 
 def _release(
-    key_file: Path, folder: Path, state: State, version: Version, league: str, reason: str, *, back: bool
+    key_file: Path,
+    folder: Path,
+    state: State,
+    version: Version,
+    league: str,
+    reason: str,
+    *,
+    back: bool,
+    judged: bool = True,
 ) -> None:
     signed, number = sign_release(version, state.versions, signing.load_key(key_file), league, reason)
-    state.versions.release(version.digest, signed, number, reason, back=back)
+    state.versions.release(version.digest, signed, number, reason, back=back, judged=judged)
     write_atomically(folder / RELEASE_FILE, wire.encode(signed), PUBLIC)
     say(
         f"Version {version.number} is released, as number {number} of the league's releases. Merchants fetch it."

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from hanse_common.commands import out
@@ -49,10 +50,10 @@ def rehearse(
         bool, typer.Option("--no-forecast", help="Without accuracy and a merchant's time: seconds.")
     ] = False,
 ) -> None:
-    """Show what the plans will cost before they are signed: ε, rounds, bytes, time, and accuracy. Nothing is written.
+    """Show what the plans will cost before they are signed: ε, rounds, bytes, time, and accuracy.
 
-    A few rounds are run on this machine with as many made-up merchants. Accuracy is forecast by a simulation on public
-    photos; that takes minutes.
+    A few rounds are run on this machine, with made-up merchants. Accuracy is forecast by a simulation on public photos;
+    that takes minutes, less the next time, as what was computed of the photos is kept in ~/.cache/hanse.
     """
     settings = load(ServerConfig, config)
     create(settings.optimization.optimizer)
@@ -221,7 +222,7 @@ def _centre(settings: ServerConfig) -> Centre | None:
 def _progress(what: str) -> Iterator[Tell]:
     """Show what is going on: a line that changes in a terminal, and nothing elsewhere."""
     with out.status(what) as status:
-        yield lambda text: status.update(text)
+        yield lambda text: status.update(escape(text))
 
 
 def _line(name: str, text: str) -> None:

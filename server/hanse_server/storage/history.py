@@ -9,6 +9,7 @@ Nothing here decides what is trained: that is `hanse_server.storage.progress`.
 """
 
 import hashlib
+import itertools
 import json
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -86,6 +87,19 @@ class History:
         """Return the latest run, going on or not."""
         with self._database.reading() as session:
             return session.scalar(select(RunRecord).order_by(RunRecord.number.desc()).limit(1))
+
+    def lost_in_a_row(self, plan_digest: bytes, after: int) -> int:
+        """Return how many of the latest runs of a plan were lost, or are going on, with no round done in them.
+
+        `after` is how many rounds are done now. A run that is going on counts when its process is gone.
+        """
+        wanted = select(RunRecord).where(RunRecord.plan == plan_digest.hex())
+        with self._database.reading() as session:
+            runs = session.scalars(wanted.order_by(RunRecord.number.desc()).limit(100)).all()
+        fruitless = itertools.takewhile(
+            lambda run: run.state in ("running", "lost") and run.after == after, runs
+        )
+        return sum(1 for _ in fruitless)
 
     def blocks(self, plan_digest: bytes) -> int:
         """Return how many blocks were opened for a plan: the index of the next one."""

@@ -19,13 +19,16 @@ from sqlalchemy import func, select
 from hanse_common import wire
 from hanse_common.errors import ConfigError, StorageError
 from hanse_common.files import PUBLIC, read_bounded, write_atomically
-from hanse_common.release import SignedRelease
+from hanse_common.release import FILES, SignedRelease
 from hanse_server.storage.audit_log import append
 from hanse_server.storage.database import Database
 from hanse_server.storage.objects import MAX_OBJECT_BYTES, Objects
-from hanse_server.storage.schema import ReleaseRecord, VersionRecord, plain
+from hanse_server.storage.schema import AuditRecord, ReleaseRecord, VersionRecord, plain
 
 CARD = "card.json"
+
+SKIPPED_RELEASES = 1000
+"""Numbers of releases that are left out after a backup was restored."""
 MAX_REASON = 500
 
 
@@ -127,10 +130,33 @@ class Versions:
         """Return the version that a plan's training came to."""
         return next((one for one in self.all() if one.plan == plan_digest.hex()), None)
 
-    def release(self, digest: str, signed: SignedRelease, number: int, reason: str, *, back: bool) -> None:
+    def next_release(self) -> int:
+        """Return the number of the next release: after the last one, and well after it once a backup was restored.
+
+        What was released since the backup is forgotten here and not by merchants, who take later numbers only.
+        """
+        with self._database.reading() as session:
+            last = session.scalar(select(ReleaseRecord).order_by(ReleaseRecord.number.desc()).limit(1))
+            since = select(AuditRecord.sequence).where(AuditRecord.kind == "restored")
+            if last is not None:
+                since = since.where(AuditRecord.time >= last.made)
+            restored = session.scalar(since.limit(1)) is not None
+        return (last.number if last else 0) + 1 + (SKIPPED_RELEASES if restored else 0)
+
+    def release(
+        self,
+        digest: str,
+        signed: SignedRelease,
+        number: int,
+        reason: str,
+        *,
+        back: bool,
+        judged: bool = True,
+    ) -> None:
         """Record that `digest` is the league's recognizer from now on, by the statement `signed` of that `number`.
 
-        The version before becomes superseded, or, when it is taken `back`, withdrawn, which is for good.
+        The version before becomes superseded, or, when it is taken `back`, withdrawn, which is for good. `judged` is
+        whether its figures passed.
         """
         with self._database.transaction() as session:
             before = session.scalar(select(VersionRecord).where(VersionRecord.state == "released"))
@@ -148,7 +174,8 @@ class Versions:
                     made=self._database.clock(),
                 )
             )
-            facts = {"number": number, "digest": digest, "back": back, "reason": plain(reason, MAX_REASON)}
+            facts = {"number": number, "digest": digest, "back": back, "judged": judged}
+            facts["reason"] = plain(reason, MAX_REASON)
             append(session, self._database.clock(), "release", facts)
 
     def releases(self) -> Sequence[ReleaseRecord]:
@@ -175,6 +202,10 @@ class Versions:
         try:
             folder.mkdir(parents=True)
             for name, content in version.files.items():
+                if name not in FILES:
+                    raise StorageError(
+                        f"version {version.number}: found a file {name!r:.80}, expected {FILES}."
+                    )
                 write_atomically(folder / name, self._objects.get(content), PUBLIC)
         except OSError as error:
             raise ConfigError(f"{folder}: cannot be made ({error.strerror}); name a new folder.") from None
