@@ -87,7 +87,7 @@ class ReleaseStream:
         self._until = time.monotonic() + ANSWER_SECONDS + expected / MIN_BYTES_PER_SECOND
 
     def _is_over(self) -> bool:
-        return self._over() 
+        return self._over() or time.monotonic() > self._until
 
 
 @contextmanager
