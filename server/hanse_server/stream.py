@@ -333,7 +333,7 @@ class StreamServer:
     async def _serve_release(self, frames_in: object, context: Any) -> None:
         """Serve one stream by which a merchant fetches the release, from the challenge to its end."""
         name, wanted = await self._met(context)
-        if False:
+        if wanted != NO_BLOCK:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "a hello for a block")
 
         async def read() -> bytes | None:

@@ -553,23 +553,21 @@ def test_a_server_that_answers_nothing_is_left(
 def test_a_server_that_trickles_is_left(
     keys: DevelopmentKeys, shop: Shop, recognizers: list[Made], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each frame comes soon enough to look alive; all of them would take for ever."""
+    """Each frame comes soon enough to look alive; all of them together would take too long."""
     monkeypatch.setattr(release_stream, "ANSWER_SECONDS", 0.3)
     monkeypatch.setattr(updates, "TRIES", 1)
     large = Made.__new__(Made)
     large.files = recognizers[0].files | {"card.json": bytes(1 << 20)}
 
     def trickle(digest: bytes) -> Iterator[bytes]:
-        for _ in range(1000):
-            time.sleep(0.05)
+        for _ in range(4):
+            time.sleep(0.2)
             yield full()
 
     monkeypatch.setattr(release_stream, "MIN_BYTES_PER_SECOND", 10**9)
     script = handing_out(large, large.signed(1), trickle)
-    begun = time.monotonic()
-    with cheating(keys, script) as port, pytest.raises((Lost, Refused)):
+    with cheating(keys, script) as port, pytest.raises(Lost, match="cancelled"):
         shop.at(port).look()
-    assert time.monotonic() - begun < WAIT
 
 
 def test_a_broken_download_starts_over(keys: DevelopmentKeys, shop: Shop, recognizers: list[Made]) -> None:

@@ -1,4 +1,4 @@
-"""kill -9 at fault points of a server's training: `python server_rounds.py every STEP`, `twice STEP` or `broken 1`.
+"""kill -9 at fault points of a server's training: `python server_rounds.py every STEP broken STEP`, or `twice STEP`.
 
 Prints JSON. A program of its own, so that a fork copies little.
 """
@@ -7,7 +7,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,16 +53,16 @@ def crash_twice(step: int, folder: Path) -> dict[str, Any]:
     return {"killed": killed, "broken": broken}
 
 
-def crash_broken(folder: Path) -> dict[str, list[str]]:
-    """Crash each broken server at the places of one phase, the last first, until something is seen to be wrong."""
+def crash_broken(step: int, folder: Path) -> dict[str, list[str]]:
+    """Crash each broken server at each `step`-th place of one phase, the last first, until something is wrong."""
     found: dict[str, list[str]] = {}
     for name, (phase, variant) in BROKEN.items():
         places = [place for place in _places(folder, variant) if place[0] == phase and place[2]]
-        found[name] = _first_fault(folder, reversed(places), variant)
+        found[name] = _first_fault(folder, places[::-step], variant)
     return found
 
 
-def _first_fault(folder: Path, places: Iterable[Place], variant: ServerVariant) -> list[str]:
+def _first_fault(folder: Path, places: Sequence[Place], variant: ServerVariant) -> list[str]:
     for place in places:
         training = server_league.trained(folder / "crashed", place, variant)
         if training.broken:
@@ -80,10 +80,6 @@ def _places(folder: Path, variant: ServerVariant) -> list[Place]:
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as name:
         place = Path(name)
-        what, step = sys.argv[1], int(sys.argv[2])
-        if what == "every":
-            print(json.dumps(crash_at_every(step, place)))
-        elif what == "twice":
-            print(json.dumps(crash_twice(step, place)))
-        else:
-            print(json.dumps(crash_broken(place)))
+        works = {"every": crash_at_every, "twice": crash_twice, "broken": crash_broken}
+        asked = zip(sys.argv[1::2], sys.argv[2::2], strict=True)
+        print(json.dumps({what: works[what](int(step), place) for what, step in asked}))

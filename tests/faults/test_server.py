@@ -10,7 +10,7 @@ import pytest
 
 HERE = Path(__file__).parent
 
-STEP = 54
+STEP = 97
 """The default suite crashes at every so many-th place; the slow one at every place."""
 
 BROKEN = {
@@ -29,9 +29,13 @@ def run(*arguments: str) -> Any:
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("step", [STEP, pytest.param(1, marks=pytest.mark.slow)])
-def test_wherever_a_server_is_killed_no_sum_is_lost_or_applied_twice_and_the_training_ends(step: int) -> None:
-    found = run("every", str(step))
+@pytest.fixture(scope="module")
+def crashes() -> Any:
+    """What came of some crashes: to load everything takes longer than they do."""
+    return run("every", str(STEP), "broken", "1")
+
+
+def require_sound(found: Any, step: int) -> None:
     print(f"{found['killed']} of {found['points']} fault points in {found['seconds']} s")
     assert found["broken"] == {}
     assert found["points"] > 400
@@ -42,20 +46,30 @@ def test_wherever_a_server_is_killed_no_sum_is_lost_or_applied_twice_and_the_tra
     ]  # fmt: skip
     for file in ("progress", "objects", "history", "versions", "database", "audit_log", "training", "files"):
         assert any(file in name for name in found["files"])
-    if step == 1:
-        # Between the merchants' help and the record, a sum was open and is not used: its round is paid once more.
-        assert 0 < found["unrecorded"] < found["killed"]
+
+
+def test_wherever_a_server_is_killed_no_sum_is_lost_or_applied_twice_and_the_training_ends(
+    crashes: Any,
+) -> None:
+    require_sound(crashes["every"], STEP)
+
+
+@pytest.mark.slow
+def test_at_no_place_at_all_does_a_killed_server_lose_a_sum_or_apply_it_twice() -> None:
+    found = run("every", "1")["every"]
+    require_sound(found, 1)
+    # Between the merchants' help and the record, a sum was open and is not used: its round is paid once more.
+    assert 0 < found["unrecorded"] < found["killed"]
 
 
 @pytest.mark.slow
 def test_a_server_that_is_killed_again_while_it_goes_on_loses_nothing_either() -> None:
-    found = run("twice", "24")
+    found = run("twice", "24")["twice"]
     assert found["broken"] == {}
-    assert found["killed"] > 40
+    assert found["killed"] > 30
 
 
-def test_the_harness_finds_every_broken_server() -> None:
-    found = run("broken", "1")
-    assert found.keys() == BROKEN.keys()
-    for name, what in found.items():
+def test_the_harness_finds_every_broken_server(crashes: Any) -> None:
+    assert crashes["broken"].keys() == BROKEN.keys()
+    for name, what in crashes["broken"].items():
         assert any(line.startswith(BROKEN[name]) for line in what), (name, what)

@@ -12,7 +12,7 @@ it was changed: the server's owner has that key.
 |---|---|
 | each message of `hanse_common`, found by introspection | `message-NAME` |
 | a plan, a directory and a chain of charters inside their signatures | `signed-plan`, `signed-directory`, `charters` |
-| a stream's frames, and all that is said on a stream | `frames`, `stream` |
+| a stream's frames, and all that is said on a stream | `frames`, `stream`, `release-stream` |
 | the requests of a round, each in its turn: participant and secure aggregation | `round-NAME`, `round-signed` |
 | assignments at the daemon | `assignment`, `assignment-signed` |
 | a model's numbers | `model` |

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgpack
 import numpy as np
@@ -18,7 +19,8 @@ from hanse_common.directory import SignedDirectory, require_admitted
 from hanse_common.errors import DirectoryRefused, SignatureInvalid, WireError
 from hanse_common.membership import SignedRequest
 from hanse_common.plan import SignedPlan
-from hanse_common.session import FRAME_BYTES, Answer, Ask, Assignment, Hello, RecordReader
+from hanse_common.release import SignedRelease
+from hanse_common.session import FRAME_BYTES, Answer, Ask, Assignment, Hello, Latest, RecordReader, frames
 from hanse_common.wire import Message
 
 from . import mutate, seeds
@@ -116,7 +118,7 @@ def _frames_seeds() -> list[bytes]:
 
 @contextmanager
 def _stream(_: Path) -> Iterator[Parse]:
-    from hanse_client.stream import Limits, _Block, _Lost
+    from hanse_client.stream import Limits, Lost, Stream, _Block
 
     certificate = bytes(32)
     assignment = next(m for m in seeds.messages() if isinstance(m, Assignment))
@@ -125,7 +127,7 @@ def _stream(_: Path) -> Iterator[Parse]:
         heard = parts_of(data)
         if heard is None or not all(type(frame) is bytes for frame in heard):
             return
-        said: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        said: queue.SimpleQueue[Any] = queue.SimpleQueue()
         handled: list[bytes] = []
 
         def handle(request: bytes) -> bytes:
@@ -143,8 +145,10 @@ def _stream(_: Path) -> Iterator[Parse]:
             lambda _: None,
         )
         try:
-            block._converse(iter(heard), said, certificate)
-        except _Lost:
+            stream = Stream(iter(heard), said, certificate)
+            stream.greet(seeds.MERCHANTS[0], assignment.block)
+            block._converse(stream)
+        except Lost:
             require(not handled, "something was answered before a challenge")
         finally:
             answers = [said.get_nowait()[1:] for _ in range(said.qsize())]
@@ -163,6 +167,35 @@ def _stream(_: Path) -> Iterator[Parse]:
             )
 
     yield parse
+
+
+def _release_stream_seeds() -> list[bytes]:
+    signed = SignedRelease.sign(seeds.release(), seeds.MERCHANTS[0])
+    files = [frame for file in seeds.release().files for frame in frames(bytes(file.size))]
+    told = list(frames(wire.encode(Latest(signed=signed))))
+    return [msgpack.packb(said) for said in ([*told, *files], told, [*frames(wire.encode(Latest()))])]
+
+
+def _release_stream(data: bytes) -> None:
+    """A server that hands recognizers out; what it says, in frames."""
+    from hanse_client.release_stream import ReleaseStream
+    from hanse_client.stream import Lost, Stream
+
+    heard = parts_of(data)
+    if heard is None or not all(type(frame) is bytes for frame in heard):
+        return
+    fetching = ReleaseStream(lambda: False, lambda moved: None)
+    fetching._stream = Stream(iter(heard), queue.SimpleQueue(), bytes(32))
+    try:
+        signed = fetching.latest(0)
+        if signed is None:
+            return
+        signed.open(signing.public_bytes(seeds.MERCHANTS[0]))
+        for file in seeds.release().files:
+            moved = sum(map(len, fetching.pieces(file)))
+            require(moved <= file.size, "more of a file than was announced")
+    except Lost:
+        return
 
 
 def targets() -> list[Target]:
@@ -198,4 +231,5 @@ def targets() -> list[Target]:
         ),
         Target("frames", 30_000, flat, _frames_seeds, plain(_frames), (WireError,)),
         Target("stream", 20_000, pack, lambda: frames_of, _stream, (WireError,)),
+        Target("release-stream", 20_000, pack, _release_stream_seeds, plain(_release_stream), wrong),
     ]
