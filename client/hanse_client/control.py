@@ -150,7 +150,7 @@ class Control:
         return until if now < until else None
 
     def note_aggregator(self, address: str) -> None:
-        """Remember where the rounds are, for the doctor. A disk that is full forgets it."""
+        """Remember where the rounds are, for the doctor and for updates. A disk that is full forgets it."""
         with suppress(OSError):
             write_atomically(self._aggregator, address.encode())
 

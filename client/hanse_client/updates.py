@@ -45,6 +45,9 @@ SPREAD_SECONDS = 3.0
 
 POLL_SECONDS = 0.2
 
+END_SECONDS = 5.0
+"""How long the end waits for a look; one that is cut off in a swap leaves one whole recognizer in use."""
+
 _JITTER = secrets.SystemRandom()
 
 
@@ -157,7 +160,7 @@ class UpdateKeeper:
 
     def __exit__(self, *exception: object) -> None:
         self._ending.set()
-        self._thread.join()
+        self._thread.join(END_SECONDS)
 
     def nudge(self) -> None:
         """Have it look soon. For any thread."""

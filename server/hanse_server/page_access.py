@@ -58,7 +58,6 @@ MAX_BURST = 200.0
 Tell = Callable[[str, str], None]
 
 
-
 class Failures:
     """Counts failures by whom they come from, and in all. `clock` returns seconds, never backwards."""
 

@@ -1,7 +1,9 @@
 """How recognizers reach merchants, over real TLS on loopback: from honest servers, and where either side cheats."""
 
 import hashlib
+import json
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +16,8 @@ import grpc
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from hanse_client import release_stream, updates
+from hanse_client import cli, release_stream, updates
+from hanse_client.cli import running
 from hanse_client.config import ClientConfig
 from hanse_client.control import Control
 from hanse_client.keys import load_identity
@@ -653,3 +656,74 @@ def test_the_keeper_says_nothing_before_the_first_training_nor_of_a_server_that_
         shop.at(1)
         time.sleep(0.3)
     assert owner.lines.empty()
+
+
+# -- the owner's commands -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def typed(
+    settings: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> Callable[..., tuple[int, str, str]]:
+    """Return a function that calls hanse-client with the shop's file, changed by `policy`."""
+
+    def call(*words: str, **policy: str) -> tuple[int, str, str]:
+        found = settings | {"policy": settings["policy"] | policy}
+        path = tmp_path / "hanse-client.yaml"
+        path.write_text(json.dumps(found, default=lambda value: str(value)))
+        monkeypatch.setattr(sys, "argv", ["hanse-client", *words, "--config", str(path)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        said = capfd.readouterr()
+        return int(ended.value.code or 0), said.out, " ".join(said.err.split())
+
+    return call
+
+
+def test_the_owner_takes_a_release_by_hand_and_classify_uses_it(
+    server: StreamServer, shelf: Shelf, shop: Shop, recognizers: list[Made], settings: dict[str, Any],
+    typed: Callable[..., tuple[int, str, str]],
+) -> None:  # fmt: skip
+    photo = str(next(settings["photos"].rglob("*.png")))
+    code, _, err = typed("update")
+    assert code == 10
+    assert "the first one says where recognizers come from" in err
+    shop.at(server.port)
+    assert typed("update")[:2] == (0, "The league has released none yet.\n")
+    code, _, err = typed("classify", photo)
+    assert code == 10
+    assert "the league has released none yet" in err
+    shelf.signed = recognizers[0].signed(1)
+    shop.look(take=False)
+    assert "version 1 is not taken yet: hanse-client update" in _status(shop)
+    assert typed("update", updates="manual")[1] == (
+        "The league released version 1: better shoes. It is in use now.\n"
+    )
+    assert typed("update")[1] == "Version 1 is the newest, and in use.\n"
+    assert "the league's version 1, its release 1" in _status(shop)
+    code, out, _ = typed("classify", "--json", photo)
+    assert code == 0
+    assert set(json.loads(out)["probabilities"]) == {"shirt", "shoe", "bag"}
+
+
+def _status(shop: Shop) -> str:
+    return running._recognizer(shop.config)
+
+
+def test_a_refusal_names_what_differs_and_is_exit_code_27(
+    server: StreamServer, shelf: Shelf, shop: Shop, tmp_path: Path, typed: Callable[..., tuple[int, str, str]]
+) -> None:
+    other = Made(tmp_path / "other", classes=("shirt", "shoe", "hat"))
+    shelf.add(other)
+    shelf.signed = other.signed(1)
+    shop.at(server.port)
+    code, _, err = typed("update")
+    assert code == 27
+    assert "it also has 'hat'; it lacks 'bag'" in err
+    shop.at(1)
+    code, _, err = typed("update")
+    assert code == 27
+    assert "The server could not be asked" in err

@@ -78,7 +78,9 @@ def test_twenty_kills_of_the_server_lose_no_sum_and_no_charge_and_the_training_e
 ) -> None:
     league = make_league(rounds=ROUNDS, repeats=KILLS, attempts=5)
     league.edit_server(lambda service: service["blocks"].update(rounds=6, patience=180, gather=2))
-    league.edit_server(lambda service: service.update(database="flower.sqlite"))  # Flower's state is killed, too
+    league.edit_server(
+        lambda service: service.update(database="flower.sqlite")
+    )  # Flower's state is killed, too
     evaluation = with_evaluation(league)
     plan = wire.decode(Plan, league.signed_plan.plan)
     records = Records(league, plan)

@@ -113,3 +113,19 @@ def test_a_card_tells_what_those_paid_by_whom_the_recognizer_was_tried(
     work.publish(np.zeros(plan.dimension, dtype=np.float32), {})
     card = Recognizer.load(work.service.state / "recognizer").card
     assert (card.epsilon, card.delta) == (epsilon, delta)
+
+
+def test_what_a_crash_left_of_a_recognizer_is_made_whole_when_its_training_goes_on(
+    make_plan: MakePlan, make_service: Callable[..., Service]
+) -> None:
+    plan, service = make_plan(), make_service()
+    model = np.zeros(plan.dimension, dtype=np.float32)
+    version = training(plan, service).publish(model, {})
+    folder = service.state / "recognizer"
+    (folder / "card.json").unlink()
+    (folder / ".card.json.half").write_bytes(b"{")
+    folder.with_name("recognizer.new").mkdir()
+    assert training(plan, service).publish(model, {}) == version
+    assert Recognizer.load(folder).digest().hex() == version.digest
+    assert {path.name for path in folder.iterdir()} == set(version.files)
+    assert not folder.with_name("recognizer.new").exists()
