@@ -846,7 +846,7 @@ def not_for_merchants(make: MakePlan) -> list[bytes]:
         bytes(100),
         invitation[:-1],
         invitation + b"\0",
-        invitation.replace(bytes([wire.WIRE_VERSION]), b"\2", 1),
+        invitation[:1] + b"\x63" + invitation[2:],  # of a later version
         b"\x91" * 100_000,
         wire.encode(plan),
         wire.encode(SignedPlan.sign(plan, KEY)),
