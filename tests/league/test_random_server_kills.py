@@ -78,9 +78,8 @@ def test_twenty_kills_of_the_server_lose_no_sum_and_no_charge_and_the_training_e
 ) -> None:
     league = make_league(rounds=ROUNDS, repeats=KILLS, attempts=5)
     league.edit_server(lambda service: service["blocks"].update(rounds=6, patience=180, gather=2))
-    league.edit_server(
-        lambda service: service.update(database="flower.sqlite")
-    )  # Flower's state is killed, too
+    # Flower's own state is in a file, too, and dies with the server.
+    league.edit_server(lambda service: service.update(database="flower.sqlite"))
     evaluation = with_evaluation(league)
     plan = wire.decode(Plan, league.signed_plan.plan)
     records = Records(league, plan)
@@ -106,9 +105,8 @@ def test_twenty_kills_of_the_server_lose_no_sum_and_no_charge_and_the_training_e
         else:
             target = min(before + chance.randint(1, 5), ROUNDS - 1)
             league.until("more rounds", lambda target=target: lives() and records.applied() >= target, WAIT)
-            time.sleep(
-                chance.uniform(0.0, 0.6)
-            )  # anywhere within a round, an evaluation, or between two blocks
+            # Anywhere within a round or an evaluation, or between two blocks.
+            time.sleep(chance.uniform(0.0, 0.6))
         lives()
         os.kill(server.pid, signal.SIGKILL)
         server.wait()
