@@ -25,10 +25,10 @@ demo: install
 	@$(BIN)/hanse-sim demo $(ARGS)
 
 test: install
-	@$(BIN)/pytest -q -n 2 --dist worksteal -m "not slow and not gpu" $(ARGS)
+	@$(BIN)/pytest -q -n 3 --dist worksteal -m "not slow and not gpu" $(ARGS)
 
 test-all: install lint
-	@$(BIN)/pytest -q -n 2 --dist worksteal -m "not gpu" $(ARGS)
+	@$(BIN)/pytest -q -n 3 --dist worksteal -m "not gpu" $(ARGS)
 
 lint: install
 	@$(BIN)/ruff check .

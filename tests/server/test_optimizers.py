@@ -103,13 +103,15 @@ def test_yogi_forgets_a_large_update_slower_than_adam() -> None:
 
 
 def test_all_known_names() -> None:
-    assert optimizers.names() == ALL
+    # Another test of the same process may have registered one of its own.
+    assert set(ALL) <= set(optimizers.names())
+    assert not {"sgd", "adam", "fedprox"} & set(optimizers.names())
 
 
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({"name": "fedavgg"}, r"expected one of fedadagrad, fedadam, fedavg, fedavgm, fedyogi\.$"),
+        ({"name": "fedavgg"}, r"expected one of .*fedadagrad, fedadam, fedavg, fedavgm, fedyogi"),
         ({}, "optimizer.name"),
         ({"name": ["fedavg"]}, "optimizer.name"),
         ({"name": "fedavgm", "momentum": 1.0}, "optimizer.momentum: found 1.0"),
