@@ -197,7 +197,7 @@ BEYOND: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 """For each field of the policy, what a plan has that this field alone refuses, and how the field would allow it."""
 
 NOT_OF_A_PLAN = {"accounting", "verified", "minimum_verified", "approval", "report", "updates"}
-"""How plans add up in the ledger; who must be in a roster (below); what is asked of and told to whom; when a recognizer is taken."""
+"""How plans add up; who must be in a roster (below); what is asked of and told to whom; when a recognizer is taken."""
 
 STRICTER: dict[str, dict[str, Any]] = {
     "monthly_epsilon": {"monthly_epsilon": 0.01},
