@@ -244,7 +244,8 @@ def test_help_of_every_command_reads_well(server) -> None:
     _, out, _ = server("--help")
     commands = (
         "keygen", "keys", "card", "check", "rehearse", "sign", "fit-whitening", "run", "resume", "stop", "serve",
-        "status", "page", "versions", "finish", "publish", "rollback", "export", "audit", "backup", "restore", "migrate",
+        "status", "page", "versions", "finish", "publish", "rollback", "export", "audit", "backup", "restore",
+        "migrate",
     )  # fmt: skip
     for command in commands:
         assert command in out
