@@ -45,9 +45,9 @@ class _Attack(Section):
         return ()
 
     @property
+    @abstractmethod
     def label(self) -> str:
         """The attack in a few words."""
-        raise NotImplementedError
 
     def _with_factor(self, text: str) -> str:
         return text if self.factor == 1 else f"{text}, ×{self.factor}"
