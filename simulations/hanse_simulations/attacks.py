@@ -15,6 +15,7 @@ References:
 [3] Tolpegin, Truex, Gursoy, Liu 2020, "Data Poisoning Attacks Against Federated Learning Systems" (label flips).
 """
 
+from abc import abstractmethod
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np

@@ -47,59 +47,9 @@ class Visitor:
         return self.get(path, headers={"Authorization": f"Bearer {token}"})
 
 
-FAULTS = """() => {
-  const found = [];
-  const text = element => (element.textContent || "").trim();
-  const all = selector => [...document.querySelectorAll(selector)];
-  if (!/^(en|zh-Hans)$/.test(document.documentElement.lang)) found.push("no language");
-  if (!document.title.trim()) found.push("no title");
-  if (all("main").length !== 1) found.push("not one main");
-  if (all("h1").length !== 1) found.push("not one h1");
-  let level = 0;
-  for (const heading of all("h1, h2, h3, h4")) {
-    const next = Number(heading.tagName[1]);
-    if (next > level + 1) found.push(`heading ${text(heading)}: h${next} after h${level}`);
-    level = next;
-  }
-  for (const field of all("input:not([type=hidden]), select, textarea")) {
-    if (!field.labels.length || !text(field.labels[0])) found.push(`no label: ${field.outerHTML}`);
-  }
-  for (const control of all("a, button, summary")) if (!text(control)) found.push(`no name: ${control.outerHTML}`);
-  const names = all("main form:not(.questions) button").map(text);
-  if (new Set(names).size !== names.length) found.push(`buttons of one name: ${names}`);
-  for (const image of all("svg:not([aria-hidden])")) {
-    if (!image.getAttribute("aria-label")) found.push(`no name: ${image.outerHTML}`);
-  }
-  for (const table of all("table")) if (!table.querySelector("th[scope=col]")) found.push("table without headers");
-  for (const nav of all("nav")) if (!nav.getAttribute("aria-label")) found.push("nav without a name");
-  const ids = all("[id]").map(element => element.id);
-  if (new Set(ids).size !== ids.length) found.push(`an id twice: ${ids}`);
-  for (const element of all("[aria-describedby], [aria-labelledby]")) {
-    const wanted = `${element.getAttribute("aria-describedby") ?? ""} ${element.getAttribute("aria-labelledby") ?? ""}`;
-    for (const id of wanted.trim().split(/ +/)) if (!document.getElementById(id)) found.push(`no element ${id}`);
-  }
-  const width = document.documentElement.scrollWidth;
-  if (width > innerWidth) found.push(`wider than the window: ${width}`);
-  return found;
-}"""
+FAULTS = (Path(__file__).parent.parent / "page_faults.js").read_text(encoding="utf-8")
 
-CONTRASTS = """() => {
-  const luminance = ([r, g, b]) => [r, g, b].map(c => c / 255)
-    .map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
-    .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
-  const numbers = colour => colour.match(/[\\d.]+/g).map(Number);
-  const found = [];
-  for (const element of document.querySelectorAll("body *:not(noscript)")) {
-    if (![...element.childNodes].some(node => node.nodeType === 3 && node.data.trim())) continue;
-    let behind = element;
-    while (behind && (numbers(getComputedStyle(behind).backgroundColor)[3] ?? 1) === 0) behind = behind.parentElement;
-    const pair = [getComputedStyle(element).color, getComputedStyle(behind ?? document.body).backgroundColor];
-    const [dark, light] = pair.map(c => luminance(numbers(c))).sort((a, b) => a - b);
-    const contrast = (light + 0.05) / (dark + 0.05);
-    if (contrast < 4.5) found.push([element.outerHTML.slice(0, 80), contrast]);
-  }
-  return found;
-}"""
+CONTRASTS = (Path(__file__).parent.parent / "page_contrasts.js").read_text(encoding="utf-8")
 
 
 class Person:
