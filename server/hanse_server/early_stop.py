@@ -3,12 +3,12 @@
     state = EarlyStopState()
     state = settings.advance(state, done, accuracy)
     if settings.stops(state):
-        ...                                      # state.best_round, state.best_score
+        ...                                      # no more rounds
 
 It is told a score after some rounds, the higher the better, and stops once `patience` scores in a row were no
 gain. A gain is `minimum` or more over the score of the last gain, so that many small steps upwards count, too, once
-they add up. A score is of public photos, or the sum of a federated evaluation, which is private already: what is made
-of it costs no privacy. Noise in it makes `minimum` worth setting to a few of its standard deviations.
+they add up. A score is from the sum of a federated evaluation, which is private already: what is made of it costs no
+privacy. Noise in it makes `minimum` worth setting to a few of its standard deviations.
 
 Reference: Prechelt 1998, "Early Stopping - But When?".
 """
@@ -23,15 +23,12 @@ from hanse_common.wire import Value
 
 
 class EarlyStopState(Value):
-    """All that it remembers; part of a checkpoint.
+    """All that it remembers; it follows from the scores on record.
 
-    `best_round` and `best_score` are those of the highest score so far, `gain_score` is the score of the last gain,
-    `misses` how many scores there were since, `last_round` the latest that it was told of. Rounds are how many are
-    done; None stands for none yet.
+    `gain_score` is the score of the last gain, `misses` how many scores there were since, `last_round` the latest that
+    it was told of. Rounds are how many are done; None stands for none yet.
     """
 
-    best_round: Annotated[int, Field(ge=0)] | None = None
-    best_score: float | None = None
     gain_score: float | None = None
     misses: Annotated[int, Field(ge=0)] = 0
     last_round: Annotated[int, Field(ge=0)] | None = None
@@ -47,19 +44,15 @@ class EarlyStop(Section):
         """Return the state after `score` of the model that there is after `round_` rounds.
 
         A score that is no finite number is no gain. A round that is not later than the last changes nothing, so that
-        a training which goes on from a checkpoint may say the same again.
+        the same may be said again.
         """
         if state.last_round is not None and round_ <= state.last_round:
             return state
-        best = state.best_score
         gain = state.gain_score
         if not math.isfinite(score):
             return state.model_copy(update={"misses": state.misses + 1, "last_round": round_})
-        better = best is None or score > best
         gained = gain is None or (score > gain and score - gain >= self.minimum)
         return EarlyStopState(
-            best_round=round_ if better else state.best_round,
-            best_score=score if better else best,
             gain_score=score if gained else gain,
             misses=0 if gained else state.misses + 1,
             last_round=round_,

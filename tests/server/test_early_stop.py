@@ -25,7 +25,6 @@ def test_it_stops_after_patience_scores_without_a_gain() -> None:
     states = told(settings, [0.5, 0.6, 0.605, 0.59, 0.6, 0.9])
     assert [settings.stops(state) for state in states] == [False, False, False, False, True, False]
     assert [state.misses for state in states] == [0, 0, 1, 2, 3, 0]
-    assert (states[4].best_round, states[4].best_score) == (2, 0.605)  # the best one, though it was no gain
 
 
 def test_small_steps_upwards_add_up_to_a_gain() -> None:
@@ -43,16 +42,11 @@ def test_with_a_minimum_of_zero_the_same_again_is_no_gain() -> None:
 @given(settings=SETTINGS, scores=SCORES)
 def test_the_state_is_what_the_whole_history_says(settings: EarlyStop, scores: list[float]) -> None:
     states = told(settings, scores)
-    best, gain, misses = None, None, 0
-    for index, (score, state) in enumerate(zip(scores, states, strict=True)):
+    gain, misses = None, 0
+    for score, state in zip(scores, states, strict=True):
         misses += 1
-        if math.isfinite(score):
-            if best is None or score > scores[best]:
-                best = index
-            if gain is None or (score > gain and score - gain >= settings.minimum):
-                gain, misses = score, 0
-        assert state.best_score == (None if best is None else scores[best])
-        assert state.best_round == (None if best is None else best)
+        if math.isfinite(score) and (gain is None or (score > gain and score - gain >= settings.minimum)):
+            gain, misses = score, 0
         assert (state.gain_score, state.misses) == (gain, misses)
         assert settings.stops(state) == (misses >= settings.patience)
 
