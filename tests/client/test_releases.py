@@ -8,6 +8,7 @@ import resource
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -545,6 +546,10 @@ def test_who_reads_meanwhile_never_finds_a_mixture(releases: Releases, recognize
         reader.start()
     for number in range(2, 14):
         take(releases, recognizers[number % 3], number)
+        # On a busy machine all could be over before a reader comes to look once.
+        deadline = time.monotonic() + 30
+        while in_use(releases) not in seen and not wrong and time.monotonic() < deadline:
+            time.sleep(0.001)
     over.set()
     for reader in readers:
         reader.join()
