@@ -104,6 +104,21 @@ class ClientConfig(Section):
         return self.state / "recognizers"
 
     @property
+    def gallery_path(self) -> Path:
+        """Where the shop's products and their reference photos are."""
+        return self.state / "gallery"
+
+    @property
+    def corrections_path(self) -> Path:
+        """Where the owner's own labels are."""
+        return self.state / "corrections.sqlite"
+
+    @property
+    def personal_path(self) -> Path:
+        """Where what was learned from the shop's own labels is."""
+        return self.state / "personal"
+
+    @property
     def ledger_path(self) -> Path:
         """Where the ledger is."""
         return self.state / "ledger.sqlite"
