@@ -30,6 +30,7 @@ TORCH_IS_FOR = (
     "hanse_client/embeddings.py",
     "hanse_client/gradients.py",
     "hanse_client/layer_gradients.py",
+    "hanse_client/recognition/engine.py",
     "hanse_client/resources.py",
     "hanse_client/suspects.py",
     "hanse_client/training.py",

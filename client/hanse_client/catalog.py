@@ -23,7 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 from PIL import Image
 
@@ -31,7 +31,6 @@ from hanse_client.photo_index import PhotoIndex
 from hanse_common.errors import CatalogError, PhotoError, PhotoUnreadable
 from hanse_common.vision import photo
 from hanse_common.vision.photo import PhotoLimits
-from hanse_common.vision.taxonomy import LabelMap
 
 MAX_ROWS = 1_000_000
 """Bound of the rows of a CSV file."""
@@ -45,6 +44,18 @@ _CLUTTER = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir"}
 def is_clutter(name: str) -> bool:
     """Return whether a file or folder called `name` is the system's own, hidden or a by-product."""
     return name.startswith(".") or name.casefold() in _CLUTTER
+
+
+class Labels(Protocol):
+    """What gives photos' labels their numbers: `LabelMap`, or another with the same two questions."""
+
+    def encode(self, label: str) -> int | None:
+        """Return the number of a shop's label, None for one without."""
+        ...
+
+    def left_out(self, label: str) -> bool:
+        """Return whether `label` has no number on purpose."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +122,7 @@ class Catalog:
     def load(
         cls,
         source: Path,
-        labels: LabelMap,
+        labels: Labels,
         *,
         holdout_key: bytes,
         holdout_fraction: float,

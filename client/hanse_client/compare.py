@@ -36,7 +36,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from hanse_client.catalog import Record
-from hanse_client.embeddings import EmbeddingCache, Progress, embed
+from hanse_client.embeddings import Embedded, EmbeddingCache, Photo, Progress, embed
 from hanse_client.examples import resolve_device
 from hanse_client.shop import Shop
 from hanse_common.errors import CatalogError, ConfigError
@@ -223,19 +223,7 @@ def compare(shop: Shop, recognizer: Recognizer, progress: Progress = lambda done
         )
     catalog = shop.catalog()
     _require_sides(catalog.train, catalog.holdout, shop)
-    device = resolve_device(shop.config.device)
-    with EmbeddingCache(shop.config.state / "embeddings.sqlite") as cache:
-        embedded = embed(
-            catalog.records,
-            recipe,
-            cache,
-            device=device,
-            weights=shop.config.backbone_weights,
-            whitening=recognizer.whitening,
-            centre=recognizer.centre,
-            memory=shop.config.resources.batch_bytes(device),
-            progress=progress,
-        )
+    embedded = embed_for(shop, recognizer, catalog.records, progress)
     kept = [catalog.records[index] for index in embedded.kept]
     held_out = np.array([record.holdout for record in kept], dtype=bool)
     _require_sides([r for r in kept if not r.holdout], [r for r in kept if r.holdout], shop)
@@ -258,6 +246,28 @@ def compare(shop: Shop, recognizer: Recognizer, progress: Progress = lambda done
     )
 
 
+def embed_for(
+    shop: Shop,
+    recognizer: Recognizer,
+    photos: Sequence[Photo],
+    progress: Progress = lambda done, total: None,
+) -> Embedded:
+    """Return the embeddings of `photos` that the recognizer's head reads, cached in the shop's state. See `embed`."""
+    device = resolve_device(shop.config.device)
+    with EmbeddingCache(shop.config.state / "embeddings.sqlite") as cache:
+        return embed(
+            photos,
+            recognizer.card.recipe,
+            cache,
+            device=device,
+            weights=shop.config.backbone_weights,
+            whitening=recognizer.whitening,
+            centre=recognizer.centre,
+            memory=shop.config.resources.batch_bytes(device),
+            progress=progress,
+        )
+
+
 def judge(
     taxonomy: Taxonomy,
     labels: NDArray[np.int64],
@@ -275,17 +285,15 @@ def judge(
     """
     right = [probabilities.argmax(axis=1) == labels for probabilities in (league, alone)]
     gains = right[0].astype(np.int64) - right[1]
-    by_product: Counter[object] = Counter()
-    for index, (product, gain) in enumerate(zip(products, gains.tolist(), strict=True)):
-        by_product[index if product is None else product] += gain
+    by_product = product_gains(gains, products)
     return Comparison(
         taxonomy,
         Score.of(labels, league),
         Score.of(labels, alone),
         only_league=int(np.sum(gains > 0)),
         only_alone=int(np.sum(gains < 0)),
-        differing=sum(gain != 0 for gain in by_product.values()),
-        p_value=sign_test(list(by_product.values())),
+        differing=sum(gain != 0 for gain in by_product),
+        p_value=sign_test(by_product),
         trained=tuple(trained),
         strength=strength,
         problems=problems,
@@ -304,12 +312,16 @@ def train_alone(
     if len(known) == 1:
         probabilities[:, known] = 1.0
         return probabilities, None
-    strength = _strength(features, labels)
-    head = _head(1.0 if strength is None else strength)
+    strength = choose_strength(features, labels)
+    probabilities[:, known] = fit_head(features, labels, strength).predict_proba(tested)
+    return probabilities, strength
+
+
+def fit_head(features: NDArray[np.float32], labels: NDArray[np.int64], strength: float | None) -> Any:
+    """Return scikit-learn's pipeline of scaling and logistic regression, fitted with C = `strength`, 1 where None."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        probabilities[:, known] = head.fit(features, labels).predict_proba(tested)
-    return probabilities, strength
+        return unfitted_head(1.0 if strength is None else strength).fit(features, labels)
 
 
 def head_probabilities(recognizer: Recognizer, features: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -341,17 +353,35 @@ def sign_test(gains: Sequence[int]) -> float:
     return min(1.0, float(chances[sums >= abs(sum(gains))].sum()))
 
 
-def _strength(features: NDArray[np.float32], labels: NDArray[np.int64]) -> float | None:
-    """Return the C that does best in cross-validation, the strictest of equals; None with too few photos to try."""
+def product_gains(gains: NDArray[np.integer[Any]], products: Sequence[str | None]) -> list[int]:
+    """Return the sums of photos' `gains`, (n,), over each product; a photo whose product is None is one of its own."""
+    by_product: Counter[object] = Counter()
+    for index, (product, gain) in enumerate(zip(products, gains.tolist(), strict=True)):
+        by_product[index if product is None else product] += gain
+    return list(by_product.values())
+
+
+def searched(labels: NDArray[np.int64]) -> NDArray[np.intp] | None:
+    """Return the indices of the photos that cross-validation reads; None when there are too few for its folds."""
     chosen = np.arange(len(labels))
     if len(labels) > _SEARCHED:
         chosen, _ = train_test_split(chosen, train_size=_SEARCHED, random_state=_SEED)
     largest = sorted(Counter(labels[chosen].tolist()).values(), reverse=True)
-    if len(largest) < 2 or largest[0] < _FOLDS or largest[1] < 2:
+    return None if len(largest) < 2 or largest[0] < _FOLDS or largest[1] < 2 else chosen
+
+
+def folds() -> StratifiedKFold:
+    """Return the folds of cross-validation."""
+    return StratifiedKFold(_FOLDS, shuffle=True, random_state=_SEED)
+
+
+def choose_strength(features: NDArray[np.float32], labels: NDArray[np.int64]) -> float | None:
+    """Return the C that does best in cross-validation, the strictest of equals; None with too few photos to try."""
+    chosen = searched(labels)
+    if chosen is None:
         return None
-    folds = StratifiedKFold(_FOLDS, shuffle=True, random_state=_SEED)
     search = GridSearchCV(
-        _head(1.0), {"logisticregression__C": _STRENGTHS}, cv=folds, scoring="accuracy", refit=False
+        unfitted_head(1.0), {"logisticregression__C": _STRENGTHS}, cv=folds(), scoring="accuracy", refit=False
     )
     with warnings.catch_warnings():
         # A class may have fewer photos than there are folds.
@@ -360,7 +390,8 @@ def _strength(features: NDArray[np.float32], labels: NDArray[np.int64]) -> float
     return float(search.best_params_["logisticregression__C"])
 
 
-def _head(strength: float) -> Any:
+def unfitted_head(strength: float) -> Any:
+    """Return the pipeline that `fit_head` fits."""
     return make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=1000))
 
 

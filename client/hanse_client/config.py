@@ -13,6 +13,7 @@ from pydantic import Field
 from hanse_client.policy import Policy
 from hanse_client.resources import DEVICES, Resources
 from hanse_client.schedule import Schedule
+from hanse_client.serving.settings import Serve
 from hanse_client.traffic import Network
 from hanse_common.config import ConfigPath, Section
 from hanse_common.session import Address
@@ -77,6 +78,7 @@ class ClientConfig(Section):
     resources: Resources = Resources()
     connection: Connection | None = None
     page: Page | None = None
+    serve: Serve = Serve()
 
     @property
     def identity_path(self) -> Path:

@@ -13,7 +13,6 @@ from dataclasses import replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn import functional as F
 
 from hanse_client.examples import Examples
 from hanse_client.gradients import ClippedSum, cuda_devices
@@ -22,8 +21,9 @@ from hanse_common.plan import MerchantLevelTraining
 from hanse_common.privacy.encoding import FineSum, Grid
 from hanse_common.vision import model as models
 from hanse_common.vision.extraction import fitting_rows, full_precision
+from hanse_common.vision.loss import Objective
 from hanse_common.vision.preprocessing import augment
-from hanse_common.vision.recipe import Linear, Recipe
+from hanse_common.vision.recipe import Linear, Loss, Recipe
 from hanse_common.vision.taxonomy import Taxonomy
 
 _SLACK = 1 - 2.0**-30
@@ -51,6 +51,7 @@ class ExactSums:
         self._usable: NDArray[np.bool_] = usable.cpu().numpy()
         self._examples = replace(examples, labels=torch.where(usable, labels, 0))
         self._model = models.build(recipe, self._classes).to(examples.inputs.device)
+        self._objective = Objective(recipe.loss, self._classes, examples.inputs.device)
         self._closed_form = isinstance(recipe.model, Linear) and recipe.model.dropout == 0
         self._memory = memory
         self._prepared: tuple[Grid, HeadSum | ClippedSum] | None = None
@@ -164,7 +165,7 @@ class ExactSums:
         return models.to_vector(self._model).astype(np.float64) - start
 
     def _plain_loss(self, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return F.cross_entropy(self._model(inputs), labels, reduction="sum")
+        return self._objective.of(self._model(inputs), labels).sum()
 
     def _summed(self, grid: Grid) -> HeadSum | ClippedSum:
         if self._prepared is None or self._prepared[0] != grid:
@@ -173,9 +174,10 @@ class ExactSums:
             summed: HeadSum | ClippedSum
             if self._closed_form:
                 inputs, labels = self._examples.inputs, self._examples.labels
-                summed = HeadSum(inputs, labels, self._classes, norm, unit)
+                summed = HeadSum(inputs, labels, self._classes, norm, unit, self._recipe.loss)
             else:
-                summed = ClippedSum(self._model, norm, unit, memory=self._memory)
+                loss = None if self._recipe.loss == Loss() else self._objective
+                summed = ClippedSum(self._model, norm, unit, loss=loss, memory=self._memory)
                 summed.prepare(self._examples.inputs)
             self._prepared = (grid, summed)
         return self._prepared[1]

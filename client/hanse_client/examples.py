@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from hanse_client.resources import DEVICES
 from hanse_common.errors import ConfigError
-from hanse_common.privacy.sampling import poisson_sample
+from hanse_common.privacy.sampling import poisson_sample, thinned
 from hanse_common.randomness import Randomness
 
 
@@ -83,12 +83,27 @@ class Examples:
         return len(self.labels)
 
     def sample(
-        self, unit: Literal["photo", "product"], sampling_rate: float, randomness: Randomness
+        self,
+        unit: Literal["photo", "product"],
+        sampling_rate: float,
+        randomness: Randomness,
+        class_rates: Sequence[float] = (),
     ) -> NDArray[np.intp]:
         """Return the indices of the photos in a Poisson sample of units.
 
-        Raises `ValueError` unless 0 < sampling_rate ≤ 1.
+        With `class_rates` a photo of class k that would be in the sample is left out again by a coin of its own, so
+        that it is there with probability `class_rates[k]` in all; a photo of no class is always left out.
+
+        Raises `ValueError` unless 0 < sampling_rate ≤ 1 and all class rates are over 0 and at most as large.
         """
+        if class_rates:
+            found = self._sample(unit, sampling_rate, randomness)
+            return thinned(found, self._host_labels[found], class_rates, sampling_rate, randomness)
+        return self._sample(unit, sampling_rate, randomness)
+
+    def _sample(
+        self, unit: Literal["photo", "product"], sampling_rate: float, randomness: Randomness
+    ) -> NDArray[np.intp]:
         if unit == "photo":
             return poisson_sample(len(self), sampling_rate, randomness)
         order, starts, counts = self._photos_by_product
@@ -97,6 +112,11 @@ class Examples:
         uniform = (randomness.words(len(chosen)) >> np.uint64(11)) * 2.0**-53
         photos: NDArray[np.intp] = order[starts[chosen] + (uniform * counts[chosen]).astype(np.intp)]
         return photos
+
+    @cached_property
+    def _host_labels(self) -> NDArray[np.int64]:
+        labels: NDArray[np.int64] = self.labels.cpu().numpy()
+        return labels
 
     @cached_property
     def _photos_by_product(self) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:

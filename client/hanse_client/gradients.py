@@ -7,9 +7,9 @@
     >>> total.shape, total.dtype
     ((8,), dtype('int64'))
 
-One example's contribution: the gradient of its own cross-entropy, clipped to Euclidean norm C, in units of
-2^fine_exponent, each coordinate truncated towards zero. The integers are added exactly, so the sum depends neither
-on the order of the examples nor on how they are batched.
+One example's contribution: the gradient of its own loss (`vision.loss`; cross-entropy by default), clipped to Euclidean
+norm C, in units of 2^fine_exponent, each coordinate truncated towards zero. The integers are added exactly, so the sum
+depends neither on the order of the examples nor on how they are batched.
 
 What is guaranteed
 - *Norm.* Every contribution, read as exact integers, has norm at most C. The norm of the float32 gradient is
@@ -61,6 +61,7 @@ from hanse_client.layer_gradients import DEFAULT_MODE, GradSampleMode, LayerGrad
 from hanse_common.errors import RecognizerError
 from hanse_common.randomness import AesCtrStream
 from hanse_common.vision.extraction import device_index, fitting_rows, full_precision
+from hanse_common.vision.loss import Objective
 
 __all__ = ["ClippedSum", "GradSampleMode"]
 
@@ -95,6 +96,7 @@ class ClippedSum:
             normalisation is recognised and refused; a layer of one's own that mixes rows is not.
         clipping_norm: C > 0.
         fine_exponent: the unit of the result is 2**fine_exponent.
+        loss: see `vision.loss`; the classes' cross-entropy, by default.
         mode: see `GradSampleMode`.
         microbatch: rows computed at once; by default as many as fit in `memory`, up to 32, on a GPU 1024 (fewer of a
             large net's).
@@ -112,6 +114,7 @@ class ClippedSum:
         clipping_norm: float,
         fine_exponent: int,
         *,
+        loss: Objective | None = None,
         mode: GradSampleMode = DEFAULT_MODE,
         microbatch: int | None = None,
         memory: int | None = None,
@@ -134,6 +137,7 @@ class ClippedSum:
                 "Choose a coarser unit."
             )
         self._model = model
+        self._loss = loss
         self._gradients = LayerGradients(model, mode)
         self._wanted = microbatch
         self._memory = memory
@@ -206,7 +210,7 @@ class ClippedSum:
         self.prepare(inputs)
         rows = _aligned(self._microbatch, inputs)
         labels = torch.zeros(self._microbatch, dtype=torch.int64, device=device)
-        loss = partial(_loss, labels=labels)
+        loss = partial(self._losses, labels=labels)
         for start in range(0, len(inputs), self._microbatch):
             chunk = inputs[start : start + self._microbatch]
             count = len(chunk)
@@ -216,6 +220,18 @@ class ClippedSum:
             labels[count:] = 0
             self._add_quantised(total, self._gradients.of(rows, loss), count)
         return _on_host(self._gradients.in_order(total))
+
+    def _losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the sum of the rows' losses."""
+        if logits.ndim != 2 or len(logits) != len(labels):
+            raise RecognizerError(
+                f"Model: expected logits of shape ({len(labels)}, classes), found {tuple(logits.shape)}."
+            )
+        if labels.min() < 0 or labels.max() >= logits.shape[1]:
+            raise ValueError(f"targets: expected classes 0 to {logits.shape[1] - 1}, found another.")
+        if self._loss is None:
+            return F.cross_entropy(logits, labels, reduction="sum")
+        return self._loss.of(logits, labels).sum()
 
     def _check(self, inputs: Tensor, targets: Tensor) -> None:
         if not self._open:
@@ -244,7 +260,7 @@ class ClippedSum:
             rows = _aligned(count, like)
             labels = torch.zeros(count, dtype=torch.int64, device=like.device)
             total = torch.zeros(self._gradients.width, dtype=torch.int64, device=like.device)
-            self._add_quantised(total, self._gradients.of(rows, partial(_loss, labels=labels)), count)
+            self._add_quantised(total, self._gradients.of(rows, partial(self._losses, labels=labels)), count)
             self._gradients.in_order(total)
             self._gradients.release()
 
@@ -264,7 +280,7 @@ class ClippedSum:
             layer for layer in self._model.modules() if isinstance(layer, _DropoutNd) and layer.training
         ]
         source = AesCtrStream(bytes(32))
-        loss = partial(_loss, labels=torch.zeros(len(rows), dtype=torch.int64, device=rows.device))
+        loss = partial(self._losses, labels=torch.zeros(len(rows), dtype=torch.int64, device=rows.device))
         try:
             for layer in dropouts:
                 layer.eval()
@@ -339,17 +355,6 @@ def _on_host(exact: Tensor) -> NDArray[np.int64]:
 def cuda_devices(device: torch.device) -> list[int]:
     """Return the GPUs whose random generator a computation on `device` moves."""
     return [device_index(device)] if device.type == "cuda" else []
-
-
-def _loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the sum of the rows' cross-entropies."""
-    if logits.ndim != 2 or len(logits) != len(labels):
-        raise RecognizerError(
-            f"Model: expected logits of shape ({len(labels)}, classes), found {tuple(logits.shape)}."
-        )
-    if labels.min() < 0 or labels.max() >= logits.shape[1]:
-        raise ValueError(f"targets: expected classes 0 to {logits.shape[1] - 1}, found another.")
-    return F.cross_entropy(logits, labels, reduction="sum")
 
 
 def _aligned(count: int, like: Tensor) -> Tensor:

@@ -3,10 +3,10 @@
     summed = HeadSum(features, labels, classes=10, clipping_norm=0.3, fine_exponent=-47)
     total = summed.sum(weights, sample)           # (classes·(F + 1),) int64
 
-A photo's gradient of the cross-entropy is the outer product r·[x, 1]ᵀ, r = softmax(Wx + b) − y, so its norm is
-‖r‖·‖[x, 1]‖ and no gradient needs to be held: the sum over a sample is one matrix product. The result is what
-`gradients.ClippedSum` returns, to a millionth of C (times the largest feature, where that is
-over 1); it is two orders of magnitude faster.
+A photo's gradient of the cross-entropy is the outer product r·[x, 1]ᵀ, r = softmax(Wx + b) − y (of any other loss of
+the logits, r is its derivative by them, which `vision.loss` has), so its norm is ‖r‖·‖[x, 1]‖ and no gradient needs to
+be held: the sum over a sample is one matrix product. The result is what `gradients.ClippedSum` returns, to a millionth
+of C (times the largest feature, where that is over 1); it is two orders of magnitude faster.
 
 **Exactness.** Features are rounded once to multiples of 2⁻²⁵, and each residual, scaled to its clipped length, to an
 integer ρ in units of u = 2^(fine_exponent + 25). A contribution is ρ·[x, 1]ᵀ·u, an integer matrix in fine units,
@@ -35,6 +35,8 @@ from torch.nn import functional as F
 from hanse_common.privacy.encoding import NORM_BITS
 from hanse_common.randomness import AesCtrStream
 from hanse_common.vision.extraction import full_precision
+from hanse_common.vision.loss import Objective
+from hanse_common.vision.recipe import Loss
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +49,7 @@ _GROUPS = {"cpu": 1, "cuda": 8}  # of so many rows, computed at once: a GPU's ke
 _ALIGNMENT = 16  # numbers: 64 bytes of float32, a cache line and the widest vector register
 _SLACK = 1 - 2.0**-30
 _TRIALS = 2
+_PLAIN = Loss()
 
 
 class HeadSum:
@@ -58,13 +61,20 @@ class HeadSum:
         classes: K, how many there are.
         clipping_norm: C > 0.
         fine_exponent: the unit of the result is 2**fine_exponent; C is less than 2⁴⁶ of them.
+        loss: what photos are trained by; the cross-entropy, by default.
 
     Raises:
         ValueError: a shape, a type, a number or a label is out of range.
     """
 
     def __init__(
-        self, features: Tensor, labels: Tensor, classes: int, clipping_norm: float, fine_exponent: int
+        self,
+        features: Tensor,
+        labels: Tensor,
+        classes: int,
+        clipping_norm: float,
+        fine_exponent: int,
+        loss: Loss = _PLAIN,
     ) -> None:
         if features.ndim != 2 or features.dtype != torch.float32:
             raise ValueError(
@@ -81,6 +91,7 @@ class HeadSum:
                 f"Expected 0 < clipping_norm ≤ 2^{NORM_BITS} fine units, found "
                 f"{math.ldexp(clipping_norm, -fine_exponent):g}."
             )
+        self._objective = Objective(loss, classes, features.device)
         self._labels = labels
         self._classes = classes
         self._width = features.shape[1]
@@ -128,7 +139,7 @@ class HeadSum:
             norms[:count] = self._norms[part]
             usable[:count] = self._usable[part]
             usable[count:] = False
-            scaled = self._scaled_residuals(_residuals(rows, labels, head), norms, usable)
+            scaled = self._scaled_residuals(self._residuals(rows, labels, head), norms, usable)
             product = _products(scaled, wide.copy_(rows), self._groups)[..., : self._width + 1]
             total += product.mul_(1 << _FEATURE_BITS).to(torch.int64).sum(dim=0)
         return torch.cat([total[:, :-1].reshape(-1), total[:, -1]]).cpu().numpy()
@@ -141,6 +152,10 @@ class HeadSum:
         head[:, : self._width] = vector[:split].view(self._classes, self._width)
         head[:, self._width] = vector[split:]
         return head
+
+    def _residuals(self, rows: Tensor, labels: Tensor, head: Tensor) -> Tensor:
+        """Return the loss's derivative by the logits head·row for each row, shape (rows, K), float64."""
+        return self._objective.residuals(F.linear(rows, head), labels)
 
     def _scaled_residuals(self, residuals: Tensor, norms: Tensor, usable: Tensor) -> Tensor:
         """Return ρ for each row, shape (rows, K), float64 integers; zero where a row is not usable."""
@@ -164,7 +179,7 @@ class HeadSum:
         for _ in range(_TRIALS):
             head = _random((self._classes, width), source).to(device)
             rows[:] = _random((1, width), source).to(device)
-            found = _residuals(rows, labels, head)
+            found = self._residuals(rows, labels, head)
             if not torch.equal(found, found[:1].expand_as(found)):
                 log.warning("Here a row's residual depends on its position; rows are computed one at a time.")
                 return False
@@ -187,13 +202,6 @@ def _prepared(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     rows[~usable] = 0.0
     norms[~usable] = 1.0
     return rows, norms, usable
-
-
-def _residuals(rows: Tensor, labels: Tensor, head: Tensor) -> Tensor:
-    """Return softmax(head·row) − label for each row, shape (rows, K), float64."""
-    residuals = torch.softmax(F.linear(rows, head).double(), dim=1)
-    residuals[torch.arange(len(rows), device=rows.device), labels] -= 1.0
-    return residuals
 
 
 def _products(scaled: Tensor, rows: Tensor, groups: int) -> Tensor:

@@ -49,9 +49,9 @@ def new_token() -> str:
     return secrets.token_urlsafe(32)
 
 
-def read_token(state: Path) -> str | None:
-    """Return the token in the folder `state`; None, so that nobody may see the page, without one that is secret."""
-    path = state / TOKEN_FILE
+def read_token(state: Path, name: str = TOKEN_FILE) -> str | None:
+    """Return the token in the file `name` of the folder `state`; None, so that nobody is let in, without a secret one."""
+    path = state / name
     try:
         if path.stat().st_mode & 0o077:
             return None
@@ -61,6 +61,22 @@ def read_token(state: Path) -> str | None:
     return found if _TOKEN.fullmatch(found) else None
 
 
+def make_token(state: Path, name: str = TOKEN_FILE) -> str:
+    """Return the token as `read_token` does; makes it when there is none that is secret.
+
+    Raises `ConfigError` when it can't be written.
+    """
+    token = read_token(state, name)
+    if token is None:
+        token = new_token()
+        try:
+            state.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_atomically(state / name, token.encode())
+        except OSError as error:
+            raise ConfigError(f"{state}: cannot be written ({error.strerror}).") from None
+    return token
+
+
 def address(config: ClientConfig) -> str:
     """Return the address that lets its visitor see the page; makes the token when there is none that is secret.
 
@@ -68,15 +84,7 @@ def address(config: ClientConfig) -> str:
     """
     if config.page is None:
         raise ConfigError("page: missing; expected a section with a port.")
-    token = read_token(config.state)
-    if token is None:
-        token = new_token()
-        try:
-            config.state.mkdir(mode=0o700, parents=True, exist_ok=True)
-            write_atomically(config.state / TOKEN_FILE, token.encode())
-        except OSError as error:
-            raise ConfigError(f"{config.state}: cannot be written ({error.strerror}).") from None
-    return entrance(config.page.port, token)
+    return entrance(config.page.port, make_token(config.state))
 
 
 def entrance(port: int, token: str) -> str:
@@ -105,16 +113,25 @@ class Gate:
 
     `cookie` is the session's name, another one for each port. `token` is asked at each request; None lets nobody in.
     Those outside read that `command` lets them in. Inside, `request.state.key` is the key of the session's forms.
+    `secure` is whether the page is served by TLS: the cookie is then sent by nothing else.
     """
 
     def __init__(
-        self, app: ASGIApp, cookie: str, token: Callable[[], str | None], languages: Languages, command: str
+        self,
+        app: ASGIApp,
+        cookie: str,
+        token: Callable[[], str | None],
+        languages: Languages,
+        command: str,
+        *,
+        secure: bool = False,
     ) -> None:
         self._app = app
         self._cookie = cookie
         self._token = token
         self._languages = languages
         self._command = command
+        self._secure = secure
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -149,7 +166,9 @@ class Gate:
         answer = self._said(request, "page-enter.html", 200)
         name = secrets.token_urlsafe(16)
         session = f"{name}.{_mac(token, 'session', name)}"
-        answer.set_cookie(self._cookie, session, httponly=True, samesite="strict", path="/")
+        answer.set_cookie(
+            self._cookie, session, httponly=True, samesite="strict", path="/", secure=self._secure
+        )
         return answer
 
     def _said(self, request: Request, template: str, status: int, **values: str) -> HTMLResponse:
@@ -159,9 +178,14 @@ class Gate:
 async def form(request: Request, max_bytes: int) -> Mapping[str, str]:
     """Return the fields of a form that a page of this session sent. Raises `HTTPException` for any other."""
     fields = dict(await posted(request, max_bytes))
-    if not _same(fields.pop("key", ""), request.state.key):
-        raise HTTPException(403, "This form is of another session.")
+    require_session(request, fields.pop("key", ""))
     return fields
+
+
+def require_session(request: Request, key: str) -> None:
+    """Return if `key` is that of the forms of this request's session. Raises `HTTPException` otherwise."""
+    if not _same(key, request.state.key):
+        raise HTTPException(403, "This form is of another session.")
 
 
 def deed(act: Callable[[Request, Mapping[str, str]], Response], max_bytes: int) -> Endpoint:

@@ -16,7 +16,7 @@ from dataclasses import replace
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from hanse_client.catalog import Catalog, Record
+from hanse_client.catalog import Catalog, Labels, Record, in_holdout
 from hanse_client.config import ClientConfig
 from hanse_client.embeddings import EmbeddingCache, Progress, embed, embed_ahead
 from hanse_client.examples import Examples, resolve_device
@@ -49,18 +49,25 @@ class Shop:
             return LabelMap(taxonomy)
         return LabelMap.load(self.config.labels, taxonomy)
 
-    def catalog(self, progress: Progress | None = None) -> Catalog:
-        """Return the catalog; files that have not changed are not read again. Raises `CatalogError`, `ConfigError`."""
+    def catalog(self, progress: Progress | None = None, labels: Labels | None = None) -> Catalog:
+        """Return the catalog; files that have not changed are not read again. Raises `CatalogError`, `ConfigError`.
+
+        Photos have the numbers that `labels` gives theirs, by default the league's classes.
+        """
         key = self._holdout_key()
         with PhotoIndex(self.config.state / "photos.sqlite") as index:
             return Catalog.load(
                 self.config.photos,
-                self.labels(),
+                self.labels() if labels is None else labels,
                 holdout_key=key,
                 holdout_fraction=self.config.holdout_fraction,
                 progress=progress,
                 index=index,
             )
+
+    def holds_out(self, digest: bytes) -> bool:
+        """Return whether the photo of content `digest` is held out, wherever it comes from. Raises `ConfigError`."""
+        return in_holdout(self._holdout_key(), digest, self.config.holdout_fraction)
 
     def examples(
         self, catalog: Catalog, recipe: Recipe, progress: Progress = lambda done, total: None

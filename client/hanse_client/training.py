@@ -126,7 +126,8 @@ class ShopTrainer:
             fine = self._holdout_sum(model, plan.training.unit, mechanism)
         else:
             # An update points downhill.
-            fine = -self._exact_sum(model.astype(np.float64), plan.training.unit, mechanism)
+            weights, rates = model.astype(np.float64), plan.training.class_rates
+            fine = -self._exact_sum(weights, plan.training.unit, mechanism, rates)
         return ring.residues(mechanism.contribute(fine, plan.limit, self._randomness))
 
     def local_update(self, plan: Plan, round_: int, model: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -143,7 +144,7 @@ class ShopTrainer:
         weights = start.copy()
         velocity = np.zeros_like(weights)
         for _ in range(training.local_steps):
-            exact = self._exact_sum(weights, training.unit, mechanism)
+            exact = self._exact_sum(weights, training.unit, mechanism, training.class_rates)
             gradient = mechanism.release(exact, self._randomness) / training.expected_batch
             gradient += self._recipe.model.penalty_gradient(weights)
             if training.proximal:
@@ -153,14 +154,18 @@ class ShopTrainer:
         return weights - start
 
     def _exact_sum(
-        self, weights: NDArray[np.float64] | None, unit: Literal["photo", "product"], mechanism: Mechanism
+        self,
+        weights: NDArray[np.float64] | None,
+        unit: Literal["photo", "product"],
+        mechanism: Mechanism,
+        class_rates: tuple[float, ...] = (),
     ) -> NDArray[np.int64]:
         """Return the sum over a Poisson sample in fine units, shape (d,), or zeros if it can't be had.
 
         Of clipped gradients at `weights`; without weights, of the features themselves.
         """
         try:
-            sample = self._examples.sample(unit, mechanism.sampling_rate, self._randomness)
+            sample = self._examples.sample(unit, mechanism.sampling_rate, self._randomness, class_rates)
             if weights is None:
                 return self._sums.feature_sum(sample, mechanism.grid)
             seed = int(self._randomness.words(1)[0] >> np.uint64(1))

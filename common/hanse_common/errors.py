@@ -10,6 +10,7 @@
     ├── BudgetExceeded         the privacy budget does not cover what was asked
     ├── LedgerError            the ledger is damaged, locked or of another version
     ├── CatalogError           the catalog as a whole cannot be used
+    ├── GalleryError           a product, or the gallery of products, cannot be used
     ├── PhotoError             one photo cannot be used
     │   ├── PhotoMissing       no such file
     │   ├── PhotoUnreadable    not an image of an accepted format, or damaged
@@ -19,6 +20,8 @@
     ├── ReleaseRefused         a recognizer is not released, or not taken
     ├── RoundFailed            a round ended without a sum
     ├── RunStopped             somebody stopped the run
+    ├── Busy                   too much is asked for at once; try again
+    ├── NotServing             the recognizer's service cannot be offered
     └── DatasetUnavailable     public data could not be obtained
 
 Each class has an exit code of its own, which the commands return; the guides list them. Texts may name the
@@ -89,6 +92,12 @@ class CatalogError(HanseError):
     exit_code = 14
 
 
+class GalleryError(HanseError):
+    """A product cannot be taken into the gallery, or the gallery is damaged, locked, or of another version."""
+
+    exit_code = 30
+
+
 class PhotoError(HanseError):
     """One photo cannot be used."""
 
@@ -155,3 +164,19 @@ class RunStopped(HanseError):
     """Somebody stopped the run; what was done so far is kept."""
 
     exit_code = 18
+
+
+class Busy(HanseError):
+    """More was asked for at once than waits its turn here; `retry_after` is in how many seconds to ask again."""
+
+    exit_code = 29
+
+    def __init__(self, text: str, retry_after: float = 1.0) -> None:
+        super().__init__(text)
+        self.retry_after = retry_after
+
+
+class NotServing(HanseError):
+    """The recognizer's service cannot be offered: its port is taken, or its certificate cannot be used."""
+
+    exit_code = 31

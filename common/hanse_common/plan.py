@@ -17,7 +17,7 @@ from typing import Annotated, ClassVar, Literal, Self
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from hanse_common import signing, wire
 from hanse_common.evaluation import CLIPPING_NORM, Layout
@@ -40,6 +40,11 @@ _PIECE = 1 << 16
 
 _HEADROOM = 4
 """The ring must have room for so many times the photos that a merchant samples on average, all pulling one way."""
+
+
+def _from_yaml(value: object) -> object:
+    """YAML knows lists only; a `Value` holds tuples."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 Unit = Literal["photo", "product", "merchant"]
@@ -92,7 +97,32 @@ class _Noisy(Value):
     noise_multiplier: Annotated[float, Field(gt=0, le=1e4)]
 
 
-class LocalSchedule(_Schedule):
+class _Thinned(_Schedule):
+    """Schedules whose samples may hold fewer of some classes.
+
+    A photo of class k is in a step's sample with probability `class_rates[k]`, or without them `sampling_rate`. None is
+    over that: ε is that of `sampling_rate`, for every class (`privacy.sampling`). They are public numbers of whoever
+    plans. `expected_batch` is then how many photos, or products, such a sample has, about.
+    """
+
+    class_rates: Annotated[
+        tuple[Annotated[float, Field(gt=0, le=1)], ...],
+        BeforeValidator(_from_yaml),
+        Field(max_length=wire.MAX_ITEMS),
+        Since(3),
+    ] = ()
+
+    @model_validator(mode="after")
+    def _thinned(self) -> Self:
+        if self.class_rates and max(self.class_rates) > self.sampling_rate:
+            raise ValueError(
+                f"class_rates: found {max(self.class_rates):g}, expected none over sampling_rate, "
+                f"{self.sampling_rate:g}, which privacy is computed for"
+            )
+        return self
+
+
+class LocalSchedule(_Thinned):
     """Mode `local` but for its noise: a round is `local_steps` steps of DP-SGD at each merchant.
 
     `expected_batch` is one merchant's. The learning rate of a round falls linearly to zero over the plan's rounds
@@ -124,7 +154,7 @@ class LocalTraining(LocalSchedule, _Noisy):
     """Mode `local`: each step has the full noise, so its guarantee needs no other merchant."""
 
 
-class DistributedSchedule(_Schedule):
+class DistributedSchedule(_Thinned):
     """Mode `distributed` but for its noise: a round is one step of DP-SGD of the whole league.
 
     `expected_batch` is the whole league's: `sampling_rate` times all photos, or products, there are.
@@ -275,6 +305,17 @@ class Plan(Message):
     def _can_be_evaluated(self) -> Self:
         if isinstance(self.training, EvaluationTraining):
             Layout(len(self.taxonomy.classes))
+        return self
+
+    @model_validator(mode="after")
+    def _fits_the_classes(self) -> Self:
+        classes = len(self.taxonomy.classes)
+        self.recipe.loss.require(classes)
+        found = len(self.training.class_rates) if isinstance(self.training, _Thinned) else 0
+        if found not in (0, classes):
+            raise ValueError(
+                f"class_rates: found {found} numbers, expected one for each of {classes} classes"
+            )
         return self
 
     @model_validator(mode="after")

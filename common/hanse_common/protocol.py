@@ -22,8 +22,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-WIRE_VERSION = 2
-"""1: the protocol of 0.1. 2: plans of mode `evaluation`, FedProx's `proximal`, releases."""
+WIRE_VERSION = 3
+"""1: the protocol of 0.1. 2: plans of mode `evaluation`, FedProx's `proximal`, releases. 3: a recipe's loss, pooling,
+averaging and erasing, a plan's `class_rates`."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,25 @@ def trim(value: BaseModel, plain: dict[str, Any]) -> int:
                 if isinstance(inner, BaseModel):
                     version = max(version, trim(inner, dumped))
     return version
+
+
+def unsaid(value: BaseModel) -> dict[str, Any]:
+    """Return the fields of `value` that go without saying, as pydantic's `exclude` wants them.
+
+    For documents that are named by a digest of their JSON: what was written before a field was known keeps its name.
+    """
+    found: dict[str, Any] = {}
+    for name, field in type(value).model_fields.items():
+        inner = getattr(value, name)
+        if any(isinstance(mark, Since) for mark in field.metadata) and inner == field.default:
+            found[name] = True
+        elif isinstance(inner, BaseModel):
+            found[name] = unsaid(inner)
+        elif isinstance(inner, tuple):
+            found[name] = {
+                index: unsaid(one) for index, one in enumerate(inner) if isinstance(one, BaseModel)
+            }
+    return {name: what for name, what in found.items() if what}
 
 
 @cache

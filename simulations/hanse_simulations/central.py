@@ -55,7 +55,8 @@ class CentralRounds:
         self._randomness.begin(round_)
         training, mechanism = self._plan.training, self._mechanism
         unit: Literal["photo", "product"] = "product" if training.unit == "product" else "photo"
-        sample = self._examples.sample(unit, training.sampling_rate, self._randomness)
+        rates = training.class_rates if isinstance(training, DistributedTraining) else ()
+        sample = self._examples.sample(unit, training.sampling_rate, self._randomness, rates)
         if isinstance(training, MeanTraining):
             total = mechanism.release(self._sums.feature_sum(sample, mechanism.grid), self._randomness)
             return RoundOutcome(total / training.expected_batch, (), (), {}, {})

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from hanse_client import head_gradients
 from hanse_client.gradients import ClippedSum
 from hanse_client.head_gradients import HeadSum
+from hanse_common.vision.loss import Objective
 
 NORM = 0.3
 FINE = -47  # C is 2⁴⁵·1.2 units
@@ -197,16 +198,18 @@ def test_positions_are_tried_before_the_first_sum_only(monkeypatch: pytest.Monke
 def test_where_kernels_depend_on_position_rows_are_computed_one_at_a_time(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    plain = head_gradients._residuals
+    plain = Objective.residuals
     heights = []
 
-    def by_position(rows: Tensor, labels: Tensor, head: Tensor) -> Tensor:
-        heights.append(len(rows))
-        return plain(rows, labels, head) * (1 + 1e-9 * torch.arange(len(rows), dtype=torch.float64))[:, None]
+    def by_position(self: Objective, logits: Tensor, labels: Tensor) -> Tensor:
+        heights.append(len(logits))
+        return (
+            plain(self, logits, labels) * (1 + 1e-9 * torch.arange(len(logits), dtype=torch.float64))[:, None]
+        )
 
     features, labels, weights = make(20)
     expected = everything(head_sum(features, labels), weights, 20)
-    monkeypatch.setattr(head_gradients, "_residuals", by_position)
+    monkeypatch.setattr(Objective, "residuals", by_position)
     summed = head_sum(features, labels)
     np.testing.assert_array_equal(everything(summed, weights, 20), expected)
     assert "one at a time" in caplog.text

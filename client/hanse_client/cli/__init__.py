@@ -5,6 +5,7 @@ from hanse_client.cli.catalog import catalog, import_products
 from hanse_client.cli.comparison import compare
 from hanse_client.cli.ledger import ledger
 from hanse_client.cli.membership import endorse, init, join, members, rotate, show_words
+from hanse_client.cli.personal import personalize
 from hanse_client.cli.plans import approve, explain, plans, refuse
 from hanse_client.cli.receipts import receipt
 from hanse_client.cli.recognition import classify
@@ -42,6 +43,7 @@ for command in (
     receipt,
     compare,
     classify,
+    personalize,
 ):
     app.command()(command)
 app.command("words")(show_words)

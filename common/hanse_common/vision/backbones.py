@@ -13,7 +13,6 @@ import hashlib
 import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
 from urllib.error import URLError
 
 import numpy as np
@@ -28,6 +27,7 @@ from hanse_common.errors import RecognizerError
 from hanse_common.files import read_bounded
 from hanse_common.vision import recipe as recipes
 from hanse_common.vision.efficientnet_lite import CLASSIFIER, EfficientNetLite0
+from hanse_common.vision.pooling import Averaging, pooled, views_of
 from hanse_common.vision.recipe import Preprocessing, Projection, Recipe
 from hanse_common.vision.scattering import ScatterNet
 from hanse_common.vision.whitening import Whitening
@@ -166,23 +166,46 @@ def _efficientnet_lite0(recipe: Recipe, weights: Path | None) -> nn.Module:
     network = EfficientNetLite0()
     _load_state(network, {name: value for name, value in state.items() if name not in CLASSIFIER}, path)
     network.fold()
-    return _Layers(_channels_last(network), backbone.layers)
+    _channels_last(network)
+    return _Layers(network, backbone)
 
 
 class _Layers(nn.Module):
-    """Some of what EfficientNet-Lite0 gives out. `trunk` may be shared."""
+    """Some of what EfficientNet-Lite0 gives out, averaged over views. `trunk` may be shared."""
 
-    def __init__(self, trunk: nn.Module, layers: Literal["head", "stages"]) -> None:
+    def __init__(self, trunk: EfficientNetLite0, backbone: recipes.EfficientNetLite0) -> None:
         super().__init__()
         self.trunk = trunk
-        self.layers = layers
+        self.layers = backbone.layers
+        self.pooling = backbone.pooling
+        self.averaging = backbone.averaging
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.select(self.trunk(images))
+        return self.select(self.maps(images))
 
-    def select(self, outputs: Tensor) -> Tensor:
-        stages = recipes.EFFICIENTNET_LITE0_FEATURES["stages"]
-        return outputs[:, :stages] if self.layers == "stages" else outputs[:, stages:]
+    def maps(self, images: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Return what the trunk makes of each view of `images`."""
+        return [self.trunk.maps(view) for view in views_of(images, self.averaging)]
+
+    def select(self, maps: list[tuple[Tensor, Tensor]]) -> Tensor:
+        if self.layers == "stages":
+            found = [stages for stages, _ in maps]
+        else:
+            found = [pooled(last, self.pooling) for _, last in maps]
+        return found[0] if len(found) == 1 else torch.stack(found).mean(dim=0)
+
+
+class _Averaged(nn.Module):
+    """A network whose features are averaged over views."""
+
+    def __init__(self, network: nn.Module, averaging: Averaging) -> None:
+        super().__init__()
+        self.network = network
+        self.averaging = averaging
+
+    def forward(self, images: Tensor) -> Tensor:
+        found = [self.network(view) for view in views_of(images, self.averaging)]
+        return found[0] if len(found) == 1 else torch.stack(found).mean(dim=0)
 
 
 class _Concatenation(nn.Module):
@@ -201,7 +224,7 @@ class _Concatenation(nn.Module):
         ]
         self._views = [views.index(part.preprocessing) for part in backbone.parts]
         self._weights = [part.weight for part in backbone.parts]
-        known: dict[tuple[int, str], nn.Module] = {}
+        known: dict[tuple[int, str], EfficientNetLite0] = {}
         for part, view, embedding in zip(backbone.parts, self._views, parts, strict=True):
             if isinstance(part.backbone, recipes.EfficientNetLite0) and isinstance(
                 embedding.network, _Layers
@@ -212,14 +235,14 @@ class _Concatenation(nn.Module):
         self.registered = nn.ModuleList(parts)  # so that they go where this module goes
 
     def forward(self, *views: Tensor) -> Tensor:
-        computed: dict[tuple[int, int], Tensor] = {}
+        computed: dict[tuple[int, int, str], list[tuple[Tensor, Tensor]]] = {}
         found = []
         for embedding, view, weight in zip(self._parts, self._views, self._weights, strict=True):
             network = embedding.network
             if isinstance(network, _Layers):
-                key = (view, id(network.trunk))
+                key = (view, id(network.trunk), network.averaging)
                 if key not in computed:
-                    computed[key] = network.trunk(views[view])
+                    computed[key] = network.maps(views[view])
                 raw = network.select(computed[key])
             else:
                 raw = network(views[view])
@@ -265,7 +288,7 @@ def _torchvision(recipe: Recipe, weights: Path | None) -> nn.Module:
             f"{name}: found {found} features, the recipe says dimension {backbone.dimension}."
         )
     setattr(parent, last, nn.Identity())
-    network.eval()
+    network = _Averaged(network, backbone.averaging).eval()
     try:
         with torch.no_grad():
             network(torch.zeros(1, *recipe.input_shape))

@@ -70,6 +70,11 @@ class EfficientNetLite0(nn.Module):
 
         First the outputs of the last five stages, each averaged over quarters, then the pooled ones.
         """
+        stages, last = self.maps(images)
+        return torch.cat([stages, last.mean(dim=(2, 3))], dim=1)
+
+    def maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the stages' features, (n, 2976), and the last feature map, (n, 1280, ⌈s/32⌉, ⌈s/32⌉), not negative."""
         x = F.relu6(self._bn0(self._conv_stem(images)))
         found = []
         for index, block in enumerate(self._blocks):
@@ -77,7 +82,7 @@ class EfficientNetLite0(nn.Module):
             if index in self._ends:
                 found.append(F.adaptive_avg_pool2d(x, 2).flatten(1))
         x = F.relu6(self._bn1(self._conv_head(x)))
-        return torch.cat([*found, x.mean(dim=(2, 3))], dim=1)
+        return torch.cat(found, dim=1), x
 
     def fold(self) -> None:
         """Multiply every batch normalisation into the convolution before it. The weights are final then."""

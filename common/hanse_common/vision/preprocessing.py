@@ -57,9 +57,9 @@ def _pixels(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.uint
     if image.mode != mode:
         image = image.convert(mode)
     size = (preprocessing.size, preprocessing.size)
-    if image.size != size:
+    if image.size != size or preprocessing.zoom != 1.0:
         if preprocessing.resize == "crop":
-            image = _crop(image, preprocessing.size)
+            image = _crop(image, preprocessing.size, preprocessing.zoom)
         elif preprocessing.resize == "pad":
             image = _pad(image, preprocessing)
         else:
@@ -68,10 +68,10 @@ def _pixels(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.uint
     return pixels.reshape(*size, preprocessing.channels)
 
 
-def _crop(image: Image.Image, size: int) -> Image.Image:
-    """Scale the shorter side to `size` and cut the centre, in one resampling."""
+def _crop(image: Image.Image, size: int, zoom: float) -> Image.Image:
+    """Scale the `zoom`-th part of the shorter side to `size` and cut the centre, in one resampling."""
     width, height = image.size
-    side = min(width, height)
+    side = max(1, round(min(width, height) / zoom))
     left, top = (width - side) // 2, (height - side) // 2
     return image.resize((size, size), _FILTER, box=(left, top, left + side, top + side))
 
@@ -117,4 +117,6 @@ def _transform(augmentation: Augmentation, preprocessing: Preprocessing) -> nn.M
     colour = {name: getattr(augmentation, name) for name in ("brightness", "contrast", "saturation", "hue")}
     if any(colour.values()):
         steps.append(v2.ColorJitter(**colour))
+    if augmentation.erasing:
+        steps.append(v2.RandomErasing(augmentation.erasing, value=fill))
     return nn.Sequential(*steps)

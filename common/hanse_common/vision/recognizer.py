@@ -29,6 +29,7 @@ from torch import nn
 
 from hanse_common.errors import RecognizerError
 from hanse_common.files import PUBLIC, read_bounded, write_atomically
+from hanse_common.protocol import unsaid
 from hanse_common.vision.backbones import Embedding, load_backbone, load_whitening
 from hanse_common.vision.centring import Centre, centred, load_centre
 from hanse_common.vision.extraction import extract
@@ -90,7 +91,7 @@ class Card(Value):
 
     def to_bytes(self) -> bytes:
         """Return the card as the JSON that its file holds."""
-        without = None if self.lineage else {"lineage"}
+        without = unsaid(self) | ({} if self.lineage else {"lineage": True})
         return self.model_dump_json(indent=2, exclude=without).encode() + b"\n"
 
     def digest(self) -> bytes:
@@ -252,18 +253,51 @@ class Recognizer:
 
         Raises `RecognizerError` when the backbone cannot be loaded.
         """
-        parts = [
-            self._predict_batch(images[start : start + _BATCH]) for start in range(0, len(images), _BATCH)
-        ]
+        batches = (images[start : start + _BATCH] for start in range(0, len(images), _BATCH))
+        parts = [self.probabilities(self.features(batch)) for batch in batches]
         return np.concatenate([np.empty((0, len(self.card.taxonomy.classes))), *parts])
 
-    def _predict_batch(self, images: Sequence[Image.Image]) -> NDArray[np.float64]:
+    def features(self, images: Sequence[Image.Image]) -> NDArray[np.float32]:
+        """Return what the trained model sees of decoded `images`, (n, F) float32; without a backbone (n, c, s, s).
+
+        Raises `RecognizerError` when the backbone cannot be loaded.
+        """
         recipe = self.card.recipe
-        features = centred(extract(self._backbone, images, recipe.views, self.device), recipe, self._centre)
+        return centred(extract(self._backbone, images, recipe.views, self.device), recipe, self._centre)
+
+    def probabilities(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Return each class's probability, (n, classes) float64, for the `features` of n photos."""
         with torch.inference_mode():
             logits = self._model(torch.from_numpy(features).to(self.device))
             probabilities: NDArray[np.float64] = torch.softmax(logits.double(), dim=1).cpu().numpy()
         return probabilities
+
+    def embeddings(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return what photos are compared by, (n, d) float32 with rows of norm 1, from their `features`, (n, F).
+
+        A row of zeros stays zero. Raises `RecognizerError` where the recipe has no backbone.
+        """
+        self._require_embedding()
+        norms = np.linalg.norm(features.astype(np.float64), axis=1, keepdims=True)
+        return (features / np.where(norms > 0, norms, 1.0)).astype(np.float32)
+
+    def embedding_digest(self) -> bytes:
+        """Return a digest of all that `embeddings` depends on, 32 bytes: vectors are comparable where it is the same.
+
+        Raises `RecognizerError` where the recipe has no backbone.
+        """
+        recipe = self._require_embedding()
+        centre = bytes.fromhex(recipe.centre) if recipe.centre else b""
+        return hashlib.sha256(recipe.embedding_digest() + centre).digest()
+
+    def _require_embedding(self) -> Recipe:
+        recipe = self.card.recipe
+        if recipe.backbone is None:
+            raise RecognizerError(
+                "This recognizer has no embedding: its recipe has no backbone. Photos are compared by recognizers "
+                "with one."
+            )
+        return recipe
 
     @cached_property
     def _backbone(self) -> Embedding | None:

@@ -33,11 +33,13 @@ HEADERS = {
 class Guarded:
     """The ASGI application `app`, behind a check of the request's host and with `HEADERS` on every answer.
 
-    `hosts` are names as in a URL, without a port, IPv6 in brackets. WebSockets are refused.
+    `hosts` are names as in a URL, without a port, IPv6 in brackets. WebSockets are refused. `refusal` answers where the
+    host is another; it reads nothing of the request.
     """
 
-    def __init__(self, app: ASGIApp, hosts: Collection[str]) -> None:
+    def __init__(self, app: ASGIApp, hosts: Collection[str], refusal: ASGIApp | None = None) -> None:
         self._app = app
+        self._refusal = refusal or PlainTextResponse("This address is not served here.\n", status_code=421)
         self._hosts = frozenset(host.lower() for host in hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -59,7 +61,7 @@ class Guarded:
         asked = Headers(scope=scope).getlist("host")
         app: ASGIApp = self._app
         if len(asked) != 1 or _without_port(asked[0]) not in self._hosts:
-            app = PlainTextResponse("This address is not served here.\n", status_code=421)
+            app = self._refusal
         await app(scope, receive, send_guarded)
 
 

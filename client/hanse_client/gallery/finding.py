@@ -1,0 +1,231 @@
+"""A search in the gallery: where the index says to look, and what the database says is there.
+
+    finder = Finder()
+    with store.read() as db, followed.following(db) as index:
+        [matches] = finder.search(db, embedding, index, queries, k=10, where=Filter(category="shoes"))
+
+Where a filter lets only few products through, all of these are compared. Else the index is asked for more than k,
+what does not match is left out, and it is asked for more again as long as too few are left; if the index can't tell of
+enough, all that match are compared after all. So k products come whenever k match.
+
+With a text, products near in picture and products near in words are scored by both:
+(1 − w) · similarity + w · cosine of the words, w = `TEXT_WEIGHT`.
+"""
+
+import sqlite3
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hanse_client.gallery import rows
+from hanse_client.gallery.index import VectorIndex
+from hanse_client.gallery.product import Filter, Product
+
+if TYPE_CHECKING:
+    from hanse_client.gallery.titles import Titles
+
+SCANNED: Final = 2000
+"""If a filter lets at most so many products through, all are compared."""
+
+FEWEST: Final = 40
+"""Products that are compared exactly at least, however few are wanted."""
+
+ASKED: Final = 4
+"""How many times as many as are wanted the index is asked for, at first and each time again."""
+
+MOST: Final = 1 << 14
+"""The most that an index is asked for; a filter that needs more is answered by comparing all that match."""
+
+TEXT_WEIGHT: Final = 0.3
+"""Weight of the words in a search by picture and words; measured in docs/search-index.md."""
+
+Vectors = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A product that was found. `similarity` is a cosine in [−1, 1]: of the query with the product's prototype.
+
+    `photo` is the SHA-256 of the reference photo nearest to the query, empty for a product without any. `score` is what
+    the order follows: the similarity, or the similarity mixed with that of the words.
+    """
+
+    product: Product
+    similarity: float
+    photo: bytes
+    score: float
+
+
+class Finder:
+    """Searches, with the products' words in memory once a text was searched for. Safe to share between threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._titles: Titles | None = None
+
+    def search(
+        self,
+        db: sqlite3.Connection,
+        embedding: bytes,
+        index: VectorIndex | None,
+        queries: Vectors,
+        k: int,
+        where: Filter | None,
+        text: str | None,
+    ) -> list[list[Match]]:
+        """Return the k best matches of each query (n, d), best first; see `Gallery.search`."""
+        wanted = k if text is None else max(ASKED * k, FEWEST)
+        if index is None:
+            found: list[dict[int, float]] = [{} for _ in queries]
+        else:
+            found = _nearest(db, embedding, index, queries, wanted, where)
+        if text is None:
+            return [
+                _matches(db, embedding, query, near, near, k)
+                for query, near in zip(queries, found, strict=True)
+            ]
+        words = self._scores(db, text)
+        named = _named(db, words, wanted, where)
+        results = []
+        for query, near in zip(queries, found, strict=True):
+            others = [number for number in named if number not in near]
+            if index is not None:
+                near |= _compared(query, *rows.prototypes_of(db, embedding, others, index.dimension))
+            near = {**dict.fromkeys(others, 0.0), **near}
+            scores = {
+                number: (1 - TEXT_WEIGHT) * similarity + TEXT_WEIGHT * words.get(number, 0.0)
+                for number, similarity in near.items()
+            }
+            results.append(_matches(db, embedding, query, near, scores, k))
+        return results
+
+    def search_text(self, db: sqlite3.Connection, text: str, k: int, where: Filter | None) -> list[Match]:
+        """Return the k products whose words are nearest to `text`; see `Gallery.search_text`."""
+        words = self._scores(db, text)
+        numbers = _named(db, words, k, where)
+        products = rows.products(db, numbers)
+        first = rows.first_photos(db, numbers)
+        return [Match(products[number], 0.0, first.get(number, b""), words[number]) for number in numbers]
+
+    def _scores(self, db: sqlite3.Connection, text: str) -> dict[int, float]:
+        """Return how near each product's words are to `text`, by the product's number; only those that are at all."""
+        with self._lock:
+            if self._titles is None:
+                # scikit-learn takes a second to load, so only a search by words loads it.
+                from hanse_client.gallery.titles import Titles
+
+                self._titles = Titles()
+            self._titles.follow(db)
+            numbers, scores = self._titles.scores(text)
+        near = scores > 0
+        return dict(zip(numbers[near].tolist(), scores[near].tolist(), strict=True))
+
+
+def _nearest(
+    db: sqlite3.Connection,
+    embedding: bytes,
+    index: VectorIndex,
+    queries: Vectors,
+    k: int,
+    where: Filter | None,
+) -> list[dict[int, float]]:
+    """Return for each query at least the k nearest of the products that match, with their similarities."""
+    if where is not None:
+        numbers = rows.matching_numbers(db, where, SCANNED + 1)
+        if len(numbers) <= SCANNED:
+            numbers, vectors = rows.prototypes_of(db, embedding, numbers, index.dimension)
+            return [_compared(query, numbers, vectors) for query in queries]
+    asked = max(ASKED * k, FEWEST)
+    ids, _ = index.search(queries, asked)
+    return [
+        _more(db, embedding, index, query, k, where, asked, near)
+        for query, near in zip(queries, ids, strict=True)
+    ]
+
+
+def _more(
+    db: sqlite3.Connection,
+    embedding: bytes,
+    index: VectorIndex,
+    query: Vectors,
+    k: int,
+    where: Filter | None,
+    asked: int,
+    ids: NDArray[np.int64],
+) -> dict[int, float]:
+    """Return the nearest of what matches among the `ids` that the index found, asking it for more until k do."""
+    while True:
+        found = _compared(query, *rows.prototypes(db, ids.tolist(), where, index.dimension))
+        if len(found) >= k or (asked >= len(index) and not index.approximate):
+            return found
+        asked *= ASKED
+        if asked > MOST or asked > ASKED * len(index):
+            return _scanned(db, embedding, query, k, where, index.dimension)
+        (ids,), _ = index.search(query[None], asked)
+
+
+def _scanned(
+    db: sqlite3.Connection, embedding: bytes, query: Vectors, k: int, where: Filter | None, dimension: int
+) -> dict[int, float]:
+    """Return the k nearest of all products that match, compared one chunk after the other."""
+    best: dict[int, float] = {}
+    for numbers, vectors in rows.matching_prototypes(db, embedding, where, dimension):
+        best |= _compared(query, numbers, vectors)
+        best = dict(_ordered(best)[:k])
+    return best
+
+
+def _compared(query: Vectors, numbers: list[int], vectors: Vectors) -> dict[int, float]:
+    similarities = np.clip(vectors @ query, -1.0, 1.0)
+    return dict(zip(numbers, similarities.tolist(), strict=True))
+
+
+def _ordered(scores: dict[int, float]) -> list[tuple[int, float]]:
+    """Return products and scores, best first; of equal ones the product that was added first."""
+    return sorted(scores.items(), key=lambda one: (-one[1], one[0]))
+
+
+def _named(db: sqlite3.Connection, words: dict[int, float], k: int, where: Filter | None) -> list[int]:
+    """Return the k products that match whose words are nearest, best first."""
+    ordered = [number for number, _ in _ordered(words)]
+    if where is None:
+        return ordered[:k]
+    found: list[int] = []
+    for start in range(0, len(ordered), rows.CHUNK):
+        part = ordered[start : start + rows.CHUNK]
+        match = rows.matching_among(db, part, where)
+        found += [number for number in part if number in match]
+        if len(found) >= k:
+            break
+    return found[:k]
+
+
+def _matches(
+    db: sqlite3.Connection,
+    embedding: bytes,
+    query: Vectors,
+    similarities: dict[int, float],
+    scores: dict[int, float],
+    k: int,
+) -> list[Match]:
+    best = _ordered(scores)[:k]
+    products = rows.products(db, [number for number, _ in best])
+    nearest: dict[int, tuple[float, bytes]] = {}
+    for number, digest, vector in rows.views(db, embedding, products):
+        similarity = float(vector @ query)
+        if number not in nearest or similarity > nearest[number][0]:
+            nearest[number] = similarity, digest
+    without = rows.first_photos(db, _without(products, nearest))
+    photos = without | {number: digest for number, (_, digest) in nearest.items()}
+    return [
+        Match(products[number], similarities[number], photos.get(number, b""), score)
+        for number, score in best
+    ]
+
+
+def _without(numbers: Iterable[int], found: dict[int, tuple[float, bytes]]) -> list[int]:
+    return [number for number in numbers if number not in found]

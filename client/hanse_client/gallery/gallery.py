@@ -1,0 +1,395 @@
+"""The shop's gallery: products with reference photos, found by what they look like.
+
+    with Gallery.open(config.gallery_path) as gallery:
+        jpeg = Gallery.prepare(image)
+        gallery.put(Product(sku="A-17", title="Trail shoe"), [jpeg], {engine.embedding: vectors})
+        [matches] = gallery.search(engine.embedding, queries, k=10)
+        print(matches[0].product.title, matches[0].similarity)
+
+The database (`hanse_client.gallery.store`) is the truth. An index in memory, and for large galleries a file beside the
+database, only says where to look: similarities, products and photos of an answer are read from the database in the
+transaction that answers. So nothing that was removed is ever found, in whichever process, and an index that lost a
+race or a file costs time, never a wrong answer.
+
+A product is compared by its prototype, the mean of its photos' vectors scaled to length one: on real photos this finds
+better than the nearest photo or the mean of the nearest similarities (docs/search-index.md).
+"""
+
+import io
+import sqlite3
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from hanse_client.gallery import calibration, followed, rows
+from hanse_client.gallery.finding import Finder
+from hanse_client.gallery.finding import Match as Match
+from hanse_client.gallery.followed import Followed
+from hanse_client.gallery.product import Filter, Product
+from hanse_client.gallery.rejection import FALSE_ACCEPT, Rejection
+from hanse_client.gallery.store import Store
+from hanse_common.errors import GalleryError, PhotoError
+from hanse_common.vision import photo as photos_
+from hanse_common.vision.photo import PhotoLimits
+
+MAX_VIEWS: Final = 64
+"""Bound of a product's photos."""
+
+STORED_SIDE: Final = 512
+"""Longest side of a stored photo, in pixels."""
+
+MAX_DIMENSION: Final = 4096
+"""Bound of an embedding's dimension."""
+
+MAX_RESULTS: Final = 1000
+"""Bound of the products that one query asks for."""
+
+MAX_CATEGORIES: Final = 1000
+"""Bound of the categories that are listed."""
+
+_STORED = PhotoLimits(max_bytes=1 << 20, max_pixels=STORED_SIDE**2, formats=("JPEG",))
+_UNIT_SLACK = 1e-3
+
+Vectors = NDArray[np.float32]
+
+
+class Gallery:
+    """A gallery in a folder. Safe to share between threads; several processes may have one folder open.
+
+    Every method raises `GalleryError` when the database is damaged, locked or full. Vectors are float32 rows of length
+    one, or all zeros where an embedding sees nothing; an embedding is named by 32 bytes.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._store = Store(folder / "gallery.sqlite")
+        self._followed: dict[bytes, Followed] = {}
+        self._lock = threading.Lock()
+        self._finder = Finder()
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Open the gallery in `folder`, which is made when missing."""
+        return cls(folder)
+
+    @staticmethod
+    def prepare(image: Image.Image) -> bytes:
+        """Return the stored form of a reference photo: JPEG, longest side at most 512, without metadata."""
+        small = image.convert("RGB")
+        small.thumbnail((STORED_SIDE, STORED_SIDE), Image.Resampling.LANCZOS)
+        data = io.BytesIO()
+        Image.fromarray(np.asarray(small)).save(data, "JPEG", quality=90)
+        return data.getvalue()
+
+    # Products and photos.
+
+    def put(
+        self,
+        product: Product,
+        photos: Sequence[bytes] = (),
+        vectors: Mapping[bytes, Vectors] | None = None,
+    ) -> list[bytes]:
+        """Add the product or update its fields, add photos to it, and return the photos' SHA-256.
+
+        `photos` are as `prepare` makes them; `vectors` has for each embedding rows (len(photos), d). All is durable
+        when this returns, or nothing is done. Photos that the product has already stay, named or not.
+
+        Raises `GalleryError` for a photo that is none, more than `MAX_VIEWS`, or vectors that do not fit.
+        """
+        digests = [_digest(product, jpeg) for jpeg in photos]
+        given = vectors or {}
+        for name, matrix in given.items():
+            _require_rows(name, matrix, len(digests))
+        with self._store.write() as db:
+            number = rows.put_product(db, product)
+            for digest, jpeg in zip(digests, photos, strict=True):
+                rows.put_photo(db, number, digest, jpeg)
+            (views,) = db.execute("SELECT count(*) FROM view WHERE product = ?", (number,)).fetchone()
+            if views > MAX_VIEWS:
+                raise GalleryError(
+                    f"Product {product.sku!r}: it would have {views} photos, expected at most {MAX_VIEWS}. Remove some "
+                    "first, or leave out those that show nothing new."
+                )
+            if digests:
+                for name, matrix in given.items():
+                    rows.put_vectors(db, name, zip(digests, matrix, strict=True), matrix.shape[1])
+                touched = rows.products_showing(db, digests)
+                for (embedding,) in db.execute("SELECT id FROM embedding").fetchall():
+                    rows.refresh_prototypes(db, embedding, touched)
+        return digests
+
+    def remove(self, sku: str) -> bool:
+        """Remove the product, and photos that no other product shows; return whether there was such a product.
+
+        When this returns, no file of the folder holds its fields, photos or vectors.
+        """
+
+        def work(db: sqlite3.Connection) -> bool:
+            number = rows.product_number(db, sku)
+            if number is not None:
+                rows.remove_product(db, number)
+            return number is not None
+
+        return self._remove(work)
+
+    def remove_photo(self, sku: str, digest: bytes) -> bool:
+        """Take a photo from the product, and remove it when no other shows it; return whether the product had it."""
+
+        def work(db: sqlite3.Connection) -> bool:
+            row = db.execute(
+                """SELECT view.product, view.photo FROM view JOIN product ON product.id = view.product
+                JOIN photo ON photo.id = view.photo WHERE sku = ? AND digest = ?""",
+                (sku, digest),
+            ).fetchone()
+            if row is not None:
+                rows.remove_photos(db, row[0], [row[1]])
+            return row is not None
+
+        return self._remove(work)
+
+    def _remove(self, work: Callable[[sqlite3.Connection], bool]) -> bool:
+        # An index in memory is saved again when the gallery is closed; of one that is not, nothing would be left.
+        with self._store.read() as db:
+            for name in followed.kept(self._folder):
+                with self._follower(name).following(db):
+                    pass
+        with self._store.write() as db:
+            if found := work(db):
+                followed.unlink_kept(self._folder)
+        self._store.scrub()
+        return found
+
+    def get(self, sku: str) -> Product | None:
+        """Return the product, or None when there is none."""
+        with self._store.read() as db:
+            number = rows.product_number(db, sku)
+            return None if number is None else rows.products(db, [number])[number]
+
+    def photos_of(self, sku: str) -> list[bytes]:
+        """Return the SHA-256 of the product's photos, the first added first; of an unknown product, none."""
+        with self._store.read() as db:
+            found = db.execute(
+                """SELECT digest FROM view JOIN photo ON photo.id = view.photo
+                WHERE product = (SELECT id FROM product WHERE sku = ?) ORDER BY view.id""",
+                (sku,),
+            )
+            return [digest for (digest,) in found]
+
+    def photo(self, digest: bytes) -> bytes | None:
+        """Return the JPEG file with this SHA-256, or None when there is none."""
+        with self._store.read() as db:
+            row = db.execute("SELECT jpeg FROM photo WHERE digest = ?", (digest,)).fetchone()
+        if row is not None and photos_.content_digest(row[0]) != digest:
+            raise self._store.damaged(f"photo {digest.hex()} is not what was written")
+        return None if row is None else row[0]
+
+    def products(self, where: Filter | None = None, after: str = "", limit: int = 100) -> list[Product]:
+        """Return at most `limit` products that match, in the order of their SKUs, the first one later than `after`."""
+        with self._store.read() as db:
+            return rows.listed(db, where, after, limit)
+
+    def categories(self) -> list[str]:
+        """Return the categories that products have, in order, at most `MAX_CATEGORIES`."""
+        with self._store.read() as db:
+            found = db.execute(
+                "SELECT DISTINCT category FROM product WHERE category IS NOT NULL ORDER BY category LIMIT ?",
+                (MAX_CATEGORIES,),
+            )
+            return [category for (category,) in found]
+
+    def count(self) -> int:
+        """Return the number of products."""
+        return self._number("SELECT count(*) FROM product")
+
+    def count_photos(self) -> int:
+        """Return the number of photos; one that several products show counts once."""
+        return self._number("SELECT count(*) FROM photo")
+
+    def count_vectors(self, embedding: bytes) -> int:
+        """Return how many photos have a vector of `embedding`."""
+        return self._number(
+            "SELECT count(*) FROM vector WHERE embedding = (SELECT id FROM embedding WHERE name = ?)",
+            embedding,
+        )
+
+    def _number(self, query: str, *values: bytes) -> int:
+        with self._store.read() as db:
+            return int(db.execute(query, values).fetchone()[0])
+
+    # Embeddings.
+
+    def embeddings(self) -> list[bytes]:
+        """Return the embeddings of which there are vectors, the oldest first."""
+        with self._store.read() as db:
+            return [name for (name,) in db.execute("SELECT name FROM embedding ORDER BY id")]
+
+    def vectors_of(self, sku: str, embedding: bytes) -> Vectors:
+        """Return the vectors (m, d) of the product's photos that have one, in order; (0, 0) when none has."""
+        with self._store.read() as db:
+            number = rows.product_number(db, sku)
+            views = rows.views(db, embedding, [] if number is None else [number])
+        return np.stack([vector for _, _, vector in views]) if views else np.empty((0, 0), np.float32)
+
+    def missing(self, embedding: bytes, limit: int) -> list[bytes]:
+        """Return the SHA-256 of at most `limit` photos that have no vector of `embedding`."""
+        with self._store.read() as db:
+            found = db.execute(
+                """SELECT digest FROM photo WHERE NOT EXISTS (SELECT 1 FROM vector WHERE vector.photo = photo.id
+                AND vector.embedding = (SELECT id FROM embedding WHERE name = ?)) ORDER BY id LIMIT ?""",
+                (embedding, limit),
+            )
+            return [digest for (digest,) in found]
+
+    def put_vectors(self, embedding: bytes, vectors: Mapping[bytes, Vectors]) -> None:
+        """Store vectors (d,) by the SHA-256 of their photos; photos that are gone are passed over.
+
+        What has other vectors meanwhile is found as before: a new embedding is filled while the old one serves.
+        """
+        if not vectors:
+            return
+        matrix = np.stack(list(vectors.values()))
+        _require_rows(embedding, matrix, len(vectors))
+        with self._store.write() as db:
+            number = rows.put_vectors(db, embedding, zip(vectors, matrix, strict=True), matrix.shape[1])
+            rows.refresh_prototypes(db, number, rows.products_showing(db, vectors))
+
+    def forget(self, embedding: bytes) -> None:
+        """Remove all vectors of an embedding that is no longer used, its index, and its rejection."""
+        with self._lock:
+            old = self._followed.pop(embedding, None)
+        if old is not None:
+            old.abandon()
+        with self._store.write() as db:
+            rows.forget(db, embedding)
+            followed.unlink_kept(self._folder, embedding)
+        self._store.scrub()
+
+    def settle(self) -> None:
+        """Wait for indexes that are being built or saved in the background."""
+        with self._lock:
+            found = list(self._followed.values())
+        for one in found:
+            one.settle()
+
+    def _follower(self, embedding: bytes) -> Followed:
+        with self._lock:
+            if embedding not in self._followed:
+                self._followed[embedding] = Followed(self._store, self._folder, embedding)
+            return self._followed[embedding]
+
+    # Search.
+
+    def search(
+        self,
+        embedding: bytes,
+        queries: Vectors,
+        k: int,
+        where: Filter | None = None,
+        text: str | None = None,
+    ) -> list[list[Match]]:
+        """Return for each query, a row of (n, d), the k best products that match `where`, best first.
+
+        With `text`, the order follows similarity and title together. Fewer than k come only when fewer match.
+        """
+        _require_rows(embedding, queries, len(queries))
+        _require_k(k)
+        follower = self._follower(embedding)
+        with self._store.read() as db, follower.following(db) as index:
+            if index is not None and queries.shape[1] != index.dimension:
+                raise GalleryError(
+                    f"Search: found queries of {queries.shape[1]} numbers, expected {index.dimension}. Embed them with "
+                    "the recognizer that serves."
+                )
+            found = self._finder.search(db, embedding, index, queries, k, where, text)
+        follower.maintain()
+        return found
+
+    def search_text(self, text: str, k: int, where: Filter | None = None) -> list[Match]:
+        """Return the k products that match `where` whose words are nearest to `text`, best first; none without any.
+
+        Their similarity is 0, their score that of the words, and their photo the product's first, or empty.
+        """
+        _require_k(k)
+        with self._store.read() as db:
+            return self._finder.search_text(db, text, k, where)
+
+    # Open set.
+
+    def rejection(self, embedding: bytes) -> Rejection:
+        """Return the rejection of `embedding` that was calibrated last, or the default."""
+        with self._store.read() as db:
+            return calibration.stored(db, embedding)
+
+    def calibrate(
+        self, embedding: bytes, impostors: Vectors | None = None, false_accept: float = FALSE_ACCEPT
+    ) -> Rejection:
+        """Calibrate the rejection of `embedding`, keep it, and return it.
+
+        `impostors` (m, d) are vectors of photos that show nothing of the gallery; `hanse_client.gallery.calibration`
+        says what the gallery's own photos tell.
+        """
+        if impostors is not None:
+            _require_rows(embedding, impostors, len(impostors))
+        follower = self._follower(embedding)
+        with self._store.read() as db, follower.following(db) as index:
+            found = calibration.measured(db, embedding, index, impostors, false_accept)
+        with self._store.write() as db:
+            calibration.store(db, embedding, found)
+        return found
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Save indexes that changed, and close the gallery; it cannot be used afterwards."""
+        with self._lock:
+            found, self._followed = list(self._followed.values()), {}
+        for one in found:
+            one.close()
+        self._store.close()
+
+
+def _digest(product: Product, jpeg: bytes) -> bytes:
+    try:
+        photos_.check(jpeg, _STORED)
+    except PhotoError as error:
+        raise GalleryError(f"Product {product.sku!r}: {error} Prepare photos with Gallery.prepare.") from None
+    if len(jpeg) > _STORED.max_bytes:
+        raise GalleryError(
+            f"Product {product.sku!r}: found a photo of {len(jpeg)} bytes, expected at most {_STORED.max_bytes}. "
+            "Prepare photos with Gallery.prepare."
+        )
+    return photos_.content_digest(jpeg)
+
+
+def _require_k(k: int) -> None:
+    if not 1 <= k <= MAX_RESULTS:
+        raise GalleryError(f"Search: found k = {k}, expected 1 to {MAX_RESULTS}.")
+
+
+def _require_rows(embedding: bytes, vectors: Vectors, count: int) -> None:
+    if len(embedding) != 32:
+        raise GalleryError(f"Embedding: found a name of {len(embedding)} bytes, expected 32.")
+    if vectors.ndim != 2 or vectors.dtype != np.float32 or len(vectors) != count:
+        raise GalleryError(
+            f"Vectors: found {vectors.dtype} of shape {vectors.shape}, expected float32 of ({count}, d)."
+        )
+    if not 1 <= vectors.shape[1] <= MAX_DIMENSION:
+        raise GalleryError(f"Vectors: found {vectors.shape[1]} numbers a row, expected 1 to {MAX_DIMENSION}.")
+    lengths = np.linalg.norm(vectors, axis=1)
+    if not np.all((np.abs(lengths - 1) <= _UNIT_SLACK) | (lengths == 0)):  # nor is NaN either of them
+        raise GalleryError("Vectors: found a row whose length is neither 1 nor 0, expected unit rows.")

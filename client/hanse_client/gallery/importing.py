@@ -1,0 +1,311 @@
+"""A CSV file of products and their photos into the gallery, row by row.
+
+    def embed(images):    # for each embedding that serves or is being filled, unit rows (len(images), d)
+        return {engine.embedding: np.stack([seen.embedding for seen in engine.see(images)])}
+
+    done = import_products(gallery, Path("products.csv"), embed)
+    print(done.products, done.photos, done.problems)
+
+The first line names the columns, in any order and case: `sku`, which must be there, `title`, `price`, `currency`,
+`category`, and `photo`, as often as there are photos (`photo`, `photo2`, …; or several in one field with `|` between).
+Every other column is an attribute. A product may have several rows: each adds its photos, and its fields hold where
+they are not empty. The catalog file that `hanse-client import-products` writes (`path`, `label`, `sku`, `title`) is
+read as well, and files with the columns of Google's Vision Product Search [1]: `image-uri`, `product-id`,
+`product-category`, `product-display-name`, `labels` as `key=value,key=value`; its other columns say nothing here.
+
+Paths count from the file's own folder and may not lead out of it. Nothing in the file is trusted: rows, fields and
+photos are bounded, and a row that cannot be used becomes a `Problem`, which does not stop the rest.
+
+*It can go on where it stopped.* What is stored is durable after each batch; a photo that the product has already, by
+the digest of its stored form, is not embedded again.
+
+[1] cloud.google.com/vision/product-search/docs/csv-format
+"""
+
+import csv
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from pathlib import Path
+from typing import BinaryIO, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import ValidationError
+
+from hanse_client.gallery.gallery import MAX_VIEWS, Gallery
+from hanse_client.gallery.product import Product
+from hanse_common.errors import GalleryError, PhotoError
+from hanse_common.vision import photo
+from hanse_common.vision.photo import PhotoLimits
+
+MAX_ROWS: Final = 1_000_000
+"""Bound of the rows of a file."""
+
+MAX_FIELD: Final = 4096
+"""Bound of one field, in characters; a line may have 16 times as many bytes."""
+
+MAX_COLUMNS: Final = 256
+"""Bound of the columns of a file."""
+
+MAX_PROBLEMS: Final = 1000
+"""Problems that are told in full; the rest are only counted."""
+
+BATCH: Final = 32
+"""Photos that are embedded at once."""
+
+Embed = Callable[[Sequence[Image.Image]], Mapping[bytes, NDArray[np.float32]]]
+"""Makes of n images unit rows (n, d), by the name of their embedding, 32 bytes."""
+
+_SAME = {
+    "product-id": "sku",
+    "id": "sku",
+    "product-display-name": "title",
+    "name": "title",
+    "product-category": "category",
+    "label": "category",
+}
+_PHOTO = re.compile(r"^(photo|image|path|image-uri)[ _-]?\d{0,3}$")
+_SAYS_NOTHING = {"image-id", "product-set-id", "bounding-poly"}
+_FIELDS = ("sku", "title", "price", "currency", "category")
+_PRICE = re.compile(r"^\d{1,12}([.,]\d{1,4})?$")
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What is wrong in a line of the file, in words for the merchant."""
+
+    line: int
+    reason: str
+
+
+@dataclass(slots=True)
+class Imported:
+    """What an import did: rows read, products written, photos added, and rows or photos that could not be used.
+
+    `problems` has the first `MAX_PROBLEMS`, `problem_count` is how many there were.
+    """
+
+    rows: int = 0
+    products: int = 0
+    photos: int = 0
+    problem_count: int = 0
+    problems: list[Problem] = field(default_factory=list)
+
+    def add(self, line: int, reason: str) -> None:
+        """Note a problem."""
+        self.problem_count += 1
+        if len(self.problems) < MAX_PROBLEMS:
+            self.problems.append(Problem(line, reason))
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    line: int
+    product: Product
+    photos: tuple[bytes, ...]
+
+
+def import_products(
+    gallery: Gallery,
+    source: Path,
+    embed: Embed,
+    *,
+    limits: PhotoLimits = photo.LIMITS,
+    progress: Callable[[int, int], None] | None = None,
+) -> Imported:
+    """Put the products of the CSV file `source` into the gallery; `progress` gets bytes read and bytes in all.
+
+    Raises `GalleryError` when the file cannot be read, has no column `sku`, is not UTF-8, or the gallery cannot be
+    written; what was stored by then stays. What `embed` raises comes through.
+    """
+    done = Imported()
+    waiting: list[_Row] = []
+    for row in _rows(source, limits, done, progress):
+        stored = set(gallery.photos_of(row.product.sku))
+        new = tuple(jpeg for jpeg in row.photos if photo.content_digest(jpeg) not in stored)
+        if new or gallery.get(row.product.sku) != row.product:
+            waiting.append(_Row(row.line, row.product, new))
+        if sum(len(one.photos) for one in waiting) >= BATCH or len(waiting) >= BATCH:
+            _put(gallery, waiting, embed, done)
+            waiting = []
+    _put(gallery, waiting, embed, done)
+    return done
+
+
+def _put(gallery: Gallery, waiting: list[_Row], embed: Embed, done: Imported) -> None:
+    """Embed the photos of `waiting` at once, as stored, and store each row."""
+    images = [photo.decode(jpeg) for row in waiting for jpeg in row.photos]
+    vectors = embed(images) if images else {}
+    start = 0
+    for row in waiting:
+        end = start + len(row.photos)
+        has = len(gallery.photos_of(row.product.sku))
+        if has + len(row.photos) > MAX_VIEWS:
+            done.add(
+                row.line, f"line {row.line}: {has} + {len(row.photos)} photos, expected at most {MAX_VIEWS}."
+            )
+        else:
+            given = {name: matrix[start:end] for name, matrix in vectors.items()}
+            gallery.put(row.product, row.photos, given if row.photos else None)
+            done.products += 1
+            done.photos += len(row.photos)
+        start = end
+
+
+def _rows(
+    source: Path, limits: PhotoLimits, done: Imported, progress: Callable[[int, int], None] | None
+) -> Iterator[_Row]:
+    """Yield the rows that can be used, each with its product as all rows so far have it, and its photos as stored."""
+    known: dict[str, Product] = {}
+    folder = Path(os.path.realpath(source.parent))
+    for line, columns in _records(source, done, progress):
+        done.rows += 1
+        try:
+            product = _product(columns, known)
+        except ValueError as error:
+            done.add(line, f"{source}:{line}: {error}")
+            continue
+        known[product.sku] = product
+        photos = []
+        for name in columns.photos:
+            try:
+                photos.append(_prepared(folder, name, limits))
+            except (PhotoError, ValueError) as error:
+                done.add(line, f"{source}:{line}: {error}")
+        yield _Row(line, product, tuple(dict.fromkeys(photos)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Columns:
+    """The fields of one row: those that a product has, its attributes, and the paths of its photos."""
+
+    fields: dict[str, str]
+    attributes: dict[str, str]
+    photos: list[str]
+
+
+def _records(
+    source: Path, done: Imported, progress: Callable[[int, int], None] | None
+) -> Iterator[tuple[int, _Columns]]:
+    try:
+        opened = source.open("rb")
+        size = source.stat().st_size
+    except OSError as error:
+        raise GalleryError(f"{source}: cannot be read ({error.strerror}), expected a CSV file.") from None
+    with opened as file:
+        reader = csv.reader(_lines(source, file))
+        names = _names(source, next(reader, []))
+        count = 0
+        while True:
+            try:
+                row = next(reader)
+            except StopIteration:
+                break
+            except csv.Error as error:
+                done.add(
+                    reader.line_num, f"{source}:{reader.line_num}: not CSV ({error}). Mind quotes and commas."
+                )
+                continue
+            if not any(row):
+                continue
+            count += 1
+            if count > MAX_ROWS:
+                raise GalleryError(f"{source}:{reader.line_num}: more than {MAX_ROWS} rows. Split the file.")
+            try:
+                yield reader.line_num, _columns(names, row)
+            except ValueError as error:
+                done.add(reader.line_num, f"{source}:{reader.line_num}: {error}")
+            if progress is not None:
+                progress(min(file.tell(), size), size)
+
+
+def _names(source: Path, header: list[str]) -> list[str]:
+    names = [name.strip() for name in header]
+    names = [_SAME.get(name.casefold(), name) for name in names]
+    names = [name.casefold() if name.casefold() in (*_FIELDS, "labels") else name for name in names]
+    if len(names) > MAX_COLUMNS:
+        raise GalleryError(f"{source}:1: found {len(names)} columns, expected at most {MAX_COLUMNS}.")
+    for name in _FIELDS:
+        if names.count(name) > 1 or (name == "sku" and name not in names):
+            raise GalleryError(
+                f"{source}:1: found the columns {', '.join(names)[:99]!r}, expected {name!r} once. Name the columns "
+                "sku, title, price, currency, category, photo; others are attributes. Use commas."
+            )
+    return names
+
+
+def _columns(names: list[str], row: list[str]) -> _Columns:
+    if len(row) != len(names):
+        raise ValueError(f"found {len(row)} fields, expected {len(names)}. Mind quotes and commas.")
+    if (longest := max(map(len, row))) > MAX_FIELD:
+        raise ValueError(f"found a field of {longest} characters, expected at most {MAX_FIELD}.")
+    found = _Columns({}, {}, [])
+    for name, text in zip(names, (text.strip() for text in row), strict=True):
+        if not text:
+            continue
+        if name in _FIELDS:
+            found.fields[name] = text
+        elif _PHOTO.match(name.casefold()):
+            found.photos.extend(path.strip() for path in text.split("|") if path.strip())
+        elif name == "labels":
+            for label in text.split(","):
+                key, equals, value = label.partition("=")
+                if not equals:
+                    raise ValueError(f"labels: found {label[:40]!r}, expected key=value,key=value.")
+                found.attributes[key.strip()] = value.strip()
+        elif name.casefold() not in _SAYS_NOTHING:
+            found.attributes[name] = text
+    if len(found.photos) > MAX_VIEWS:
+        raise ValueError(f"found {len(found.photos)} photos, expected at most {MAX_VIEWS}.")
+    return found
+
+
+def _product(columns: _Columns, known: dict[str, Product]) -> Product:
+    """Return the product of a row, with what earlier rows of the file said where this one says nothing."""
+    given: dict[str, object] = dict(columns.fields)
+    if "sku" not in given:
+        raise ValueError("sku is empty, expected a value. Fill it in or delete the row.")
+    if "price" in given:
+        text = columns.fields["price"]
+        if not _PRICE.match(text):
+            raise ValueError(f"price: found {text[:40]!r}, expected a number such as 59.90.")
+        given["price"] = Decimal(text.replace(",", "."))
+    if "currency" in given:
+        given["currency"] = columns.fields["currency"].upper()
+    earlier = known.get(columns.fields["sku"])
+    if earlier is not None:
+        said = {name: getattr(earlier, name) for name in _FIELDS}
+        given = said | given
+    given["attributes"] = (earlier.attributes if earlier else {}) | columns.attributes
+    try:
+        return Product.model_validate(given)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        place = ".".join(map(str, fault["loc"]))
+        raise ValueError(f"{place}: found {str(fault['input'])[:40]!r}, {fault['msg']}.") from None
+
+
+def _prepared(folder: Path, name: str, limits: PhotoLimits) -> bytes:
+    """Return the stored form of the photo called `name` in the folder; raises ValueError when it leads out."""
+    if "\0" in name:
+        raise ValueError("photo: found a NUL character, expected a path.")
+    path = Path(os.path.realpath(folder / name))
+    if not path.is_relative_to(folder):
+        raise ValueError(f"photo {name!r} leads out of the file's folder, expected one inside.")
+    return Gallery.prepare(photo.decode(path, limits))
+
+
+def _lines(source: Path, file: BinaryIO) -> Iterator[str]:
+    number, bound = 0, 16 * MAX_FIELD
+    while line := file.readline(bound + 1):
+        number += 1
+        if len(line) > bound:
+            raise GalleryError(f"{source}:{number}: longer than {bound} bytes, expected a row of a CSV file.")
+        try:
+            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError:
+            raise GalleryError(f"{source}:{number}: not UTF-8. Save the file as CSV UTF-8.") from None

@@ -1,0 +1,227 @@
+"""The gallery's database: one SQLite file, its tables, its transactions, and what its errors mean.
+
+    with Store(folder / "gallery.sqlite") as store:
+        with store.write() as db:
+            db.execute("UPDATE terms SET revision = revision + 1")
+
+Photos lie in the database too, as blobs: a product, its photos and their vectors then come and go in one
+transaction, and a crash leaves no file without a row and no row without a file. Photos of some tens of kilobytes are
+read from SQLite no slower than from files [1].
+
+A photo has a *vector* in each embedding, and a product a *prototype*: the mean of its photos' vectors, scaled to length
+one (`rows.refresh_prototypes`). It is written in the transaction that changes what it is the mean of.
+
+*What changed* is numbered, so that whoever keeps something in memory can follow, in this process or another: a
+prototype has a number that grows and is never changed but replaced, each removal is noted by number in `removal`, and a
+product carries the revision at which it was last written.
+
+*Removal removes.* SQLite overwrites what is deleted with zeros (`secure_delete`) [2], and `scrub` empties the journal,
+which else keeps old pages. What the file system or a drive keeps of overwritten blocks is beyond any program.
+
+Durable when a transaction returns (`synchronous = FULL`).
+
+[1] sqlite.org/fasterthanfs.html
+[2] sqlite.org/pragma.html#pragma_secure_delete
+"""
+
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from hanse_common.errors import GalleryError
+
+APPLICATION_ID = 0x48616E47
+"""Marks a SQLite file as a gallery: the letters HanG."""
+
+SCHEMA_VERSION = 1
+"""Version of the tables, kept in the file's `user_version`."""
+
+LOCK_SECONDS = 30.0
+"""How long a transaction waits for another process's, in seconds."""
+
+_SCHEMA = (
+    "CREATE TABLE terms (only INTEGER PRIMARY KEY CHECK (only = 1), revision INTEGER NOT NULL) STRICT",
+    "INSERT INTO terms VALUES (1, 0)",
+    """CREATE TABLE product (id INTEGER PRIMARY KEY AUTOINCREMENT, sku TEXT NOT NULL UNIQUE, revision INTEGER NOT NULL,
+    title TEXT NOT NULL, price INTEGER, currency TEXT, category TEXT) STRICT""",
+    "CREATE INDEX product_revision ON product (revision)",
+    "CREATE INDEX product_category ON product (category)",
+    "CREATE INDEX product_price ON product (price)",
+    """CREATE TABLE attribute (product INTEGER NOT NULL REFERENCES product ON DELETE CASCADE, name TEXT NOT NULL,
+    value TEXT NOT NULL, PRIMARY KEY (product, name)) STRICT, WITHOUT ROWID""",
+    "CREATE INDEX attribute_value ON attribute (name, value)",
+    "CREATE TABLE photo (id INTEGER PRIMARY KEY AUTOINCREMENT, digest BLOB NOT NULL UNIQUE, jpeg BLOB NOT NULL) STRICT",
+    """CREATE TABLE view (id INTEGER PRIMARY KEY AUTOINCREMENT,
+    product INTEGER NOT NULL REFERENCES product ON DELETE CASCADE, photo INTEGER NOT NULL REFERENCES photo,
+    UNIQUE (product, photo)) STRICT""",
+    "CREATE INDEX view_photo ON view (photo)",
+    """CREATE TABLE embedding (id INTEGER PRIMARY KEY AUTOINCREMENT, name BLOB NOT NULL UNIQUE,
+    dimension INTEGER NOT NULL) STRICT""",
+    """CREATE TABLE vector (id INTEGER PRIMARY KEY AUTOINCREMENT, embedding INTEGER NOT NULL REFERENCES embedding,
+    photo INTEGER NOT NULL REFERENCES photo ON DELETE CASCADE, data BLOB NOT NULL, UNIQUE (photo, embedding)) STRICT""",
+    "CREATE INDEX vector_embedding ON vector (embedding)",
+    """CREATE TABLE prototype (id INTEGER PRIMARY KEY AUTOINCREMENT, embedding INTEGER NOT NULL REFERENCES embedding,
+    product INTEGER NOT NULL REFERENCES product ON DELETE CASCADE, data BLOB NOT NULL,
+    UNIQUE (product, embedding)) STRICT""",
+    "CREATE INDEX prototype_embedding ON prototype (embedding)",
+    "CREATE TABLE removal (number INTEGER PRIMARY KEY AUTOINCREMENT, product INTEGER, prototype INTEGER) STRICT",
+    """CREATE TABLE rejection (embedding BLOB PRIMARY KEY, threshold REAL NOT NULL, false_accept REAL NOT NULL,
+    genuine INTEGER NOT NULL, impostor INTEGER NOT NULL, false_reject REAL) STRICT, WITHOUT ROWID""",
+)
+
+_CARE = "Stop what uses it, move the folder away, and import the products again; a copy from a backup will do as well."
+
+
+class Store:
+    """The database in the file `path` (mode 0600), made when missing. Safe to share between threads.
+
+    Raises `GalleryError` when it is damaged, locked, of another version, or cannot be written; so do all transactions.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.RLock()
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path.touch(mode=0o600)
+        except OSError as error:
+            raise GalleryError(f"{path}: cannot be made ({error.strerror}); check the folder.") from None
+        self._database = sqlite3.connect(
+            path, timeout=LOCK_SECONDS, isolation_level=None, check_same_thread=False
+        )
+        try:
+            with self._in_words():
+                self._open()
+        except GalleryError:
+            self._database.close()
+            raise
+
+    def _open(self) -> None:
+        database = self._database
+        for setting in (
+            "synchronous = FULL",
+            "secure_delete = ON",
+            "foreign_keys = ON",
+            "temp_store = MEMORY",
+        ):
+            database.execute(f"PRAGMA {setting}")
+        if database.execute("PRAGMA journal_mode = WAL").fetchone() != ("wal",):
+            raise GalleryError(f"{self.path}: cannot keep a journal beside it; put it on a local disk.")
+        with self.write():
+            (kind,) = database.execute("PRAGMA application_id").fetchone()
+            (version,) = database.execute("PRAGMA user_version").fetchone()
+            (tables,) = database.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+            if (kind, version, tables) == (0, 0, 0):
+                for statement in _SCHEMA:
+                    database.execute(statement)
+                database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+                database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            elif kind != APPLICATION_ID:
+                raise GalleryError(
+                    f"{self.path}: found another program's database, expected a gallery. {_CARE}"
+                )
+            elif version != SCHEMA_VERSION:
+                raise GalleryError(
+                    f"{self.path}: found a gallery of version {version}, expected {SCHEMA_VERSION}; use the release of "
+                    "hanse-client that made it, or move the folder away and import the products again."
+                )
+
+    @contextmanager
+    def read(self) -> Iterator[sqlite3.Connection]:
+        """Yield the database at one moment: nothing changes in it meanwhile. May be nested in any transaction."""
+        with self._transaction("BEGIN") as database:
+            yield database
+
+    @contextmanager
+    def write(self) -> Iterator[sqlite3.Connection]:
+        """Yield the database for changes that come about together, durably, at the end; or not at all, on an error."""
+        with self._transaction("BEGIN IMMEDIATE") as database:
+            yield database
+
+    @contextmanager
+    def _transaction(self, begin: str) -> Iterator[sqlite3.Connection]:
+        database = self._database
+        with self._lock, self._in_words():
+            if database.in_transaction:
+                yield database
+                return
+            database.execute(begin)
+            try:
+                yield database
+                database.execute("COMMIT")
+            finally:
+                if database.in_transaction:
+                    database.execute("ROLLBACK")
+
+    @contextmanager
+    def _in_words(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise GalleryError(f"{self.path}: {_in_words(error)}") from None
+
+    def damaged(self, what: str) -> GalleryError:
+        """Return the error that says of `what` that it is not as it was written."""
+        return GalleryError(f"{self.path}: the gallery is damaged: {what}. {_CARE}")
+
+    def scrub(self) -> None:
+        """Empty the journal, so that the file holds just what is in the tables.
+
+        Raises `GalleryError` when another process reads an older state for longer than `LOCK_SECONDS`.
+        """
+        with self._lock, self._in_words():
+            busy, _, _ = self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if busy:
+            raise GalleryError(
+                f"{self.path}: the product is removed, but another process still reads the journal that holds its old "
+                "pages. Let it end and remove the product once more, which then empties the journal."
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the database."""
+        with self._lock:
+            self._database.close()
+
+
+def sync_folder(folder: Path) -> None:
+    """Make names in `folder` that came or went durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _in_words(error: sqlite3.Error) -> str:
+    """Say what happened to the file and what to do, for the merchant's eyes."""
+    name = getattr(error, "sqlite_errorname", "")
+    texts = {
+        "SQLITE_BUSY": "another process is writing to the gallery and did not finish; try again, or stop it.",
+        "SQLITE_FULL": "the disk is full; make room, then try again. Nothing was changed.",
+        "SQLITE_IOERR_SHMSIZE": "the disk is full; make room, then try again. Nothing was changed.",
+        "SQLITE_NOTADB": f"this is no SQLite database, expected a gallery. {_CARE}",
+        "SQLITE_CORRUPT": f"the gallery is damaged ({error}). {_CARE}",
+        "SQLITE_CANTOPEN": f"the gallery cannot be opened ({error}); check that it and its folder are there.",
+        "SQLITE_READONLY": "the gallery is read-only; give the user who runs hanse-client the right to write.",
+        "SQLITE_ERROR": f"the gallery is damaged, or was changed by another program ({error}). {_CARE}",
+    }
+    for start, text in texts.items():
+        if name.startswith(start):
+            return text
+    return f"the gallery cannot be read or written ({error}, {name}); check the disk."

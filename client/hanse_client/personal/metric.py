@@ -1,0 +1,147 @@
+"""A metric of the shop's own for search: directions in which photos of one product differ count less.
+
+    rows = recognizer.embeddings(features)
+    metric = PersonalMetric.load(config.personal_path, recognizer.embedding_digest(), rows.shape[1])
+    if metric is not None:                              # None: embeddings are best as they are
+        rows, name = metric.apply(rows), metric.embedding
+
+**What it does.** With S the covariance of embeddings around their product's mean, an embedding x becomes Ŝ^(−1/2)·x at
+norm 1, where Ŝ = (1−s)·S + s·tr(S)/r·I and r is S's rank: within-class covariance normalisation [1] with a shrunk
+covariance [2], s = `SHRINKAGE`. That takes the style of the shop's photos (background, light, angle) out of the
+comparison. Ŝ^(−1/2) is a multiple of I outside of S's span, so a metric is some directions u_i and how much of each
+stays: x ↦ x − Σ (1−f_i)·(u_i·x)·u_i with f_i = √(sμ / ((1−s)λ_i + sμ)), μ = tr(S)/r.
+
+**When it serves.** It is learned from at least `MIN_PRODUCTS` products with two photos or more, and judged by them in
+`FOLDS` parts: each photo searches for its product among all other photos, with a metric learned from the products of
+the other parts. It serves when more photos find their product first than without it, and an exact test of signs over
+products says that chance alone makes such a difference with a probability below `compare.SIGNIFICANCE` = 0.05.
+
+Labels are not used: photos of different products under one label differ in just what tells products apart.
+
+References
+[1] Hatch, Kajarekar, Stolcke 2006, "Within-Class Covariance Normalization for SVM-based Speaker Recognition".
+[2] Ledoit, Wolf 2004, "A Well-Conditioned Estimator for Large-Dimensional Covariance Matrices".
+"""
+
+import hashlib
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Final, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import AwareDatetime, Field
+
+from hanse_client.personal import saved
+from hanse_client.personal.head import Judgement
+from hanse_client.personal.saved import Saved
+from hanse_common.errors import RecognizerError
+from hanse_common.vision.recipe import HexDigest
+
+log = logging.getLogger(__name__)
+
+NAME: Final = "metric"
+"""Of the files in the folder."""
+
+SHRINKAGE: Final = 0.1
+"""s."""
+
+MAX_DIRECTIONS: Final = 256
+"""The most directions that are kept, those of the largest variance."""
+
+MIN_PRODUCTS: Final = 10
+"""The fewest products with two photos that a metric is learned from."""
+
+FOLDS: Final = 5
+
+MAX_PHOTOS: Final = 20_000
+"""The most photos that a metric is learned from and judged by; more add time and little else."""
+
+
+class MetricRecord(Saved):
+    """What is known of a metric: the embedding that it is for, what it was learned from, and how it did."""
+
+    format_version: Literal[1] = 1
+    embedding: HexDigest
+    products: Annotated[int, Field(ge=0)]
+    judgement: Judgement
+    created: AwareDatetime
+
+
+@dataclass(frozen=True, eq=False)
+class PersonalMetric:
+    """A record, `directions` of shape (r, d) with orthonormal rows, and `factors` of shape (r,), both float32."""
+
+    record: MetricRecord
+    directions: NDArray[np.float32]
+    factors: NDArray[np.float32]
+
+    @property
+    def embedding(self) -> bytes:
+        """What names the rows that `apply` returns, 32 bytes: they compare with no others."""
+        names = bytes.fromhex(self.record.embedding) + bytes.fromhex(self.record.arrays)
+        return hashlib.sha256(b"personal metric" + names).digest()
+
+    def apply(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return `embeddings`, (n, d) float32, as the metric sees them: the same shape, rows of norm 1."""
+        return applied(embeddings, self.directions, self.factors)
+
+    def save(self, folder: Path) -> None:
+        """Write it into `folder`. Raises `RecognizerError` when the disk fails."""
+        saved.save(folder, NAME, self.record, {"directions": self.directions, "factors": self.factors})
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Return the metric in `folder`, be it better or not. Raises `RecognizerError` when damaged or missing."""
+        record, arrays = saved.read(folder, NAME, MetricRecord)
+        shapes = {name: array.shape for name, array in arrays.items()}
+        directions, factors = arrays.get("directions"), arrays.get("factors")
+        if (
+            directions is None
+            or factors is None
+            or directions.ndim != 2
+            or factors.shape != (len(directions),)
+        ):
+            raise RecognizerError(
+                f"{folder}: metric: found arrays {shapes}, expected directions and their factors."
+            )
+        return cls(record, directions, factors)
+
+    @classmethod
+    def load(cls, folder: Path, embedding: bytes, dimension: int) -> Self | None:
+        """Return the metric for embeddings of that name and dimension, None where embeddings are best as they are.
+
+        None: there is none, it was not better, it is for other embeddings, or its files are damaged, which is logged.
+        """
+        if not saved.exists(folder, NAME):
+            return None
+        try:
+            metric = cls.read(folder)
+        except RecognizerError as error:
+            log.warning("The personal metric is not used: %s", error)
+            return None
+        if metric.record.embedding != embedding.hex() or metric.directions.shape[1] != dimension:
+            log.warning(
+                "The personal metric belongs to another embedding; `hanse-client personalize` learns it anew."
+            )
+            return None
+        return metric if metric.record.judgement.better else None
+
+
+def forget(folder: Path) -> bool:
+    """Remove the metric in `folder`; return whether there was one. Raises `RecognizerError` when the disk fails."""
+    return saved.remove(folder, NAME)
+
+
+def applied(
+    rows: NDArray[np.float32], directions: NDArray[np.float32], factors: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Return `rows`, (n, d), at norm 1 once each of `directions`, (r, d), is multiplied by its factor.
+
+    A row of zeros stays zero.
+    """
+    moved = rows - ((rows @ directions.T) * (1.0 - factors)) @ directions
+    norms = np.linalg.norm(moved, axis=1, keepdims=True)
+    unit: NDArray[np.float32] = (moved / np.where(norms > 0, norms, 1.0)).astype(np.float32)
+    return unit

@@ -1,0 +1,102 @@
+"""What the recognizer answers, in plain values that name the recognizer or embedding they came from.
+
+    answer = recognition.classify(image)
+    answer.classes[0].label, answer.classes[0].probability, answer.recognizer.hex()
+
+Digests are 32 bytes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from hanse_client.gallery.gallery import Match
+
+
+@dataclass(frozen=True)
+class Guess:
+    """A label and its probability, from 0 to 1."""
+
+    label: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Classification:
+    """What a photo shows: the league's classes, best first, and the shop's own labels where a personal head serves.
+
+    `recognizer` is the digest of the one that said so.
+    """
+
+    classes: tuple[Guess, ...]
+    personal: tuple[Guess, ...] | None
+    recognizer: bytes
+
+
+@dataclass(frozen=True, eq=False)
+class Embedded:
+    """A photo's `vector`, (d,) float32 of norm 1; comparable with others of the same `embedding`."""
+
+    vector: NDArray[np.float32]
+    embedding: bytes
+
+
+@dataclass(frozen=True)
+class Found:
+    """Products, best first.
+
+    `known` is whether the nearest is near enough to be what the photo shows, so whether its similarity is at least
+    `threshold`; None for what was asked by text alone, which shows nothing. `embedding` is whose index was searched.
+    """
+
+    matches: tuple["Match", ...]
+    known: bool | None
+    threshold: float
+    embedding: bytes
+
+
+@dataclass(frozen=True)
+class Recognized:
+    """Both answers about one photo, by one pass through the network."""
+
+    classification: Classification
+    found: Found
+
+
+@dataclass(frozen=True)
+class Rebuild:
+    """How many of the gallery's photos the coming embedding has (`done`), of all (`total`)."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class RecognitionStatus:
+    """What serves now.
+
+    `version` is the released recognizer's number in the league's registry, None for one that was not released.
+    `rebuild` is under way while photos lack a vector; `problem` says why a newer recognizer does not serve.
+    """
+
+    recognizer: bytes
+    version: int | None
+    embedding: bytes
+    dimension: int
+    classes: tuple[str, ...]
+    personal_labels: tuple[str, ...]
+    products: int
+    photos: int
+    threshold: float
+    rebuild: Rebuild | None
+    problem: str | None
+
+
+def ranked(labels: Sequence[str], probabilities: NDArray[np.floating[Any]], top: int) -> tuple[Guess, ...]:
+    """Return the `top` most probable of `labels`, best first; the earlier one first where two are equal."""
+    order = np.argsort(-probabilities, kind="stable")[:top]
+    return tuple(Guess(labels[place], float(probabilities[place])) for place in order)

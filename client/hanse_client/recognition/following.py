@@ -1,0 +1,180 @@
+"""A thread that follows the league: another recognizer serves once it is loaded and the gallery is embedded anew.
+
+    follower = Follower(config, wanted, engines, batcher, gallery)
+    follower.start()
+    follower.rebuild, follower.problem          # for status
+    follower.close()
+
+Another recognizer is loaded and warmed beside the one that serves. If its embedding is the same (the head alone was
+trained), it serves at once. Else the gallery's photos are embedded for it in the background while the one before
+answers, and products that are added meanwhile are embedded for both; when none is left out, requests begin on the new
+one, and when the last request on the old one has ended, its vectors are forgotten. One that can't be loaded is left
+alone, and the one that serves goes on.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hanse_client.config import ClientConfig
+from hanse_client.gallery.gallery import Gallery
+from hanse_client.recognition.answers import Rebuild
+from hanse_client.recognition.batching import Batcher
+from hanse_client.recognition.engines import Engines
+from hanse_client.recognition.sources import Wanted
+from hanse_common.errors import Busy, HanseError, PhotoError
+from hanse_common.vision.photo import decode
+
+if TYPE_CHECKING:  # torch takes seconds to load
+    from hanse_client.recognition.engine import Engine
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS = 2.0
+"""How often is looked for another recognizer, and for photos that another process added."""
+
+RETRY_SECONDS = 60.0
+"""After how long one that could not be loaded is tried again, though nothing changed."""
+
+CHUNK = 32
+"""Photos that are embedded anew between two writes."""
+
+Progress = Callable[[int, int], None]
+
+
+class Follower:
+    """Changes `engines` as the league and the shop go on. `rebuild` and `problem` are for `RecognitionStatus`."""
+
+    def __init__(
+        self, config: ClientConfig, first: Wanted, engines: Engines, batcher: Batcher, gallery: Gallery
+    ) -> None:
+        self.rebuild: Rebuild | None = None
+        self.problem: str | None = None
+        self._config = config
+        self._served = first
+        self._engines = engines
+        self._batcher = batcher
+        self._gallery = gallery
+        self._refused: Wanted | None = None
+        self._retry_at = 0.0
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="following", daemon=True)
+
+    def start(self) -> None:
+        """Begin to follow."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop following; what is half done is done again at the next start."""
+        self._ending.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _follow(self) -> None:
+        while not self._ending.is_set():
+            try:
+                self._look()
+            except HanseError as error:
+                self._say(str(error))
+            except Exception:
+                log.exception("Following the recognizer failed; the one that serves goes on.")
+                self.problem = "following the recognizer failed; the log has the reason"
+            self._ending.wait(LOOK_SECONDS)
+
+    def _look(self) -> None:
+        """Do whatever is to do now."""
+        wanted = Wanted.of(self._config)
+        if wanted != self._served and (wanted != self._refused or time.monotonic() >= self._retry_at):
+            self._renew(wanted)
+        if self._embed(self._engines.serving):
+            self._forget_others()
+
+    def _renew(self, wanted: Wanted) -> None:
+        self._refused, self._retry_at = wanted, time.monotonic() + RETRY_SECONDS
+        engine = wanted.load(self._config)
+        before = self._engines.serving
+        if engine.embedding and engine.embedding != before.embedding:
+            self._engines.announce(engine)
+            if not self._embed(engine):
+                self._engines.announce(None)
+                return
+        self._engines.switch(engine)
+        self._served, self._refused, self.problem = wanted, None, None
+        log.info("Recognizer %s serves.", engine.digest.hex()[:16])
+
+    def _embed(self, engine: "Engine") -> bool:
+        """Embed what `engine` has not; return whether nothing is left out."""
+        if not engine.embedding:
+            return True
+
+        def tell(done: int, total: int) -> None:
+            self.rebuild = Rebuild(done, total)
+
+        try:
+            return embed_missing(
+                self._gallery, engine, self._batcher, progress=tell, stop=self._ending.is_set
+            )
+        finally:
+            self.rebuild = None
+
+    def _forget_others(self) -> None:
+        serving = self._engines.serving.embedding
+        for embedding in self._gallery.embeddings():
+            if serving and embedding != serving:
+                self._gallery.forget(embedding)
+
+    def _say(self, problem: str) -> None:
+        if problem != self.problem:
+            log.warning("The recognizer that serves goes on: %s", problem)
+        self.problem = problem
+
+
+def embed_missing(
+    gallery: Gallery,
+    engine: "Engine",
+    batcher: Batcher,
+    *,
+    progress: Progress = lambda done, total: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> bool:
+    """Give all photos of `gallery` that lack one a vector of `engine`; return False when stopped before.
+
+    A photo that can't be decoded any more is passed over. `progress` hears (done, total) before each chunk.
+    """
+    damaged: set[bytes] = set()
+    total = 0
+    while True:
+        wanting = gallery.missing(engine.embedding, CHUNK + len(damaged))
+        todo = [digest for digest in wanting if digest not in damaged][:CHUNK]
+        if not todo:
+            return True
+        if stop():
+            return False
+        total = total or gallery.count_photos()
+        progress(min(gallery.count_vectors(engine.embedding), total), total)
+        images, digests = [], []
+        for digest in todo:
+            data = gallery.photo(digest)
+            if data is None:  # removed meanwhile
+                continue
+            try:
+                images.append(decode(data))
+                digests.append(digest)
+            except PhotoError as error:
+                log.warning("A reference photo, SHA-256 %s, cannot be read any more: %s", digest.hex(), error)
+                damaged.add(digest)
+        try:
+            seen = batcher.see_all(engine, images)
+        except Busy:
+            if stop():
+                return False
+            raise
+        vectors: dict[bytes, NDArray[np.float32]] = {
+            digest: one.embedding for digest, one in zip(digests, seen, strict=True)
+        }
+        gallery.put_vectors(engine.embedding, vectors)

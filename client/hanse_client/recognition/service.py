@@ -1,0 +1,273 @@
+"""The core that REST, gRPC, the page and the commands share: classify, embed, search, and keep the products.
+
+    with Recognition.open(config, follow=True) as recognition:
+        recognition.put(Product(sku="A-17", title="Trail shoe"), [image])
+        found = recognition.search(another_image, k=5)
+        found.matches[0].product.sku, found.known
+
+All calls block and are safe from any thread; photos of all of them go through the network together
+(`hanse_client.recognition.batching`). With `follow` the recognizer is replaced as soon as another is released, without
+a pause (`hanse_client.recognition.following`): a call ends on the engine and in the index with which it began.
+
+A product's photos are embedded as they are stored, so that vectors that are made anew are those that were made at once.
+"""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from hanse_client.config import ClientConfig
+from hanse_client.gallery.gallery import MAX_VIEWS, Gallery, Match
+from hanse_client.gallery.product import Filter, Product
+from hanse_client.recognition.answers import (
+    Classification,
+    Embedded,
+    Found,
+    RecognitionStatus,
+    Recognized,
+    ranked,
+)
+from hanse_client.recognition.batching import Batcher
+from hanse_client.recognition.engines import Engines
+from hanse_client.recognition.following import Follower, embed_missing
+from hanse_client.recognition.sources import Wanted, version
+from hanse_common.errors import GalleryError
+from hanse_common.vision.photo import decode
+
+if TYPE_CHECKING:  # torch takes seconds to load
+    from hanse_client.recognition.engine import Engine, Seen
+
+THRESHOLD = 0.5
+
+Progress = Callable[[int, int], None]
+
+
+class Recognition:
+    """A shop's recognizer and gallery at work. Made by `open`."""
+
+    def __init__(self, config: ClientConfig, gallery: Gallery, first: Wanted, *, follow: bool) -> None:
+        self.gallery = gallery
+        self._config = config
+        self._engines = Engines(first.load(config))
+        self._batcher = Batcher()
+        self._follower = Follower(config, first, self._engines, self._batcher, gallery)
+        self._follows = follow
+        if follow:
+            self._follower.start()
+
+    @classmethod
+    def open(cls, config: ClientConfig, *, follow: bool = False) -> Self:
+        """Open the shop's gallery, and load the recognizer that the configuration or the league's release names.
+
+        With `follow` a thread watches for others, and keeps the gallery's vectors complete; without, the first search
+        completes them.
+
+        Raises `ConfigError` when there is no recognizer, `RecognizerError` when it is damaged, `GalleryError` when the
+        gallery is.
+        """
+        first = Wanted.of(config)
+        gallery = Gallery.open(config.gallery_path)
+        try:
+            return cls(config, gallery, first, follow=follow)
+        except BaseException:
+            gallery.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Answer what is under way, then end."""
+        self._follower.close()
+        self._batcher.close()
+        self.gallery.close()
+
+    def status(self) -> RecognitionStatus:
+        """Return what serves now, and what comes."""
+        engine = self._engines.serving
+        return RecognitionStatus(
+            recognizer=engine.digest,
+            version=version(self._config, engine.digest),
+            embedding=engine.embedding,
+            dimension=engine.dimension,
+            classes=engine.classes,
+            personal_labels=engine.personal_labels,
+            products=self.gallery.count(),
+            photos=self.gallery.count_photos(),
+            threshold=self._threshold(engine),
+            rebuild=self._follower.rebuild,
+            problem=self._follower.problem,
+        )
+
+    # Photos
+
+    def submit(self, image: Image.Image) -> "Future[Seen]":
+        """Return the future answer of the engine that serves now. Raises `Busy` when too many photos wait."""
+        return self._batcher.submit(self._engines.serving, image)
+
+    def classify(self, image: Image.Image, top: int = 5) -> Classification:
+        """Return the `top` classes of what `image` shows. Raises `Busy`."""
+        engine = self._engines.serving
+        return _classification(engine, self._batcher.submit(engine, image).result(), top)
+
+    def embed(self, image: Image.Image) -> Embedded:
+        """Return the vector of `image`. Raises `Busy`, and `RecognizerError` where the recognizer has no embedding."""
+        engine = self._engines.serving
+        embedding = engine.require_embedding()
+        return Embedded(self._batcher.submit(engine, image).result().embedding, embedding)
+
+    # Search
+
+    def search(
+        self,
+        image: Image.Image | None = None,
+        *,
+        text: str | None = None,
+        where: Filter | None = None,
+        k: int = 10,
+    ) -> Found:
+        """Return the k products that look most like `image`, re-ranked by `text` if given, of those that match `where`.
+
+        Raises `Busy`, `GalleryError`, and `RecognizerError` where the recognizer has no embedding.
+        """
+        if image is None:
+            raise GalleryError("Search: found neither a photo nor a text, expected one of them.")
+        with self._engines.in_use() as (engine, _):
+            engine.require_embedding()
+            seen = self._batcher.submit(engine, image).result()
+            return self._found(engine, seen.embedding, text, where, k)
+
+    def recognize(
+        self,
+        image: Image.Image,
+        *,
+        top: int = 5,
+        where: Filter | None = None,
+        text: str | None = None,
+        k: int = 10,
+    ) -> Recognized:
+        """Return what `classify` and `search` say of `image`, by one pass through the network. Raises as they do."""
+        with self._engines.in_use() as (engine, _):
+            engine.require_embedding()
+            seen = self._batcher.submit(engine, image).result()
+            return Recognized(
+                _classification(engine, seen, top), self._found(engine, seen.embedding, text, where, k)
+            )
+
+    def search_all(
+        self, images: Sequence[Image.Image], *, where: Filter | None = None, k: int = 10
+    ) -> list[Found]:
+        """Return what `search` says of each of many images, all by one recognizer; requests of others go in between.
+
+        Raises as `search` does, but waits where there is no room.
+        """
+        with self._engines.in_use() as (engine, _):
+            engine.require_embedding()
+            seen = self._batcher.see_all(engine, images)
+            if not seen:
+                return []
+            self._complete(engine)
+            vectors = np.stack([one.embedding for one in seen])
+            found = self.gallery.search(engine.embedding, vectors, k, where)
+            return [self._answer(engine, matches) for matches in found]
+
+    def similar(self, sku: str, *, where: Filter | None = None, k: int = 10) -> Found:
+        """Return the k other products that look most like the product `sku`, by the nearest of their photos.
+
+        Raises `GalleryError` for a product that is not there or has no photo, and as `search` does.
+        """
+        with self._engines.in_use() as (engine, _):
+            engine.require_embedding()
+            if self.gallery.get(sku) is None:
+                raise GalleryError(f"Product {sku!r}: found no such product in the gallery.")
+            self._complete(engine)
+            views = self._views(sku, engine)
+            best: dict[str, Match] = {}
+            for matches in self.gallery.search(engine.embedding, views, k + 1, where):
+                for match in matches:
+                    known = best.get(match.product.sku)
+                    if match.product.sku != sku and (known is None or match.similarity > known.similarity):
+                        best[match.product.sku] = match
+            matches = sorted(best.values(), key=lambda match: -match.similarity)[:k]
+            return self._answer(engine, matches)
+
+    # Products
+
+    def put(self, product: Product, images: Sequence[Image.Image] = ()) -> list[bytes]:
+        """Add the product or update its fields, add `images` to its photos, and return these photos' SHA-256.
+
+        It is found by them as soon as this returns. Raises `Busy` and `GalleryError`, and then nothing was done.
+        """
+        if len(images) > MAX_VIEWS:
+            raise GalleryError(
+                f"Product {product.sku!r}: found {len(images)} photos, expected at most {MAX_VIEWS}."
+            )
+        photos = [Gallery.prepare(image) for image in images]
+        stored = [decode(photo) for photo in photos]
+        with self._engines.in_use() as engines:
+            vectors = {}
+            if photos:
+                for engine in engines:
+                    if engine is not None and engine.embedding and engine.embedding not in vectors:
+                        futures = self._batcher.submit_all(engine, stored)
+                        vectors[engine.embedding] = np.stack(
+                            [future.result().embedding for future in futures]
+                        )
+            return self.gallery.put(product, photos, vectors)
+
+    def remove(self, sku: str) -> bool:
+        """Remove the product and its photos; return whether there was one. Raises `GalleryError`."""
+        return self.gallery.remove(sku)
+
+    def remove_photo(self, sku: str, digest: bytes) -> bool:
+        """Take the photo with that SHA-256 from the product; return whether it had it. Raises `GalleryError`."""
+        return self.gallery.remove_photo(sku, digest)
+
+    def complete(self, progress: Progress = lambda done, total: None) -> None:
+        """Embed the gallery's photos that have no vector yet; `progress` hears (done, total)."""
+        embed_missing(self.gallery, self._engines.serving, self._batcher, progress=progress)
+
+    # Parts
+
+    def _complete(self, engine: "Engine") -> None:
+        if not self._follows:
+            embed_missing(self.gallery, engine, self._batcher)
+
+    def _found(
+        self, engine: "Engine", vector: NDArray[np.float32], text: str | None, where: Filter | None, k: int
+    ) -> Found:
+        self._complete(engine)
+        (matches,) = self.gallery.search(engine.embedding, vector[np.newaxis], k, where, text)
+        return self._answer(engine, matches)
+
+    def _answer(self, engine: "Engine", matches: Sequence[Match]) -> Found:
+        threshold = self._threshold(engine)
+        known = any(match.similarity >= threshold for match in matches)
+        return Found(tuple(matches), known, threshold, engine.embedding)
+
+    def _threshold(self, engine: "Engine") -> float:
+        return THRESHOLD
+
+    def _views(self, sku: str, engine: "Engine") -> NDArray[np.float32]:
+        """Return the vectors of the product's photos, (m, d); computed here where they are not yet stored."""
+        views = self.gallery.vectors_of(sku, engine.embedding)
+        if len(views):
+            return views
+        photos = [self.gallery.photo(digest) for digest in self.gallery.photos_of(sku)]
+        images = [decode(photo) for photo in photos if photo is not None]
+        if not images:
+            raise GalleryError(f"Product {sku!r}: found no photo of it, expected one or more to compare by.")
+        futures = self._batcher.submit_all(engine, images)
+        return np.stack([future.result().embedding for future in futures])
+
+
+def _classification(engine: "Engine", seen: "Seen", top: int) -> Classification:
+    personal = None if seen.personal is None else ranked(engine.personal_labels, seen.personal, top)
+    return Classification(ranked(engine.classes, seen.probabilities, top), personal, engine.digest)

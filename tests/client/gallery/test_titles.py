@@ -1,0 +1,88 @@
+"""Search by words: in languages with and without spaces, with slips, kept up with what changes."""
+
+import pytest
+
+from hanse_client.gallery.gallery import Gallery
+from hanse_client.gallery.product import Filter, Product
+from hanse_client.gallery.titles import terms
+
+TITLES = {
+    "w1": "Wanderschuh rot, wasserdicht",
+    "w2": "Wanderrucksack 40 l",
+    "h1": "Handschuhe aus Wolle, grün",
+    "z1": "红色跑步鞋",
+    "z2": "蓝色双肩包",
+    "e1": "Red running shoe",
+    "e2": "Blue backpack",
+}
+
+
+@pytest.fixture
+def named(gallery: Gallery) -> Gallery:
+    for sku, title in TITLES.items():
+        gallery.put(Product(sku=sku, title=title, category="zh" if sku[0] == "z" else "other"))
+    return gallery
+
+
+@pytest.mark.parametrize(
+    ("text", "best"),
+    [
+        ("wanderschuh", "w1"),
+        ("Schuh wasserdicht", "w1"),
+        ("WANDERRUKSACK", "w2"),
+        ("grun", "h1"),
+        ("跑步鞋", "z1"),
+        ("包", "z2"),
+        ("runing shoe", "e1"),
+        ("e2", "e2"),
+    ],
+)
+def test_words_and_their_parts_find_the_product(named: Gallery, text: str, best: str) -> None:
+    matches = named.search_text(text, 3)
+    assert matches[0].product.sku == best
+    assert matches[0].similarity == 0.0
+    assert [match.score for match in matches] == sorted((match.score for match in matches), reverse=True)
+
+
+def test_a_word_that_nothing_has_finds_nothing(named: Gallery) -> None:
+    assert named.search_text("xylophon", 5) == []
+    assert named.search_text("", 5) == []
+    assert named.search_text("!?", 5) == []
+
+
+def test_what_is_added_changed_and_removed_is_followed(named: Gallery) -> None:
+    assert named.search_text("zanzibar", 5) == []
+    named.put(Product(sku="n1", title="Zanzibar lamp"))
+    assert [match.product.sku for match in named.search_text("zanzibar", 5)] == ["n1"]
+    named.put(Product(sku="n1", title="Lamp"))
+    assert named.search_text("zanzibar", 5) == []
+    named.put(Product(sku="e1", title="Zanzibar shoe"))
+    named.remove("e1")
+    assert named.search_text("zanzibar", 5) == []
+    assert named.search_text("red running", 5) == []
+
+
+def test_a_filter_holds_for_words_too(named: Gallery) -> None:
+    found = named.search_text("wanderschuh 红色 shoe backpack", 9, Filter(category="zh"))
+    assert {match.product.sku for match in found} == {"z1"}
+
+
+def test_words_decide_between_products_that_look_the_same(gallery, jpeg, unit, embedding) -> None:
+    query, other = unit(2)
+    twin = query + 0.05 * other
+    twin /= (twin**2).sum() ** 0.5
+    gallery.put(Product(sku="plain", title="Blue cup"), [jpeg(1)], {embedding: query[None]})
+    gallery.put(Product(sku="wanted", title="Red cup"), [jpeg(2)], {embedding: twin[None]})
+    gallery.put(Product(sku="unseen", title="Red mug"))
+    ((by_picture, _),) = gallery.search(embedding, query[None], 2)
+    ((by_both, *rest),) = gallery.search(embedding, query[None], 3, text="red")
+    assert by_picture.product.sku == "plain"
+    assert by_both.product.sku == "wanted"
+    assert by_both.score == pytest.approx(0.7 * by_both.similarity + 0.3 * gallery.search_text("red", 1)[0].score, abs=0.1)
+    assert {match.product.sku for match in rest} == {"plain", "unseen"}
+    assert {match.product.sku: match.photo for match in rest}["unseen"] == b""
+
+
+def test_terms_are_bounded_by_the_text() -> None:
+    assert len(list(terms("鞋" * 300))) == 1 + 300 + 299
+    assert list(terms("Ü1")) == ["u1", " u1", "u1 "]
