@@ -27,6 +27,7 @@ from hanse_common.plan import (
     MerchantLevelTraining,
     Plan,
     Training,
+    TrendsTraining,
     Unit,
     noise_shares,
 )
@@ -36,7 +37,7 @@ from hanse_common.secagg.parameters import MAX_ROSTER
 from hanse_common.vision.taxonomy import Taxonomy
 from hanse_common.wire import Name
 
-Mode = Literal["local", "distributed", "merchant-level", "mean", "evaluation"]
+Mode = Literal["local", "distributed", "merchant-level", "mean", "evaluation", "trends"]
 
 Identity = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 RecipeDigest = Annotated[str, Field(pattern=r"^[0-9a-f]{16,64}$")]
@@ -47,18 +48,25 @@ LONGEST_SLOT = 600.0
 SUSPICION = 0.01
 """The prior probability in the example that `explain` gives."""
 
-_HIDDEN = {"photo": "your photos", "product": "your products", "merchant": "what is this shop's"}
+_HIDDEN = {
+    "photo": "your photos",
+    "product": "your products",
+    "merchant": "what is this shop's",
+    "query": "your shoppers' queries",
+}
 
 _PAYS = {
     "photo": "each photo",
     "product": "each product, with all its photos,",
     "merchant": "this shop, with all its photos,",
+    "query": "each photo that a shopper searched by",
 }
 
 _SUSPECTED = {
     "photo": "a given photo is in your catalog",
     "product": "a given product, with all its photos, is in your catalog",
     "merchant": "this shop's catalog, as a whole, is trained on at all",
+    "query": "somebody searched your shop by a given photo",
 }
 
 _ELSEWHERE = "What is true of your shop as a whole, such as the kinds of products it sells, is not covered."
@@ -72,6 +80,8 @@ _SAID_OF = {
     "merchant": "This is said of all that your shop has, and whether you trained at all. It says little about one "
     "photo or one product of a shop that trains either way: that is protected less. So are shops that belong together, "
     "or show the same pictures.",
+    "query": "This is said of one photo that a shopper searched by. A shopper who searched a hundred times is covered "
+    f"a hundred times less. {_ELSEWHERE}",
 }
 
 _SHOWN_CLASSES = 8
@@ -109,6 +119,8 @@ class Policy(Section):
         modes: the ways of training that are allowed. In `local` the noise that protects the photos is added
             on this machine in full, so that no one else need be trusted for it. In the others each merchant adds
             a share, and ε holds while no more members conspire with the operator than the plan reckons with.
+            Only where `trends` is among them, which by default it isn't, is it counted what shoppers search for.
+        trends_days: how many days these counts are kept, and so the longest time that a plan may ask about.
         max_rounds: the most rounds one plan may have, repeats included: a bound on traffic, not on privacy.
         max_steps: the most training steps this machine may compute under one plan, repeats included: a bound on
             work, not on privacy.
@@ -138,6 +150,7 @@ class Policy(Section):
         "mean",
         "evaluation",
     )
+    trends_days: Annotated[int, Field(ge=1, le=366)] = 35
     max_rounds: Annotated[int, Field(ge=1, le=100_000)] = 1000
     max_steps: Annotated[int, Field(ge=1, le=STEPS_MAX)] = 20_000
     upload_slot: Annotated[float, Field(ge=0, le=86_400)] = 0.0
@@ -203,18 +216,18 @@ class Policy(Section):
         if math.isinf(epsilon):
             yield "Its noise promises nothing about a photo: no finite ε can be computed."
             return
-        unit = plan.training.unit
+        about = _about(plan.training)
         yield (
-            f"The whole plan costs {_PAYS[unit]} ε = {upward(epsilon, 3)} at δ = {plan.delta:g}. You allow "
+            f"The whole plan costs {_PAYS[about]} ε = {upward(epsilon, 3)} at δ = {plan.delta:g}. You allow "
             f"ε = {self.epsilon:g} and δ = {self.delta:g} for this and all other plans together."
         )
         bound = upward(100 * posterior_bound(epsilon, SUSPICION), 2)
         yield (
             f"What this means: someone who knew everything else and suspected with {100 * SUSPICION:g} % "
-            f"that {_SUSPECTED[unit]} could raise this to at most {bound} %, however clever "
+            f"that {_SUSPECTED[about]} could raise this to at most {bound} %, however clever "
             f"the method, apart from a failure with a chance of about 1 in {1 / plan.delta:,.0f}."
         )
-        yield _SAID_OF[unit]
+        yield _SAID_OF[about]
         yield _explain_trust(plan)
 
     def _against_choices(self, plan: Plan) -> Iterator[str]:
@@ -223,6 +236,11 @@ class Policy(Section):
             yield f"league: found {plan.league!r}, your policy allows {self.league!r}."
         if training.mode not in self.modes:
             yield f"mode: found {training.mode!r}, your policy allows {', '.join(self.modes)}."
+        if isinstance(training, TrendsTraining) and training.days > self.trends_days:
+            yield (
+                f"days: it asks about {training.days} days, your policy keeps counts of {self.trends_days} "
+                "(trends_days)."
+            )
         if training.unit != self.unit:
             yield (
                 f"unit: its ε is said of one {training.unit}, your policy keeps account of one {self.unit}; the two do "
@@ -293,6 +311,8 @@ def _explain_work(plan: Plan) -> Iterator[str]:
     asks = "train a recognizer"
     if isinstance(training, EvaluationTraining):
         asks = "find out how well its recognizer does, one"
+    if isinstance(training, TrendsTraining):
+        asks = "count what shoppers search for, by a recognizer"
     yield (
         f"The league {plan.league} asks to {asks} of {len(classes)} classes ({shown}) in "
         f"{training.rounds} rounds{repeats}."
@@ -319,6 +339,11 @@ def _explain_step(training: Training) -> str:
         )
     if isinstance(training, MeanTraining):
         return f"The round is no training: it adds up the features of all your {training.unit}s once, for later plans."
+    if isinstance(training, TrendsTraining):
+        return (
+            f"The round is no training: it counts the photos that your shoppers searched by, by class, on "
+            f"{training.days} days from {training.first_day} on."
+        )
     if isinstance(training, EvaluationTraining):
         tried = f"all the {training.unit}s"
         if training.sampling_rate < 1:
@@ -333,8 +358,13 @@ def _explain_step(training: Training) -> str:
     return f"A round takes {training.steps_per_round} training steps here, each on {what}."
 
 
+def _about(training: Training) -> str:
+    """Return what ε is said of: a plan of mode `trends` reads no photo of the catalog."""
+    return "query" if isinstance(training, TrendsTraining) else training.unit
+
+
 def _explain_noise(plan: Plan) -> str:
-    hidden = _HIDDEN[plan.training.unit]
+    hidden = _HIDDEN[_about(plan.training)]
     if noise_shares(plan.training, plan.cohort) == 1:
         return f"The noise that hides {hidden} is added to them before they leave."
     return (

@@ -85,6 +85,11 @@ class Releases:
         found = self.path / target
         return found if _DIGEST.fullmatch(target) and _is_folder(found) else None
 
+    def earlier(self) -> list[Path]:
+        """Return the folders of recognizers that were taken before the one in use and are kept, the latest first."""
+        found = [path for path in self._others(self.folder()) if _is_folder(path)]
+        return sorted(found, key=self._age, reverse=True)
+
     def latest(self) -> Release | None:
         """Return the last release that was seen, None before the first.
 
@@ -240,9 +245,13 @@ class Releases:
 
     def _prune(self, folder: Path) -> None:
         """Delete all recognizers but the one in `folder` and the `KEPT` that were taken before it."""
-        others = [path for path in self.path.iterdir() if _DIGEST.fullmatch(path.name) and path != folder]
-        for path in sorted(others, key=self._age, reverse=True)[KEPT:]:
+        for path in sorted(self._others(folder), key=self._age, reverse=True)[KEPT:]:
             self._remove(path)
+
+    def _others(self, folder: Path | None) -> list[Path]:
+        if not self.path.is_dir():
+            return []
+        return [path for path in self.path.iterdir() if _DIGEST.fullmatch(path.name) and path != folder]
 
     def _age(self, folder: Path) -> int:
         try:

@@ -25,6 +25,7 @@ from hanse_client.ledger import Ledger
 from hanse_client.markers import Markers
 from hanse_client.participant import Participant, PinnedLeague
 from hanse_client.photo_index import PhotoIndex
+from hanse_client.queries import QueryLog
 from hanse_client.training import ShopTrainer
 from hanse_common.errors import ConfigError
 from hanse_common.files import write_atomically
@@ -181,7 +182,14 @@ class Shop:
             identity=identity or load_identity(self.config),
             ledger=self.ledger(),
             markers=Markers(self.config.markers_path),
-            trainer=ShopTrainer(recipe, taxonomy, examples, randomness or OsRandomness(), self._memory),
+            trainer=ShopTrainer(
+                recipe,
+                taxonomy,
+                examples,
+                randomness or OsRandomness(),
+                self._memory,
+                QueryLog.of(self.config),
+            ),
             tell=tell,
             on_upload=on_upload,
             wait=wait,

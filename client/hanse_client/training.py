@@ -9,6 +9,7 @@
   function of the noisy sums alone.
 - Mode `mean`: no training, but the sum of the features themselves, once, with a share of the noise.
 - Mode `evaluation`: no training, but counts of how the model does on the holdout photos, with a share of the noise.
+- Mode `trends`: no training, but counts of what shoppers asked for, with a share of the noise.
 - Mode `merchant-level`: by a secret coin, some plain steps; their whole difference is clipped and rounded as if it were
   one photo's gradient, and gets a share of the noise.
 
@@ -32,6 +33,7 @@ from numpy.typing import NDArray
 from hanse_client.exact_sums import ExactSums
 from hanse_client.examples import Examples
 from hanse_client.holdout_sums import HoldoutSums
+from hanse_client.queries import QueryLog
 from hanse_common.plan import (
     DistributedTraining,
     EvaluationTraining,
@@ -39,7 +41,9 @@ from hanse_common.plan import (
     MeanTraining,
     MerchantLevelTraining,
     Plan,
+    TrendsTraining,
 )
+from hanse_common.privacy.encoding import FineSum
 from hanse_common.privacy.mechanism import Mechanism
 from hanse_common.privacy.sampling import poisson_sample
 from hanse_common.randomness import Randomness
@@ -69,7 +73,10 @@ class Trainer(Protocol):
 
 
 class ShopTrainer:
-    """Trains one recipe's model on one merchant's examples. `memory` bounds a microbatch; see `ExactSums`."""
+    """Trains one recipe's model on one merchant's examples. `memory` bounds a microbatch; see `ExactSums`.
+
+    `queries` is what shoppers asked for; without it plans of mode `trends` are not accepted.
+    """
 
     def __init__(
         self,
@@ -78,7 +85,9 @@ class ShopTrainer:
         examples: Examples,
         randomness: Randomness,
         memory: int | None = None,
+        queries: QueryLog | None = None,
     ) -> None:
+        self._queries = queries
         self._recipe = recipe
         self._taxonomy = taxonomy
         self._examples = examples
@@ -97,6 +106,8 @@ class ShopTrainer:
         if plan.dimension != plan.expected_dimension:
             return False
         try:
+            if isinstance(plan.training, TrendsTraining):
+                return self._queries is not None and self._queries.open_to(plan)
             if plan.training.unit != "merchant":
                 evaluates = isinstance(plan.training, EvaluationTraining)
                 side = self._examples.holdout if evaluates else self._examples
@@ -124,6 +135,8 @@ class ShopTrainer:
             fine = self._exact_sum(None, plan.training.unit, mechanism)
         elif isinstance(plan.training, EvaluationTraining):
             fine = self._holdout_sum(model, plan.training.unit, mechanism)
+        elif isinstance(plan.training, TrendsTraining):
+            fine = self._query_counts(plan, mechanism)
         else:
             # An update points downhill.
             weights, rates = model.astype(np.float64), plan.training.class_rates
@@ -185,6 +198,17 @@ class ShopTrainer:
                 return self._holdout_sums.sum(model, sample)
         except Exception:  # as in `_exact_sum`
             log.exception("An evaluation failed and contributes noise alone.")
+        return np.zeros(mechanism.dimension, dtype=np.int64)
+
+    def _query_counts(self, plan: Plan, mechanism: Mechanism) -> NDArray[np.int64]:
+        """Return how many queries of each class there were, in fine units, shape (d,), or zeros, as above."""
+        try:
+            if self._queries is not None:
+                one = round(mechanism.grid.clipping_norm / mechanism.grid.fine_unit)
+                # Cut where a FineSum cuts: coordinate by coordinate, which moves neighbours no further apart.
+                return np.minimum(self._queries.take(plan), FineSum.LARGEST // one) * one
+        except Exception:  # as in `_exact_sum`
+            log.exception("The queries can't be counted, and noise alone is contributed.")
         return np.zeros(mechanism.dimension, dtype=np.int64)
 
     def _clipped_update(

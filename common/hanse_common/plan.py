@@ -12,12 +12,13 @@ All fields are public information.
 
 import math
 from collections.abc import Mapping
+from datetime import date, timedelta
 from typing import Annotated, ClassVar, Literal, Self
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from hanse_common import signing, wire
 from hanse_common.evaluation import CLIPPING_NORM, Layout
@@ -46,6 +47,15 @@ def _from_yaml(value: object) -> object:
     """YAML knows lists only; a `Value` holds tuples."""
     return tuple(value) if isinstance(value, list) else value
 
+
+def _a_day(text: str) -> str:
+    if date.fromisoformat(text).isoformat() != text:
+        raise ValueError("expected a day as YYYY-MM-DD")
+    return text
+
+
+Day = Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$"), AfterValidator(_a_day)]
+"""A day of UTC, such as 2026-11-16."""
 
 Unit = Literal["photo", "product", "merchant"]
 """What ε is said of: one photo, all photos of one product (SKU), or all that one merchant has."""
@@ -229,23 +239,80 @@ class EvaluationTraining(EvaluationSchedule, _Noisy):
     """Mode `evaluation`: the noise is in shares, as in mode `distributed`."""
 
 
+class TrendsSchedule(_Schedule):
+    """Mode `trends` but for its noise: not a training, but noisy counts of what shoppers asked for, by class.
+
+    What is counted are photos that shoppers searched by, on the `days` days from `first_day` on, which are over. Each
+    adds 1 to one number, that of the class that the shop's own recognizer took it for. The unit of privacy is one such
+    photo. `expected_batch` is how many the league has in that time, about.
+    """
+
+    since: ClassVar[int] = 3
+
+    mode: Literal["trends"] = "trends"
+    unit: Literal["photo"] = "photo"
+    first_day: Day
+    days: Annotated[int, Field(ge=1, le=366)]
+    rounds: Annotated[int, Field(ge=1, le=1)] = 1
+    sampling_rate: Annotated[float, Field(ge=1, le=1)] = 1.0
+    clipping_norm: Annotated[float, Field(ge=1, le=1)] = 1.0
+
+    @model_validator(mode="after")
+    def _ends(self) -> Self:
+        if self.first > date.max - timedelta(days=self.days):
+            raise ValueError(f"first_day: found {self.first_day}, after which there are no {self.days} days")
+        return self
+
+    @property
+    def first(self) -> date:
+        """The first day."""
+        return date.fromisoformat(self.first_day)
+
+    @property
+    def end(self) -> date:
+        """The day after the last one."""
+        return self.first + timedelta(days=self.days)
+
+
+class TrendsTraining(TrendsSchedule, _Noisy):
+    """Mode `trends`: the noise is in shares, as in mode `distributed`."""
+
+
 Schedule = Annotated[
-    LocalSchedule | DistributedSchedule | MerchantLevelSchedule | MeanSchedule | EvaluationSchedule,
+    LocalSchedule
+    | DistributedSchedule
+    | MerchantLevelSchedule
+    | MeanSchedule
+    | EvaluationSchedule
+    | TrendsSchedule,
     Field(discriminator="mode"),
 ]
 Training = Annotated[
-    LocalTraining | DistributedTraining | MerchantLevelTraining | MeanTraining | EvaluationTraining,
+    LocalTraining
+    | DistributedTraining
+    | MerchantLevelTraining
+    | MeanTraining
+    | EvaluationTraining
+    | TrendsTraining,
     Field(discriminator="mode"),
 ]
 TRAININGS: Mapping[
     str,
-    type[LocalTraining | DistributedTraining | MerchantLevelTraining | MeanTraining | EvaluationTraining],
+    type[
+        LocalTraining
+        | DistributedTraining
+        | MerchantLevelTraining
+        | MeanTraining
+        | EvaluationTraining
+        | TrendsTraining
+    ],
 ] = {
     "local": LocalTraining,
     "distributed": DistributedTraining,
     "merchant-level": MerchantLevelTraining,
     "mean": MeanTraining,
     "evaluation": EvaluationTraining,
+    "trends": TrendsTraining,
 }
 
 
@@ -391,8 +458,8 @@ class Plan(Message):
     def decode(self, total: NDArray[np.uint32], survivors: int) -> NDArray[np.float64]:
         """Return the league's update, shape (d,), in the model's units, from the sum of `survivors` uploads.
 
-        Mode `local`: the mean of the client updates. Mode `evaluation`: the noisy sum, in units of the photos' vectors.
-        Else the noisy sum over the plan's `expected_batch`.
+        Mode `local`: the mean of the client updates. Mode `evaluation`: the noisy sum, in units of the photos' vectors;
+        mode `trends`: the noisy counts. Else the noisy sum over the plan's `expected_batch`.
         """
         training = self.training
         update = np.empty(total.size, dtype=np.float64)
@@ -403,7 +470,8 @@ class Plan(Message):
                 np.divide(units.decode(total[piece]), survivors, out=update[piece])
         else:
             grid = self.mechanism(1).grid
-            parts = 1.0 if isinstance(training, EvaluationTraining) else training.expected_batch
+            counts = isinstance(training, EvaluationTraining | TrendsTraining)
+            parts = 1.0 if counts else training.expected_batch
             for piece in pieces:
                 steps = ring.integers(total[piece]).astype(np.int64)
                 np.divide(grid.dequantise(steps), parts, out=update[piece])
@@ -418,9 +486,11 @@ class Plan(Message):
 def dimension_of(schedule: _Schedule, recipe: Recipe, classes: int) -> int:
     """Return how many numbers a merchant uploads.
 
-    What is trained; a photo's features in mode `mean`; a photo's vector in mode `evaluation`. Raises `ValueError` when
-    there are too many classes for an evaluation.
+    What is trained; a photo's features in mode `mean`; a photo's vector in mode `evaluation`; the classes in mode
+    `trends`. Raises `ValueError` when there are too many classes for an evaluation.
     """
+    if isinstance(schedule, TrendsSchedule):
+        return classes
     if isinstance(schedule, EvaluationSchedule):
         return Layout(classes).dimension
     return recipe.feature_dimension if isinstance(schedule, MeanSchedule) else recipe.dimension(classes)

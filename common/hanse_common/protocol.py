@@ -24,7 +24,7 @@ from pydantic import BaseModel
 
 WIRE_VERSION = 3
 """1: the protocol of 0.1. 2: plans of mode `evaluation`, FedProx's `proximal`, releases. 3: a recipe's loss, pooling,
-averaging and erasing, a plan's `class_rates`."""
+averaging and erasing, a plan's `class_rates`; plans of mode `trends`."""
 
 
 @dataclass(frozen=True)

@@ -67,8 +67,8 @@ def train(
     average = TailAverage(total, tail_average, plan.dimension)
     model = initial.astype(np.float64)
     done = 0
-    if plan.training.mode == "mean":
-        optimizer, factor = create({"name": "fedavg"}), lambda round_: 1.0  # a mean is taken as it is
+    if plan.training.mode in ("mean", "trends"):
+        optimizer, factor = create({"name": "fedavg"}), lambda round_: 1.0  # a sum is taken as it is
     checkpoint = progress.checkpoint()
     if checkpoint is not None:
         _require_shape(checkpoint, plan)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from hanse_common import messages, wire
 from hanse_common.errors import ConfigError, RecognizerError, SignatureInvalid, WireError
 from hanse_common.files import PUBLIC, read_bounded, write_atomically
-from hanse_common.plan import EvaluationTraining, MeanTraining, Plan, SignedPlan
+from hanse_common.plan import EvaluationTraining, MeanTraining, Plan, SignedPlan, TrendsTraining
 from hanse_common.signing import load_public
 from hanse_server.config import ServerConfig, Service
 from hanse_server.league import RoundReport, Rounds, train
@@ -175,7 +175,7 @@ class Training:
         from hanse_common.vision import model as models
         from hanse_server.beginning import graft
 
-        if isinstance(self.plan.training, MeanTraining):
+        if isinstance(self.plan.training, MeanTraining | TrendsTraining):
             return Beginning(np.zeros(self.plan.dimension, dtype=np.float32))
         if self.config.start is not None:
             return graft(self.config.start, self.plan, self.service, self.state.versions)

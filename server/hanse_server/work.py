@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hanse_common.federated_report import FederatedReport
-from hanse_common.plan import MeanTraining
+from hanse_common.plan import MeanTraining, TrendsTraining
 from hanse_server.blocks import BlockTransport
 from hanse_server.coordinator import MaskedRounds, RoundOutcome
 from hanse_server.deadlines import ObservedDeadlines
@@ -101,6 +101,16 @@ class Work:
                     f"The centre is in {path}: give it to every merchant. The training's plan names it, under "
                     f"recipe, as centre: {digest}",
                     published=str(path),
+                )
+                return
+            if isinstance(plan.training, TrendsTraining):
+                days = f"{plan.training.days} days from {plan.training.first_day} on"
+                self._say(
+                    context,
+                    "counted",
+                    f"What shoppers searched for on {days} is counted. Show it: hanse-server trends",
+                    first_day=plan.training.first_day,
+                    days=plan.training.days,
                 )
                 return
             report = evaluations.of(model, training.progress.rounds_done())

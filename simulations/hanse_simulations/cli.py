@@ -148,6 +148,33 @@ def robustness(
 
 
 @app.command()
+def recognition(
+    study: Annotated[Path, typer.Argument(help="The study of options, YAML.", metavar="FILE")] = Path(
+        "simulations/experiments/recognition.yaml"
+    ),
+    grocery: Annotated[
+        Path | None,
+        typer.Option(
+            help="The Grocery Store Dataset's folder; without it what needs it is left out.", metavar="FOLDER"
+        ),
+    ] = None,
+    folder: Annotated[
+        Path, typer.Option(help="Where results go, and where an earlier call left them.", metavar="FOLDER")
+    ] = Path("results/recognition"),
+    as_json: JsonOption = None,
+) -> None:
+    """What options against imbalance, occlusion, clutter, light and viewpoint do on real photos: a table."""
+    from hanse_simulations.robust_recognition import Study, run_study, table
+    from hanse_simulations.run import one_thread
+
+    wanted = load(Study, study)
+    with one_thread():
+        figures = run_study(wanted, grocery, folder, lambda text: commands.err.print(text, markup=False))
+    out.print(table(wanted, figures), soft_wrap=True, markup=False)
+    _write_json(as_json, figures)
+
+
+@app.command()
 def shops(
     folder: Annotated[Path, typer.Argument(help="A new folder for them.", metavar="FOLDER")],
     keys: Annotated[

@@ -77,12 +77,12 @@ def _light(image: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def _viewpoint(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Turned by 10 to 25 degrees, then seen aslant: corners move inwards by up to a sixth. Edges repeat."""
+    """Turned by 20 to 45 degrees, then seen aslant: corners move by up to a quarter. What was not seen is grey."""
     width, height = image.size
-    angle = float(rng.uniform(10, 25)) * (1 if rng.random() < 0.5 else -1)
+    angle = float(rng.uniform(20, 45)) * (1 if rng.random() < 0.5 else -1)
     grey = 0 if image.mode == "L" else (128, 128, 128)
     image = image.rotate(angle, Image.Resampling.BILINEAR, fillcolor=grey)
-    a, b, c, d, e, f, g, h = rng.uniform(0, 1 / 6, 8)
+    a, b, c, d, e, f, g, h = rng.uniform(-1 / 4, 1 / 12, 8)
     # Where the corners come from: top left, bottom left, bottom right, top right.
     quad = (
         *(a * width, b * height),
@@ -90,7 +90,7 @@ def _viewpoint(image: Image.Image, rng: np.random.Generator) -> Image.Image:
         *((1 - e) * width, (1 - f) * height),
         *((1 - g) * width, h * height),
     )
-    return image.transform(image.size, Image.Transform.QUAD, quad, Image.Resampling.BILINEAR)
+    return image.transform(image.size, Image.Transform.QUAD, quad, Image.Resampling.BILINEAR, fillcolor=grey)
 
 
 _CHANGES: Mapping[str, Callable[[Image.Image, np.random.Generator], Image.Image]] = {

@@ -1,4 +1,4 @@
-"""What each option of a recipe, or a plan, that should make recognition robust does on real photos: with beside without.
+"""What each option that should make recognition robust does on real photos: with it beside without.
 
     study = load(Study, Path("simulations/experiments/recognition.yaml"))
     figures = run_study(study, Path("GroceryStoreDataset/dataset"), Path("results/recognition"))
@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -39,7 +39,7 @@ from hanse_server.evaluation import Evaluator
 from hanse_server.league import train
 from hanse_server.optimizers import create
 from hanse_server.storage import State
-from hanse_simulations import datasets, degradations
+from hanse_simulations import datasets
 from hanse_simulations.central import CentralRounds
 from hanse_simulations.degradations import Degraded
 from hanse_simulations.grocery import Grocery
@@ -74,8 +74,8 @@ class Data(Section):
     """Photos to train on and to test with.
 
     `photos` is how many of the dataset's training photos are used, all by default. With `ratio` they are a long tail:
-    the most frequent class has `photos` of them, the rarest a `ratio`-th of that, geometric in between (Cui et al. 2019,
-    section 5.1), and which class is how frequent follows from the seed. Without it a seed changes the noise alone.
+    the most frequent class has `photos` of them, the rarest a `ratio`-th of that, geometric in between (Cui et al.
+    2019, section 5.1), and which class is how frequent follows from the seed.
     """
 
     dataset: Literal["grocery", "fashion-mnist"]
@@ -169,8 +169,8 @@ class NoiselessRounds:
             "photo", training.sampling_rate, self._randomness, training.class_rates
         )
         seed = int(self._randomness.words(1)[0] >> np.uint64(1))
-        exact = self._sums.sum(model.astype(np.float64), sample, grid, seed)
-        return RoundOutcome(-exact * grid.fine_unit / training.expected_batch, (), (), {}, {})
+        exact = self._sums.sum(model.astype(np.float64), sample, grid, seed).astype(np.float64)
+        return RoundOutcome(-exact * (grid.fine_unit / training.expected_batch), (), (), {}, {})
 
 
 Tell = Callable[[str], None]
@@ -338,14 +338,20 @@ def _trained(
 ) -> tuple[Plan, NDArray[np.float32]]:
     steps = data.steps
     loss = {
-        **({} if arm.weights_beta is None else {"class_weights": class_weights(counts, arm.weights_beta)}),
+        **(
+            {}
+            if arm.weights_beta is None
+            else {"class_weights": class_weights(counts.tolist(), arm.weights_beta)}
+        ),
         **(
             {}
             if arm.offsets_temperature is None
-            else {"class_offsets": class_offsets(counts, arm.offsets_temperature)}
+            else {"class_offsets": class_offsets(counts.tolist(), arm.offsets_temperature)}
         ),
     }
-    rates = () if arm.rates_power is None else class_rates(counts, steps.sampling_rate, arm.rates_power)
+    rates = (
+        () if arm.rates_power is None else class_rates(counts.tolist(), steps.sampling_rate, arm.rates_power)
+    )
     sampled = float(np.dot(rates, counts)) if rates else steps.sampling_rate * len(examples)
     plan = make_plan(
         PlanSettings(

@@ -19,6 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -28,7 +29,8 @@ from hanse_client.examples import Examples
 from hanse_client.ledger import Ledger
 from hanse_client.markers import Markers
 from hanse_client.participant import Participant, PinnedLeague
-from hanse_client.policy import Policy
+from hanse_client.policy import Mode, Policy
+from hanse_client.queries import QueryLog
 from hanse_client.training import ShopTrainer, Trainer
 from hanse_common import signing, wire
 from hanse_common.charter import SignedCharter, founded
@@ -42,6 +44,8 @@ from hanse_common.plan import (
     MeanTraining,
     Plan,
     SignedPlan,
+    TrendsSchedule,
+    TrendsTraining,
 )
 from hanse_common.vision import model as models
 from hanse_server.config import PrivacyTarget, make_plan
@@ -158,7 +162,7 @@ def train_with(
         raise ConfigError(
             "plan.training.mode: found evaluation, which trains nothing; see hanse_server.federated_evaluation."
         )
-    if isinstance(plan.training, MeanTraining):
+    if isinstance(plan.training, MeanTraining | TrendsTraining):
         initial = np.zeros(plan.dimension, dtype=np.float32)
     else:
         seed = seed_for(experiment.seed, "initialisation")
@@ -236,12 +240,15 @@ def simulated_policy(experiment: Experiment, budget: PrivacyTarget | None = None
         corrupt_merchants=settings.cohort.max_corrupt,
         max_rounds=settings.training.rounds + settings.training.repeats,
         max_steps=settings.training.work,
+        modes=get_args(Mode),
     )
 
 
 def stream_name(experiment: Experiment, holder: str) -> str:
     """Return the name of a random stream: one plan's noise must not be another's, when an experiment has several."""
     training = experiment.plan.training
+    if isinstance(training, TrendsSchedule):
+        return f"{training.mode} {training.first_day} {holder}"
     apart = isinstance(training, MeanSchedule | EvaluationSchedule)
     return f"{training.mode} {holder}" if apart else holder
 
@@ -257,9 +264,11 @@ def seeded_members(
     folder: Path,
     tell: Tell,
     budget: PrivacyTarget | None = None,
+    queries: Mapping[str, QueryLog] | None = None,
 ) -> dict[str, Member]:
     """Return a member for each of `shops`, with seeded randomness and a policy that allows this plan.
 
+    `queries` are what their shoppers asked for, where a plan counts that.
     `budget` is for all plans that its ledger in `folder` is charged for; by default that of this plan.
     """
     settings = experiment.plan
@@ -274,7 +283,9 @@ def seeded_members(
         own = ledger_path(folder, name)
         ledger = Ledger(own, policy.budget)
         randomness = RoundRandomness(experiment.seed, stream_name(experiment, f"merchant {name}"))
-        trainer: Trainer = ShopTrainer(settings.recipe, settings.taxonomy, examples, randomness)
+        trainer: Trainer = ShopTrainer(
+            settings.recipe, settings.taxonomy, examples, randomness, queries=(queries or {}).get(name)
+        )
         if experiment.attack is not None and name in attackers(experiment):
             trainer = Attacker(experiment.attack, trainer, experiment.seed, name)
         participant = Participant(

@@ -29,10 +29,12 @@ RECIPE = Recipe(
 class Made:
     """One recognizer: its files by name."""
 
-    def __init__(self, folder: Path, seed: int = 0, classes: tuple[str, ...] = CLASSES) -> None:
+    def __init__(
+        self, folder: Path, seed: int = 0, classes: tuple[str, ...] = CLASSES, recipe: Recipe = RECIPE
+    ) -> None:
         taxonomy = Taxonomy(classes=classes)
-        vector = np.random.default_rng(seed).normal(size=RECIPE.dimension(len(classes))).astype(np.float32)
-        made = Recognizer.create(RECIPE, taxonomy, vector, created=datetime(2026, 1, 1, tzinfo=UTC))
+        vector = np.random.default_rng(seed).normal(size=recipe.dimension(len(classes))).astype(np.float32)
+        made = Recognizer.create(recipe, taxonomy, vector, created=datetime(2026, 1, 1, tzinfo=UTC))
         made.save(folder)
         self.files = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 

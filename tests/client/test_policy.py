@@ -23,6 +23,7 @@ from hanse_common.plan import (
     MeanTraining,
     MerchantLevelTraining,
     Plan,
+    TrendsTraining,
 )
 from hanse_common.vision.recipe import Linear, Preprocessing, Projection, Recipe, Scattering
 from hanse_common.vision.taxonomy import Taxonomy
@@ -328,6 +329,32 @@ def test_an_evaluation_is_allowed_unless_the_owner_takes_it_out():
     assert reason == "mode: found 'evaluation', your policy allows distributed, mean."
     wrong = asked.model_copy(update={"dimension": asked.model_dimension})
     assert "dimension" in POLICY.reasons(wrong, asked.taxonomy)[0]
+
+
+def test_what_shoppers_search_for_is_counted_where_the_owner_says_so_alone():
+    asked = plan(
+        training=TrendsTraining(first_day="2026-02-23", days=28, expected_batch=500.0, noise_multiplier=20.0),
+        dimension=3,
+    )
+    (reason,) = POLICY.reasons(asked, asked.taxonomy)
+    assert reason.startswith("mode: found 'trends', your policy allows local,")
+    allowed = POLICY.model_copy(update={"modes": ("trends",)})
+    assert allowed.reasons(asked, asked.taxonomy) == []
+    shorter = allowed.model_copy(update={"trends_days": 27})
+    assert shorter.reasons(asked, asked.taxonomy) == [
+        "days: it asks about 28 days, your policy keeps counts of 27 (trends_days)."
+    ]
+    text = " ".join(allowed.explain(asked))
+    for part in (
+        "asks to count what shoppers search for, by a recognizer of 3 classes",
+        "it counts the photos that your shoppers searched by, by class, on 28 days from 2026-02-23 on",
+        "costs each photo that a shopper searched by ε =",
+        "suspected with 1 % that somebody searched your shop by a given photo could",
+        "A shopper who searched a hundred times is covered a hundred times less",
+        "that hides your shoppers' queries is added",
+    ):
+        assert part in text, part
+    assert "catalog" not in text
 
 
 def test_the_explanation_says_that_a_shop_may_sit_a_round_out():

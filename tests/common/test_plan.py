@@ -12,7 +12,15 @@ from hanse_common import messages, signing, wire
 from hanse_common.errors import SignatureInvalid, WireError
 from hanse_common.evaluation import Layout
 from hanse_common.messages import DeclineCode, Declined, Start
-from hanse_common.plan import TRAININGS, Cohort, EvaluationTraining, MeanTraining, Plan, SignedPlan
+from hanse_common.plan import (
+    TRAININGS,
+    Cohort,
+    EvaluationTraining,
+    MeanTraining,
+    Plan,
+    SignedPlan,
+    TrendsTraining,
+)
 from hanse_common.secagg import ring
 from hanse_common.secagg.messages import Upload
 from hanse_common.secagg.ring import Ring
@@ -220,6 +228,40 @@ def test_an_evaluation_sends_a_model_and_gets_a_sum_of_another_length(make_plan:
     many = {"classes": [f"class {number}" for number in range(257)]}
     with pytest.raises(ValidationError, match="found 257 classes, expected 2 to 256"):
         Plan.model_validate(plan.model_dump() | {"taxonomy": many}, strict=False)
+
+
+def trends(make_plan: MakePlan, **changes: Any) -> Plan:
+    fields = {"first_day": "2026-02-23", "days": 7, "expected_batch": 500.0, "noise_multiplier": 9.0}
+    cohort = Cohort(min_merchants=4, max_merchants=6, max_corrupt=1)
+    return make_plan(cohort=cohort, dimension=3).model_copy(
+        update={"training": TrendsTraining(**(fields | changes))}
+    )
+
+
+def test_a_trends_plan_counts_queries_of_days_that_exist(make_plan: MakePlan) -> None:
+    plan = trends(make_plan)
+    assert plan.expected_dimension == plan.dimension == plan.model_dimension == 3
+    assert plan.mechanism(1).shares == 3
+    assert isinstance(plan.training, TrendsTraining) and plan.training.end.isoformat() == "2026-03-02"
+    steps = np.array([-5, 0, 700], dtype=np.int64)
+    assert np.array_equal(plan.decode(ring.residues(steps), 6), steps * plan.mechanism(1).grid.step)
+    data = wire.encode(plan)
+    assert data[1] == 3, "merchants of the version before must not take it for anything else"
+    assert wire.decode(Plan, data) == plan
+    for changes in (
+        {"first_day": "2026-02-30"},
+        {"first_day": "20260223"},
+        {"first_day": "2026-W09-1"},
+        {"first_day": "9999-12-30"},
+        {"days": 0},
+        {"days": 367},
+        {"rounds": 2},
+        {"sampling_rate": 0.5},
+        {"clipping_norm": 2.0},
+        {"unit": "product"},
+    ):
+        with pytest.raises(ValidationError):
+            trends(make_plan, **changes)
 
 
 def test_a_model_that_is_too_large_is_no_plan_where_another_vector_is_uploaded(make_plan: MakePlan) -> None:

@@ -27,6 +27,7 @@ from hanse_common.plan import (
     MerchantLevelTraining,
     Plan,
     SignedPlan,
+    TrendsTraining,
     dimension_of,
 )
 from hanse_common.release import Release, ReleasedFile, SignedRelease
@@ -132,6 +133,7 @@ TRAININGS = (
     MerchantLevelTraining(**_STEPS, **(_LOCAL | {"expected_batch": 2.0}), local_rate=0.1),
     MeanTraining(**_STEPS, expected_batch=400.0),
     EvaluationTraining(**_STEPS, rounds=3, expected_batch=400.0),
+    TrendsTraining(**_STEPS, first_day="2026-11-16", days=7, expected_batch=400.0),
 )
 
 

@@ -8,8 +8,8 @@ All of it is for the owner's eyes: nothing is moved or removed.
 
 **The best photo** is the most typical of those that are large and sharp enough: of all photos of the product with at
 least `LARGE` of the largest one's pixels and, among these, `SHARP` of the sharpest one's sharpness, the one whose
-vector is most similar to the others' mean. Sharpness is how much of the difference between neighbouring pixels goes when a photo is
-blurred: of one that is blurred already, little [1]. So photos of smooth and of rough things compare.
+vector is most similar to the others' mean. Sharpness is how much of the difference between neighbouring pixels goes
+when a photo is blurred: of one that is blurred already, little [1]. So photos of smooth and of rough things compare.
 
 **Misplaced photos.** A photo is suspect when some photo of another product is more similar to it than every other one
 of its own product, by `MARGIN`. It is the nearest-neighbour rule for data that was labelled wrongly [2]; what is

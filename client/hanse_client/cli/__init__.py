@@ -1,6 +1,6 @@
 """The command `hanse-client`. Each module holds commands of one kind, as plain functions that are listed here."""
 
-from hanse_client.cli import league
+from hanse_client.cli import league, products
 from hanse_client.cli.catalog import catalog, import_products
 from hanse_client.cli.comparison import compare
 from hanse_client.cli.ledger import ledger
@@ -8,9 +8,10 @@ from hanse_client.cli.membership import endorse, init, join, members, rotate, sh
 from hanse_client.cli.personal import personalize
 from hanse_client.cli.plans import approve, explain, plans, refuse
 from hanse_client.cli.receipts import receipt
-from hanse_client.cli.recognition import classify
+from hanse_client.cli.recognition import classify, inventory, search, similar
 from hanse_client.cli.releases import update
 from hanse_client.cli.running import doctor, history, page, pause, resume, run, status
+from hanse_client.cli.serving import serve
 from hanse_client.cli.wizard import wizard
 from hanse_common import commands
 
@@ -43,11 +44,16 @@ for command in (
     receipt,
     compare,
     classify,
+    search,
+    similar,
+    inventory,
+    serve,
     personalize,
 ):
     app.command()(command)
 app.command("words")(show_words)
 app.add_typer(league.app, name="league")
+app.add_typer(products.app, name="products")
 
 
 def main() -> None:

@@ -1,18 +1,27 @@
-"""The recognizer at work: `classify`."""
+"""The recognizer at work: `classify`, `search`, `similar`, `inventory`."""
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hanse_client.cli.options import DEFAULT_CONFIG, ConfigOption, say
+from hanse_client.applications.inventory import WHOLE, Grid, photos_in, take_inventory
+from hanse_client.cli.options import DEFAULT_CONFIG, ConfigOption, photos, say
+from hanse_client.cli.products import Attributes, CategoryIs, Json, PriceMax, PriceMin, conditions, described
 from hanse_client.config import ClientConfig
 from hanse_client.releases import recognizer_folder
 from hanse_common import commands
 from hanse_common.config import load
-from hanse_common.errors import ConfigError, PhotoError
+from hanse_common.errors import CatalogError, ConfigError, GalleryError, PhotoError
 from hanse_common.vision.photo import decode, shown
+
+if TYPE_CHECKING:  # torch takes seconds to load
+    from hanse_client.recognition.answers import Found
+
+Results = Annotated[
+    int, typer.Option("-k", help="How many products to show.", min=1, max=100, metavar="NUMBER")
+]
 
 
 def classify(
@@ -67,3 +76,112 @@ def classify(
             say(f"{shown(path)}: {named}")
     if failed is not None:
         raise typer.Exit(failed.exit_code)
+
+
+def search(
+    paths: Annotated[
+        list[Path] | None, typer.Argument(help="Photos to look up.", metavar="[PHOTO]...")
+    ] = None,
+    text: Annotated[
+        str | None, typer.Option(help="What the title says; alone, or beside photos.", metavar="TEXT")
+    ] = None,
+    k: Results = 5,
+    category: CategoryIs = None,
+    price_min: PriceMin = None,
+    price_max: PriceMax = None,
+    attribute: Attributes = None,
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object for each photo.")] = False,
+) -> None:
+    """Find the products of yours that look most like a photo, or whose titles are most like a text, or both.
+
+    Exit codes: 0 all looked up, 21 to 23 a photo can't be used (the first such), 30 the gallery can't be used.
+    """
+    from hanse_client.recognition.service import Recognition
+
+    if not paths and text is None:
+        raise GalleryError("search: found neither a photo nor --text, expected one of them.")
+    where = conditions(category, price_min, price_max, attribute)
+    failed: PhotoError | None = None
+    with Recognition.open(load(ClientConfig, config)) as recognition:
+        if not paths:
+            _tell("", recognition.search(text=text, where=where, k=k), as_json)
+        for path in paths or ():
+            try:
+                image = decode(path)
+            except PhotoError as error:
+                commands.complain(error)
+                failed = failed or error
+                continue
+            _tell(shown(path), recognition.search(image, text=text, where=where, k=k), as_json)
+    if failed is not None:
+        raise typer.Exit(failed.exit_code)
+
+
+def similar(
+    sku: Annotated[str, typer.Argument(help="The product.", metavar="SKU", show_default=False)],
+    k: Results = 5,
+    category: CategoryIs = None,
+    price_min: PriceMin = None,
+    price_max: PriceMax = None,
+    attribute: Attributes = None,
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: Json = False,
+) -> None:
+    """Find the products that look most like one of yours. Exit codes: 0, 30 there is no such product."""
+    from hanse_client.recognition.service import Recognition
+
+    where = conditions(category, price_min, price_max, attribute)
+    with Recognition.open(load(ClientConfig, config)) as recognition:
+        _tell("", recognition.similar(sku, where=where, k=k), as_json)
+
+
+def inventory(
+    paths: Annotated[list[Path], typer.Argument(help="Photos, or folders of them.", metavar="PHOTO...")],
+    grid: Annotated[
+        str, typer.Option(help="How each photo is divided: one product in each cell.", metavar="ROWSxCOLUMNS")
+    ] = "1x1",
+    unknown: Annotated[
+        Path | None,
+        typer.Option(help="Folder for pictures of what is none of your products.", metavar="FOLDER"),
+    ] = None,
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: Json = False,
+) -> None:
+    """Count your products on photos of shelves; what is none of them is set aside for a person.
+
+    Exit codes: 0 all looked at, 14 a photo could not be used (the others are counted).
+    """
+    from hanse_client.recognition.service import Recognition
+
+    divided = WHOLE if grid == "1x1" else Grid.parse(grid)
+    files = [photo for path in paths for photo in (photos_in(path) if path.is_dir() else (path,))]
+    with Recognition.open(load(ClientConfig, config)) as recognition:
+        found = take_inventory(recognition, files, divided, unknown_folder=unknown)
+    if as_json:
+        typer.echo(found.model_dump_json())
+    else:
+        for line in found.counts:
+            say(f"{line.count:6}  {line.sku}  {line.title}".rstrip())
+        say(f"Looked at {photos(found.photos)}; unknown: {len(found.unknown)}.")
+        for each in found.unknown if unknown is None else ():
+            say(f"  {each.photo} {list(each.box)}")
+    if found.problems:
+        raise CatalogError("\n".join(found.problems))
+
+
+def _tell(name: str, found: "Found", as_json: bool) -> None:
+    """Print what was found for the photo of that name."""
+    from hanse_client.serving.answers import Listed
+
+    if as_json:
+        facts: dict[str, Any] = {"photo": name} if name else {}
+        typer.echo(json.dumps(facts | Listed.of(found).model_dump(mode="json")))
+        return
+    unsure = "  (none of your products, as it seems)" if found.known is False else ""
+    if name or unsure:
+        say(f"{name or 'Found'}:{unsure}")
+    for match in found.matches:
+        say(f"  {match.score:6.3f}  {described(match.product)}")
+    if not found.matches:
+        say("  nothing")

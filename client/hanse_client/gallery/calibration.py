@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from hanse_client.gallery import rows
 from hanse_client.gallery.index import VectorIndex
 from hanse_client.gallery.rejection import Rejection, calibrate
+from hanse_client.gallery.store import PAD
 
 PHOTOS: Final = 1000
 """Photos of the gallery that are looked at, at most; the quantile of a thousand is near enough."""
@@ -86,8 +87,8 @@ def _sampled(db: sqlite3.Connection, embedding: bytes) -> list[int]:
 def _shown(db: sqlite3.Connection, embedding: bytes, photo: int) -> tuple[NDArray[np.float32], list[int]]:
     """Return the photo's vector (d,), and the products that show it."""
     (data,) = db.execute(
-        "SELECT data FROM vector WHERE photo = ? AND embedding = (SELECT id FROM embedding WHERE name = ?)",
-        (photo, embedding),
+        "SELECT substr(data, ?) FROM vector WHERE photo = ? AND embedding = (SELECT id FROM embedding WHERE name = ?)",
+        (PAD + 1, photo, embedding),
     ).fetchone()
     owners = db.execute("SELECT product FROM view WHERE photo = ?", (photo,))
     return np.frombuffer(data, "<f4"), [owner for (owner,) in owners]
@@ -112,9 +113,9 @@ def _left_out(
 ) -> float:
     """Return the similarity of a photo to its product without it; −2 where the product has no other."""
     found = db.execute(
-        """SELECT vector.data FROM view JOIN vector ON vector.photo = view.photo
+        """SELECT substr(vector.data, ?) FROM view JOIN vector ON vector.photo = view.photo
         AND vector.embedding = (SELECT id FROM embedding WHERE name = ?) WHERE view.product = ? AND view.photo <> ?""",
-        (embedding, product, photo),
+        (PAD + 1, embedding, product, photo),
     ).fetchall()
     if not found:
         return -2.0

@@ -33,7 +33,7 @@ from hanse_client.gallery.finding import Match as Match
 from hanse_client.gallery.followed import Followed
 from hanse_client.gallery.product import Filter, Product
 from hanse_client.gallery.rejection import FALSE_ACCEPT, Rejection
-from hanse_client.gallery.store import Store
+from hanse_client.gallery.store import Store, damaged
 from hanse_common.errors import GalleryError, PhotoError
 from hanse_common.vision import photo as photos_
 from hanse_common.vision.photo import PhotoLimits
@@ -184,10 +184,10 @@ class Gallery:
     def photo(self, digest: bytes) -> bytes | None:
         """Return the JPEG file with this SHA-256, or None when there is none."""
         with self._store.read() as db:
-            row = db.execute("SELECT jpeg FROM photo WHERE digest = ?", (digest,)).fetchone()
-        if row is not None and photos_.content_digest(row[0]) != digest:
-            raise self._store.damaged(f"photo {digest.hex()} is not what was written")
-        return None if row is None else row[0]
+            jpeg = rows.photo(db, digest)
+        if jpeg is not None and photos_.content_digest(jpeg) != digest:
+            raise damaged(f"photo {digest.hex()} is not what was written")
+        return jpeg
 
     def products(self, where: Filter | None = None, after: str = "", limit: int = 100) -> list[Product]:
         """Return at most `limit` products that match, in the order of their SKUs, the first one later than `after`."""
@@ -197,11 +197,7 @@ class Gallery:
     def categories(self) -> list[str]:
         """Return the categories that products have, in order, at most `MAX_CATEGORIES`."""
         with self._store.read() as db:
-            found = db.execute(
-                "SELECT DISTINCT category FROM product WHERE category IS NOT NULL ORDER BY category LIMIT ?",
-                (MAX_CATEGORIES,),
-            )
-            return [category for (category,) in found]
+            return rows.categories(db, MAX_CATEGORIES)
 
     def count(self) -> int:
         """Return the number of products."""

@@ -269,7 +269,7 @@ class _Lists:
             lists,
             faiss.ScalarQuantizer.QT_8bit,
             faiss.METRIC_INNER_PRODUCT,
-            True,
+            False,  # codes of the vectors themselves, not of what is left beside the centre: so centres may move
         )
         index.cp.spherical = True
         index.cp.niter = 10
@@ -304,7 +304,30 @@ class _Lists:
         self._index.add_with_ids(vectors, ids)
 
     def remove(self, ids: Ids) -> None:
+        before = self._sizes()
         self._index.remove_ids(ids)
+        for number in np.flatnonzero(self._sizes() < before):
+            self._centre_anew(int(number))
+
+    def _sizes(self) -> NDArray[np.int64]:
+        lists = self._index.invlists
+        return np.array([lists.list_size(number) for number in range(self._index.nlist)])
+
+    def _centre_anew(self, number: int) -> None:
+        """Let the list's centre be the mean of what is left in it: a centre learned from one vector would keep it."""
+        import faiss
+
+        lists, dimension = self._index.invlists, self._index.d
+        size, width = lists.list_size(number), self._index.code_size
+        centre = np.zeros(dimension, np.float32)
+        if size:
+            codes = faiss.rev_swig_ptr(lists.get_codes(number), size * width).reshape(size, width)
+            mean = self._index.sq.decode(codes.copy()).mean(axis=0, dtype=np.float64)
+            length = np.linalg.norm(mean)
+            centre[:] = mean / length if length > 0 else mean
+        quantizer: Any = faiss.downcast_index(self._index.quantizer)
+        centres = faiss.rev_swig_ptr(quantizer.get_xb(), self._index.nlist * dimension)
+        centres[number * dimension : (number + 1) * dimension] = centre
 
     def search(self, queries: Vectors, k: int) -> tuple[Ids, Vectors]:
         similarities, ids = self._index.search(queries, k)

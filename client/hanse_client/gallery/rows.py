@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hanse_client.gallery.product import PRICE_PLACES, Filter, Product
+from hanse_client.gallery.store import PAD, damaged
 from hanse_common.errors import GalleryError
 
 REMOVALS_KEPT: Final = 1 << 20
@@ -27,7 +28,7 @@ CHUNK: Final = 1 << 14
 """Vectors that are read at once."""
 
 _SCALE = 10**PRICE_PLACES
-_COLUMNS = "product.id, sku, title, price, currency, category"
+_COLUMNS = f"product.id, sku, price, currency, substr(words, {PAD + 1})"
 _NAMED = "(SELECT id FROM embedding WHERE name = ?)"
 _EACH = "(SELECT value FROM json_each(?))"
 
@@ -39,25 +40,51 @@ def put_product(db: sqlite3.Connection, product: Product) -> int:
     """Insert or update `product` and return its number."""
     (revision,) = db.execute("UPDATE terms SET revision = revision + 1 RETURNING revision").fetchone()
     price = None if product.price is None else _stored(product.price)
+    words = (product.title, product.category, product.attributes)
     (number,) = db.execute(
-        """INSERT INTO product (sku, revision, title, price, currency, category) VALUES (?, ?, ?, ?, ?, ?)
-        ON CONFLICT (sku) DO UPDATE SET revision = excluded.revision, title = excluded.title, price = excluded.price,
-        currency = excluded.currency, category = excluded.category RETURNING id""",
-        (product.sku, revision, product.title, price, product.currency, product.category),
+        """INSERT INTO product (sku, revision, price, currency, words) VALUES (?, ?, ?, ?, ?)
+        ON CONFLICT (sku) DO UPDATE SET revision = excluded.revision, price = excluded.price,
+        currency = excluded.currency, words = excluded.words RETURNING id""",
+        (product.sku, revision, price, product.currency, padded(json.dumps(words).encode())),
     ).fetchone()
-    db.execute("DELETE FROM attribute WHERE product = ?", (number,))
-    found = ((number, name, value) for name, value in product.attributes.items())
-    db.executemany("INSERT INTO attribute VALUES (?, ?, ?)", found)
+    db.execute("DELETE FROM tag WHERE product = ?", (number,))
+    tags = [(name, value, number, 0) for name, value in product.attributes.items()]
+    if product.category is not None:
+        tags.append(("", product.category, number, 1))
+    db.executemany("INSERT INTO tag VALUES (token(?, ?), ?, ?)", tags)
     return int(number)
 
 
 def put_photo(db: sqlite3.Connection, product: int, digest: bytes, jpeg: bytes) -> None:
     """Insert the photo, unless it is there, and show it with the product, unless it is shown already."""
-    db.execute("INSERT OR IGNORE INTO photo (digest, jpeg) VALUES (?, ?)", (digest, jpeg))
+    db.execute("INSERT OR IGNORE INTO photo (digest, jpeg) VALUES (?, ?)", (digest, padded(jpeg)))
     db.execute(
         "INSERT OR IGNORE INTO view (product, photo) SELECT ?, id FROM photo WHERE digest = ?",
         (product, digest),
     )
+
+
+def padded(content: bytes) -> bytes:
+    """Return content as it is stored, so that none of it lies in a table's page; see `hanse_client.gallery.store`."""
+    return bytes(PAD) + content
+
+
+def _data(table: str) -> str:
+    """Return SQL for the content of a vector's or prototype's row."""
+    return f"substr({table}.data, {PAD + 1})"
+
+
+def photo(db: sqlite3.Connection, digest: bytes) -> bytes | None:
+    """Return the JPEG file with this SHA-256, as it was stored, or None."""
+    row = db.execute(f"SELECT substr(jpeg, {PAD + 1}) FROM photo WHERE digest = ?", (digest,)).fetchone()
+    return None if row is None else row[0]
+
+
+def categories(db: sqlite3.Connection, limit: int) -> list[str]:
+    """Return at most `limit` of the categories that products have, in order."""
+    found = db.execute("SELECT min(product) FROM tag WHERE category = 1 GROUP BY token LIMIT ?", (limit,))
+    there = products(db, [number for (number,) in found.fetchall()]).values()
+    return sorted(product.category for product in there if product.category is not None)
 
 
 def product_number(db: sqlite3.Connection, sku: str) -> int | None:
@@ -87,24 +114,22 @@ def revised(db: sqlite3.Connection, revision: int) -> tuple[int, dict[int, Produ
 
 
 def _products(db: sqlite3.Connection, query: str, values: Sequence[Any]) -> dict[int, Product]:
-    found = db.execute(query, values).fetchall()
-    attributes: dict[int, dict[str, str]] = {row[0]: {} for row in found}
-    for number, name, value in db.execute(
-        f"SELECT product, name, value FROM attribute WHERE product IN {_EACH}", (each(attributes),)
-    ):
-        attributes[number][name] = value
-    # What is in the tables was validated when it came, and a list of thousands is validated no second time.
-    return {
-        number: Product.model_construct(
+    found = {}
+    for number, sku, price, currency, words in db.execute(query, values):
+        try:
+            title, category, attributes = json.loads(words)
+        except ValueError:
+            raise damaged(f"the words of product {sku!r} are not what was written") from None
+        # The rest was validated when it came, and a list of thousands is validated no second time.
+        found[number] = Product.model_construct(
             sku=sku,
             title=title,
             price=None if price is None else _price(price),
             currency=currency,
             category=category,
-            attributes=attributes[number],
+            attributes=attributes,
         )
-        for number, sku, title, price, currency, category in found
-    }
+    return found
 
 
 def _stored(price: Decimal) -> int:
@@ -123,18 +148,18 @@ def matching(where: Filter | None) -> tuple[str, list[Any]]:
     parts, values = ["TRUE"], []
     if where is not None:
         for value, part in (
-            (where.category, "product.category = ?"),
             (where.price_min, "product.price >= ?"),
             (where.price_max, "product.price <= ?"),
         ):
             if value is not None:
                 parts.append(part)
-                values.append(_stored(value) if isinstance(value, Decimal) else value)
-        for name, value in where.attributes.items():
-            parts.append(
-                "EXISTS (SELECT 1 FROM attribute WHERE product = product.id AND name = ? AND attribute.value = ?)"
-            )
-            values += [name, value]
+                values.append(_stored(value))
+        tags = list(where.attributes.items())
+        if where.category is not None:
+            tags.append(("", where.category))
+        for name, text in tags:
+            parts.append("product.id IN (SELECT tag.product FROM tag WHERE tag.token = token(?, ?))")
+            values += [name, text]
     return " AND ".join(parts), values
 
 
@@ -200,7 +225,7 @@ def put_vectors(
         raise GalleryError(f"Vectors: found {dimension} numbers a row, but this embedding has {wanted}.")
     db.executemany(
         "INSERT OR IGNORE INTO vector (embedding, photo, data) SELECT ?, id, ? FROM photo WHERE digest = ?",
-        ((number, vector.astype("<f4").tobytes(), digest) for digest, vector in vectors),
+        ((number, padded(vector.astype("<f4").tobytes()), digest) for digest, vector in vectors),
     )
     return int(number)
 
@@ -220,20 +245,22 @@ def refresh_prototypes(db: sqlite3.Connection, embedding: int, numbers: Iterable
     """
     for number in numbers:
         found = db.execute(
-            """SELECT vector.data FROM view JOIN vector ON vector.photo = view.photo AND vector.embedding = ?
+            f"""SELECT {_data("vector")} FROM view JOIN vector ON vector.photo = view.photo AND vector.embedding = ?
             WHERE view.product = ? ORDER BY view.id""",
             (embedding, number),
         ).fetchall()
         new = mean([data for (data,) in found]) if found else None
         old = db.execute(
-            "SELECT id, data FROM prototype WHERE product = ? AND embedding = ?", (number, embedding)
+            f"SELECT id, {_data('prototype')} FROM prototype WHERE product = ? AND embedding = ?",
+            (number, embedding),
         ).fetchone()
         if old is not None and old[1] != new:
             db.execute("DELETE FROM prototype WHERE id = ?", (old[0],))
             db.execute("INSERT INTO removal (prototype) VALUES (?)", (old[0],))
         if new is not None and (old is None or old[1] != new):
             db.execute(
-                "INSERT INTO prototype (embedding, product, data) VALUES (?, ?, ?)", (embedding, number, new)
+                "INSERT INTO prototype (embedding, product, data) VALUES (?, ?, ?)",
+                (embedding, number, padded(new)),
             )
     db.execute("DELETE FROM removal WHERE number <= (SELECT max(number) FROM removal) - ?", (REMOVALS_KEPT,))
 
@@ -252,7 +279,7 @@ def views(
 ) -> list[tuple[int, bytes, Vectors]]:
     """Return product, photo's SHA-256 and vector (d,) of each photo of these products that has one, in order."""
     found = db.execute(
-        f"""SELECT view.product, photo.digest, vector.data FROM view JOIN photo ON photo.id = view.photo
+        f"""SELECT view.product, photo.digest, {_data("vector")} FROM view JOIN photo ON photo.id = view.photo
         JOIN vector ON vector.photo = photo.id AND vector.embedding = {_NAMED}
         WHERE view.product IN {_EACH} ORDER BY view.id""",
         (embedding, each(numbers)),
@@ -266,7 +293,7 @@ def prototypes(
     """Return product numbers (n) and vectors (n, d) of those of the prototypes whose products match."""
     condition, values = matching(where)
     found = db.execute(
-        f"""SELECT product.id, prototype.data FROM prototype JOIN product ON product.id = prototype.product
+        f"""SELECT product.id, {_data("prototype")} FROM prototype JOIN product ON product.id = prototype.product
         WHERE prototype.id IN {_EACH} AND {condition}""",
         (each(ids), *values),
     ).fetchall()
@@ -278,7 +305,7 @@ def prototypes_of(
 ) -> tuple[list[int], Vectors]:
     """Return product numbers (n) and vectors (n, d) of those of these products that have a prototype."""
     found = db.execute(
-        f"SELECT product, data FROM prototype WHERE embedding = {_NAMED} AND product IN {_EACH}",
+        f"SELECT product, {_data('prototype')} FROM prototype WHERE embedding = {_NAMED} AND product IN {_EACH}",
         (embedding, each(numbers)),
     ).fetchall()
     return [number for number, _ in found], _matrix([data for _, data in found], dimension)
@@ -290,7 +317,7 @@ def matching_prototypes(
     """Yield numbers (n) and vectors (n, d) of all products that match and have a prototype, a chunk at a time."""
     condition, values = matching(where)
     found = db.execute(
-        f"""SELECT product.id, prototype.data FROM prototype JOIN product ON product.id = prototype.product
+        f"""SELECT product.id, {_data("prototype")} FROM prototype JOIN product ON product.id = prototype.product
         WHERE prototype.embedding = {_NAMED} AND {condition}""",
         (embedding, *values),
     )
@@ -309,7 +336,7 @@ def prototypes_after(
 ) -> tuple[Ids, Vectors] | None:
     """Return the next `CHUNK` of the embedding's prototypes in order of their numbers, or None when there is none."""
     found = db.execute(
-        "SELECT id, data FROM prototype WHERE embedding = ? AND id > ? ORDER BY id LIMIT ?",
+        f"SELECT id, {_data('prototype')} FROM prototype WHERE embedding = ? AND id > ? ORDER BY id LIMIT ?",
         (embedding, after, CHUNK),
     ).fetchall()
     return _numbered(found, dimension) if found else None
@@ -320,7 +347,7 @@ def prototypes_by_id(db: sqlite3.Connection, ids: Ids, dimension: int) -> Vector
     parts = [np.empty((0, dimension), np.float32)]
     for start in range(0, len(ids), CHUNK):
         found = db.execute(
-            f"SELECT id, data FROM prototype WHERE id IN {_EACH} ORDER BY id",
+            f"SELECT id, {_data('prototype')} FROM prototype WHERE id IN {_EACH} ORDER BY id",
             (each(ids[start : start + CHUNK].tolist()),),
         ).fetchall()
         parts.append(_numbered(found, dimension)[1])
@@ -342,8 +369,5 @@ def _numbered(found: list[tuple[int, bytes]], dimension: int) -> tuple[Ids, Vect
 
 def _matrix(data: list[bytes], dimension: int) -> Vectors:
     if any(len(one) != 4 * dimension for one in data):
-        raise GalleryError(
-            f"The gallery is damaged: a vector has not the {dimension} numbers of its embedding. Move the folder "
-            "away and import the products again."
-        )
+        raise damaged(f"a vector has not the {dimension} numbers of its embedding")
     return np.frombuffer(b"".join(data), "<f4").reshape(len(data), dimension)

@@ -16,15 +16,22 @@ prototype has a number that grows and is never changed but replaced, each remova
 product carries the revision at which it was last written.
 
 *Removal removes.* SQLite overwrites what is deleted with zeros (`secure_delete`) [2], and `scrub` empties the journal,
-which else keeps old pages. What the file system or a drive keeps of overwritten blocks is beyond any program.
+which else keeps old pages. That is not enough: when a table's page is split or merged, rows move, and copies stay behind
+in space that no row uses. So photos, vectors, and a product's words are blobs that begin with `PAD` zeros: what comes
+after these never lies in a table's page, but in overflow pages, which are never moved, and zeroed when freed. What is
+searched by equality is in an index only as a salted hash. A SKU, a price and a currency may stay behind in unused space.
+What the file system or a drive keeps of overwritten blocks is beyond any program.
 
 Durable when a transaction returns (`synchronous = FULL`).
 
 [1] sqlite.org/fasterthanfs.html
 [2] sqlite.org/pragma.html#pragma_secure_delete
+[3] sqlite.org/fileformat2.html, section 1.6: X = U − 35
 """
 
+import hashlib
 import os
+import secrets
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -44,17 +51,22 @@ SCHEMA_VERSION = 1
 LOCK_SECONDS = 30.0
 """How long a transaction waits for another process's, in seconds."""
 
+PAGE_BYTES = 512
+"""Size of the database's pages."""
+
+PAD = PAGE_BYTES - 35
+"""Zeros before the content of a blob: the most of a row that lies in a page of its table [3]. All else overflows."""
+
 _SCHEMA = (
-    "CREATE TABLE terms (only INTEGER PRIMARY KEY CHECK (only = 1), revision INTEGER NOT NULL) STRICT",
-    "INSERT INTO terms VALUES (1, 0)",
+    """CREATE TABLE terms (only INTEGER PRIMARY KEY CHECK (only = 1), revision INTEGER NOT NULL,
+    salt BLOB NOT NULL) STRICT""",
     """CREATE TABLE product (id INTEGER PRIMARY KEY AUTOINCREMENT, sku TEXT NOT NULL UNIQUE, revision INTEGER NOT NULL,
-    title TEXT NOT NULL, price INTEGER, currency TEXT, category TEXT) STRICT""",
+    price INTEGER, currency TEXT, words BLOB NOT NULL) STRICT""",
     "CREATE INDEX product_revision ON product (revision)",
-    "CREATE INDEX product_category ON product (category)",
     "CREATE INDEX product_price ON product (price)",
-    """CREATE TABLE attribute (product INTEGER NOT NULL REFERENCES product ON DELETE CASCADE, name TEXT NOT NULL,
-    value TEXT NOT NULL, PRIMARY KEY (product, name)) STRICT, WITHOUT ROWID""",
-    "CREATE INDEX attribute_value ON attribute (name, value)",
+    """CREATE TABLE tag (token INTEGER NOT NULL, product INTEGER NOT NULL REFERENCES product ON DELETE CASCADE,
+    category INTEGER NOT NULL, PRIMARY KEY (token, product)) STRICT, WITHOUT ROWID""",
+    "CREATE INDEX tag_product ON tag (product)",
     "CREATE TABLE photo (id INTEGER PRIMARY KEY AUTOINCREMENT, digest BLOB NOT NULL UNIQUE, jpeg BLOB NOT NULL) STRICT",
     """CREATE TABLE view (id INTEGER PRIMARY KEY AUTOINCREMENT,
     product INTEGER NOT NULL REFERENCES product ON DELETE CASCADE, photo INTEGER NOT NULL REFERENCES photo,
@@ -110,6 +122,7 @@ class Store:
             "temp_store = MEMORY",
         ):
             database.execute(f"PRAGMA {setting}")
+        database.execute(f"PRAGMA page_size = {PAGE_BYTES}")  # of a database that is made now
         if database.execute("PRAGMA journal_mode = WAL").fetchone() != ("wal",):
             raise GalleryError(f"{self.path}: cannot keep a journal beside it; put it on a local disk.")
         with self.write():
@@ -119,6 +132,7 @@ class Store:
             if (kind, version, tables) == (0, 0, 0):
                 for statement in _SCHEMA:
                     database.execute(statement)
+                database.execute("INSERT INTO terms VALUES (1, 0, ?)", (secrets.token_bytes(16),))
                 database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
                 database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
             elif kind != APPLICATION_ID:
@@ -130,6 +144,18 @@ class Store:
                     f"{self.path}: found a gallery of version {version}, expected {SCHEMA_VERSION}; use the release of "
                     "hanse-client that made it, or move the folder away and import the products again."
                 )
+            schema = database.execute(
+                "SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL AND name <> 'sqlite_sequence'"
+            )
+            if {sql for (sql,) in schema} != set(_SCHEMA):
+                raise damaged("its tables are not as they were made")
+            (self._salt,) = database.execute("SELECT salt FROM terms").fetchone()
+        database.create_function("token", 2, self._token, deterministic=True)
+
+    def _token(self, name: str, value: str) -> int:
+        """Return a number that stands for a name with a value, in this gallery; an empty name is the category."""
+        text = f"{len(name)} {name}{value}".encode()
+        return int.from_bytes(hashlib.blake2b(text, digest_size=8, key=self._salt).digest(), signed=True)
 
     @contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
@@ -165,10 +191,6 @@ class Store:
         except sqlite3.Error as error:
             raise GalleryError(f"{self.path}: {_in_words(error)}") from None
 
-    def damaged(self, what: str) -> GalleryError:
-        """Return the error that says of `what` that it is not as it was written."""
-        return GalleryError(f"{self.path}: the gallery is damaged: {what}. {_CARE}")
-
     def scrub(self) -> None:
         """Empty the journal, so that the file holds just what is in the tables.
 
@@ -197,6 +219,11 @@ class Store:
         """Close the database."""
         with self._lock:
             self._database.close()
+
+
+def damaged(what: str) -> GalleryError:
+    """Return the error that says that the gallery is not as it was written, and what to do."""
+    return GalleryError(f"The gallery is damaged: {what}. {_CARE}")
 
 
 def sync_folder(folder: Path) -> None:

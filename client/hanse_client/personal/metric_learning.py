@@ -12,7 +12,7 @@ that a product has twice counts once.
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,9 +29,9 @@ from hanse_client.personal.metric import (
     MAX_PHOTOS,
     MIN_PRODUCTS,
     SHRINKAGE,
+    Directions,
     MetricRecord,
     PersonalMetric,
-    applied,
 )
 from hanse_client.personal.photos import SAME, StoredPhoto, every
 from hanse_client.shop import Shop
@@ -86,50 +86,66 @@ def learned_from(
     if len(numbers) < MIN_PRODUCTS:
         return LearnedMetric(None, len(numbers), problems)
     judgement = _cross_validated(embeddings, products, len(numbers))
-    directions, factors = directions_of(embeddings, products)
+    learned = fitted(embeddings, products)
     record = MetricRecord(
-        arrays=saved.digest_of({"directions": directions, "factors": factors}),
+        arrays=saved.digest_of(vars(learned)),
         embedding=base.hex(),
         products=len(numbers),
         judgement=judgement,
         created=datetime.now(UTC),
     )
-    return LearnedMetric(PersonalMetric(record, directions, factors), len(numbers), problems)
+    return LearnedMetric(PersonalMetric(record, learned), len(numbers), problems)
 
 
-def directions_of(
-    embeddings: NDArray[np.float32], products: NDArray[np.int64]
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return directions, (r, d), and factors, (r,), learned from `embeddings`, (n, d), and each row's product, (n,)."""
+def fitted(embeddings: NDArray[np.float32], products: NDArray[np.int64]) -> Directions:
+    """Return what `embeddings`, (n, d), and each row's product, (n,), teach."""
     rows = embeddings.astype(np.float64)
-    _, places, counts = np.unique(products, return_inverse=True, return_counts=True)
-    means = np.zeros((len(counts), rows.shape[1]))
-    np.add.at(means, places, rows)
-    centred = rows - (means / counts[:, None])[places]
-    degrees = max(1, len(rows) - len(counts))
+    _, places = np.unique(products, return_inverse=True)
+    means = _sums(rows, places) / np.bincount(places)[:, None]
+    scatter = rows - means[places]
+    degrees = max(1, len(rows) - len(means))
     rank = min(degrees, rows.shape[1])
-    least = SHRINKAGE * float(np.sum(centred**2)) / degrees / rank
+    least = SHRINKAGE * float(np.sum(scatter**2)) / degrees / rank
+    mean = means.mean(axis=0).astype(np.float32)
     if least <= 0.0:  # all photos of each product are alike
-        return np.zeros((0, rows.shape[1]), np.float32), np.zeros(0, np.float32)
-    _, singular, basis = randomized_svd(centred, min(MAX_DIRECTIONS, rank), random_state=0)
+        return Directions(mean, np.zeros((0, rows.shape[1]), np.float32), np.zeros(0, np.float32))
+    _, singular, basis = randomized_svd(scatter, min(MAX_DIRECTIONS, rank), random_state=0)
     factors = np.sqrt(least / ((1.0 - SHRINKAGE) * singular**2 / degrees + least))
-    return basis.astype(np.float32), factors.astype(np.float32)
+    return Directions(mean, basis.astype(np.float32), factors.astype(np.float32))
 
 
 def finds_its_product(
-    embeddings: NDArray[np.float32],
-    products: NDArray[np.int64],
-    queries: NDArray[np.intp],
-    chunk: int = 512,
+    embeddings: NDArray[np.float32], products: NDArray[np.int64], queries: NDArray[np.intp], chunk: int = 512
 ) -> NDArray[np.bool_]:
-    """Return for each of `queries`, rows of `embeddings`, (n, d), whether the nearest other row is of its product."""
+    """Return for each of `queries`, rows of `embeddings`, (n, d), whether the nearest product is its own, (m,).
+
+    A product, 0 to P − 1 in `products`, (n,), is the mean of its photos at norm 1, as in the gallery; the query itself
+    does not count. Each product has two photos or more.
+    """
+    sums = _sums(embeddings, products)
+    means = _unit(sums)
     found = np.zeros(len(queries), dtype=np.bool_)
     for start in range(0, len(queries), chunk):
         rows = queries[start : start + chunk]
-        cosines = embeddings[rows] @ embeddings.T
-        cosines[np.arange(len(rows)), rows] = -np.inf
-        found[start : start + chunk] = products[cosines.argmax(axis=1)] == products[rows]
+        photos, own = embeddings[rows], products[rows]
+        cosines = photos @ means.T
+        cosines[np.arange(len(rows)), own] = np.sum(photos * _unit(sums[own] - photos), axis=1)
+        found[start : start + chunk] = cosines.argmax(axis=1) == own
     return found
+
+
+def _sums(rows: NDArray[Any], products: NDArray[np.int64]) -> NDArray[Any]:
+    """Return the sum of the `rows` of each product, 0 to P − 1: (P, d)."""
+    sums = np.zeros((int(products.max()) + 1, rows.shape[1]), dtype=rows.dtype)
+    np.add.at(sums, products, rows)
+    return sums
+
+
+def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    unit: NDArray[np.float32] = rows / np.maximum(
+        np.linalg.norm(rows, axis=1, keepdims=True), np.float32(1e-12)
+    )
+    return unit
 
 
 def _cross_validated(embeddings: NDArray[np.float32], products: NDArray[np.int64], count: int) -> Judgement:
@@ -139,7 +155,7 @@ def _cross_validated(embeddings: NDArray[np.float32], products: NDArray[np.int64
     parts = _parts(count)[products]
     for part in range(FOLDS):
         own = parts == part
-        moved = applied(embeddings, *directions_of(embeddings[~own], products[~own]))
+        moved = fitted(embeddings[~own], products[~own]).apply(embeddings)
         after[own] = finds_its_product(moved, products, np.flatnonzero(own))
     gains = product_gains(after.astype(np.int64) - before, [str(product) for product in products])
     p_value = sign_test(gains)

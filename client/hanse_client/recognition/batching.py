@@ -4,6 +4,7 @@
         future = batcher.submit(engine, image)     # raises Busy when too many wait
         seen = future.result()
 
+Photos are made small on the callers' own threads, so that what waits takes little memory, and other cores have work.
 A photo that finds the thread idle is not kept waiting for company. While a batch is computed others gather, and go
 together as the next one; then the thread waits up to `WAIT_SECONDS` for as many as there were in the last batch, since
 callers who were answered together often ask again together. Whoever came first is served first. A photo that can't be
@@ -26,13 +27,12 @@ from PIL import Image
 from hanse_common.errors import Busy
 
 if TYPE_CHECKING:  # torch takes seconds to load
-    from hanse_client.recognition.engine import Engine, Seen
+    from hanse_client.recognition.engine import Engine, Prepared, Seen
 
-LARGEST_BATCH = 32
 WAIT_SECONDS = 0.002
 
 QUEUE = 256
-"""Photos that may wait: each is a decoded picture in memory."""
+"""Photos that may wait."""
 
 PIECE = 8
 """Photos of work that can wait that are computed at once."""
@@ -41,17 +41,14 @@ PIECE = 8
 @dataclass(frozen=True, eq=False)
 class _Asked:
     engine: "Engine"
-    image: Image.Image
+    photo: "Prepared"
     future: "Future[Seen]"
 
 
 class Batcher:
     """Computes what is submitted, on a thread of its own, until closed."""
 
-    def __init__(
-        self, *, largest: int = LARGEST_BATCH, wait_seconds: float = WAIT_SECONDS, queue: int = QUEUE
-    ) -> None:
-        self._largest = largest
+    def __init__(self, *, wait_seconds: float = WAIT_SECONDS, queue: int = QUEUE) -> None:
         self._wait_seconds = wait_seconds
         self._room = queue
         self._waiting: deque[_Asked] = deque()
@@ -77,13 +74,11 @@ class Batcher:
     def submit_all(self, engine: "Engine", images: Sequence[Image.Image]) -> "list[Future[Seen]]":
         """Return the future answers about all `images`, which wait together. Raises `Busy` as `submit` does."""
         with self._changed:
-            self._require_open()
-            if len(self._waiting) + len(images) > self._room:
-                raise Busy(
-                    f"{len(self._waiting)} photos wait already, found {len(images)} more, expected at most "
-                    f"{self._room} in all. Try again in a second."
-                )
-            return self._add(engine, images)
+            self._require_room(len(images))
+        photos = [engine.prepare(image) for image in images]
+        with self._changed:
+            self._require_room(len(photos))
+            return self._add(engine, photos)
 
     def see_all(self, engine: "Engine", images: Sequence[Image.Image]) -> "list[Seen]":
         """Return the answers about all `images`, computed in pieces when there is room; waits for it.
@@ -92,7 +87,7 @@ class Batcher:
         """
         found: list[Seen] = []
         for start in range(0, len(images), PIECE):
-            piece = images[start : start + PIECE]
+            piece = [engine.prepare(image) for image in images[start : start + PIECE]]
             with self._changed:
                 self._changed.wait_for(
                     lambda: self._closed or len(self._waiting) + len(piece) <= self._room  # noqa: B023 - at once
@@ -109,12 +104,20 @@ class Batcher:
             self._changed.notify_all()
         self._thread.join()
 
+    def _require_room(self, count: int) -> None:
+        self._require_open()
+        if len(self._waiting) + count > self._room:
+            raise Busy(
+                f"{len(self._waiting)} photos wait already, found {count} more, expected at most {self._room} in all. "
+                "Try again in a second."
+            )
+
     def _require_open(self) -> None:
         if self._closed:
             raise Busy("The recognizer is about to end; ask again when it runs again.")
 
-    def _add(self, engine: "Engine", images: Sequence[Image.Image]) -> "list[Future[Seen]]":
-        asked = [_Asked(engine, image, Future()) for image in images]
+    def _add(self, engine: "Engine", photos: "Sequence[Prepared]") -> "list[Future[Seen]]":
+        asked = [_Asked(engine, photo, Future()) for photo in photos]
         self._waiting.extend(asked)
         self._changed.notify_all()
         return [one.future for one in asked]
@@ -126,13 +129,14 @@ class Batcher:
             running = [one for one in batch if one.future.set_running_or_notify_cancel()]
             if running:
                 _compute(running)
-            del batch, running  # the pictures, while nothing comes
+            del batch, running  # while nothing comes
 
     def _gather(self, last: int) -> list[_Asked]:
         """Return what to compute next, all of one engine; nothing once closed and empty. `last` is the last's size."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closed)
-            wanted = min(last, self._largest)
+            largest = self._waiting[0].engine.largest if self._waiting else 0
+            wanted = min(last, largest)
             until = time.monotonic() + self._wait_seconds
             while len(self._waiting) < wanted and not self._closed:
                 left = until - time.monotonic()
@@ -142,7 +146,7 @@ class Batcher:
             batch: list[_Asked] = []
             while (
                 self._waiting
-                and len(batch) < self._largest
+                and len(batch) < largest
                 and (not batch or self._waiting[0].engine is batch[0].engine)
             ):
                 batch.append(self._waiting.popleft())
@@ -153,7 +157,7 @@ class Batcher:
 def _compute(batch: list[_Asked]) -> None:
     """Answer the batch; if that fails, one by one, so that each photo answers for itself."""
     try:
-        found = batch[0].engine.see([one.image for one in batch])
+        found = batch[0].engine.see([one.photo for one in batch])
     except Exception as error:
         if len(batch) == 1:
             batch[0].future.set_exception(error)

@@ -27,7 +27,7 @@ from hanse_client.recognition.answers import Rebuild
 from hanse_client.recognition.batching import Batcher
 from hanse_client.recognition.engines import Engines
 from hanse_client.recognition.sources import Wanted
-from hanse_common.errors import Busy, HanseError, PhotoError
+from hanse_common.errors import HanseError, PhotoError
 from hanse_common.vision.photo import decode
 
 if TYPE_CHECKING:  # torch takes seconds to load
@@ -43,6 +43,9 @@ RETRY_SECONDS = 60.0
 
 CHUNK = 32
 """Photos that are embedded anew between two writes."""
+
+GROWTH = 0.1
+"""The threshold is calibrated anew when the number of photos has changed by more than this part."""
 
 Progress = Callable[[int, int], None]
 
@@ -62,6 +65,9 @@ class Follower:
         self._gallery = gallery
         self._refused: Wanted | None = None
         self._retry_at = 0.0
+        self._photos = 0
+        self._damaged: set[bytes] = set()
+        self._calibrated = -1
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="following", daemon=True)
 
@@ -77,47 +83,74 @@ class Follower:
 
     def _follow(self) -> None:
         while not self._ending.is_set():
-            try:
-                self._look()
-            except HanseError as error:
-                self._say(str(error))
-            except Exception:
-                log.exception("Following the recognizer failed; the one that serves goes on.")
-                self.problem = "following the recognizer failed; the log has the reason"
+            for step in (self._renew, self._tend):
+                try:
+                    step()
+                except HanseError as error:
+                    self._say(str(error))
+                except Exception as error:
+                    log.exception("Following the recognizer failed; the one that serves goes on.")
+                    self._say(f"found {type(error).__name__}, which nobody expected; the log says where")
             self._ending.wait(LOOK_SECONDS)
 
-    def _look(self) -> None:
-        """Do whatever is to do now."""
-        wanted = Wanted.of(self._config)
-        if wanted != self._served and (wanted != self._refused or time.monotonic() >= self._retry_at):
-            self._renew(wanted)
-        if self._embed(self._engines.serving):
+    def _tend(self) -> None:
+        """Do for the recognizer that serves what products that came and went ask for."""
+        engine = self._engines.serving
+        if engine.embedding and self._embed(engine):
             self._forget_others()
+            self._calibrate(engine)
 
-    def _renew(self, wanted: Wanted) -> None:
+    def _renew(self) -> None:
+        """Let another recognizer serve if one is wanted, and it can."""
+        wanted = Wanted.of(self._config)
+        if wanted == self._served:
+            self._refused, self.problem = None, None
+            return
+        if wanted == self._refused and time.monotonic() < self._retry_at:
+            return
         self._refused, self._retry_at = wanted, time.monotonic() + RETRY_SECONDS
         engine = wanted.load(self._config)
         before = self._engines.serving
         if engine.embedding and engine.embedding != before.embedding:
             self._engines.announce(engine)
-            if not self._embed(engine):
+            try:
+                ready = self._embed(engine)
+                if ready:
+                    self._gallery.calibrate(engine.embedding)
+            except BaseException:
+                self._engines.announce(None)
+                raise
+            if not ready:
                 self._engines.announce(None)
                 return
         self._engines.switch(engine)
         self._served, self._refused, self.problem = wanted, None, None
         log.info("Recognizer %s serves.", engine.digest.hex()[:16])
 
+    def _calibrate(self, engine: "Engine") -> None:
+        """Calibrate the threshold when the gallery has changed enough since, and not while products are coming."""
+        before, self._photos = self._photos, self._gallery.count_photos()
+        if self._calibrated < 0 and self._gallery.rejection(engine.embedding).calibrated:
+            self._calibrated = self._photos
+        enough = abs(self._photos - self._calibrated) > GROWTH * max(self._calibrated, 0)
+        if self._photos and self._photos == before and enough:
+            self._gallery.calibrate(engine.embedding)
+            self._calibrated = self._photos
+
     def _embed(self, engine: "Engine") -> bool:
         """Embed what `engine` has not; return whether nothing is left out."""
-        if not engine.embedding:
-            return True
 
         def tell(done: int, total: int) -> None:
             self.rebuild = Rebuild(done, total)
 
         try:
             return embed_missing(
-                self._gallery, engine, self._batcher, progress=tell, stop=self._ending.is_set
+                self._gallery,
+                engine,
+                self._batcher,
+                progress=tell,
+                stop=self._ending.is_set,
+                damaged=self._damaged,
             )
         finally:
             self.rebuild = None
@@ -141,12 +174,14 @@ def embed_missing(
     *,
     progress: Progress = lambda done, total: None,
     stop: Callable[[], bool] = lambda: False,
+    damaged: set[bytes] | None = None,
 ) -> bool:
     """Give all photos of `gallery` that lack one a vector of `engine`; return False when stopped before.
 
-    A photo that can't be decoded any more is passed over. `progress` hears (done, total) before each chunk.
+    A photo that can't be decoded any more is passed over, and its SHA-256 added to `damaged`; those in it are not tried
+    again. `progress` hears (done, total) before each chunk. Raises `GalleryError`, and `Busy` when `batcher` is closed.
     """
-    damaged: set[bytes] = set()
+    damaged = set() if damaged is None else damaged
     total = 0
     while True:
         wanting = gallery.missing(engine.embedding, CHUNK + len(damaged))
@@ -168,12 +203,7 @@ def embed_missing(
             except PhotoError as error:
                 log.warning("A reference photo, SHA-256 %s, cannot be read any more: %s", digest.hex(), error)
                 damaged.add(digest)
-        try:
-            seen = batcher.see_all(engine, images)
-        except Busy:
-            if stop():
-                return False
-            raise
+        seen = batcher.see_all(engine, images)
         vectors: dict[bytes, NDArray[np.float32]] = {
             digest: one.embedding for digest, one in zip(digests, seen, strict=True)
         }

@@ -14,6 +14,7 @@ A product's photos are embedded as they are stored, so that vectors that are mad
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -21,7 +22,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hanse_client.config import ClientConfig
-from hanse_client.gallery.gallery import MAX_VIEWS, Gallery, Match
+from hanse_client.gallery.gallery import MAX_RESULTS, MAX_VIEWS, Gallery, Match
+from hanse_client.gallery.importing import Imported, import_products
 from hanse_client.gallery.product import Filter, Product
 from hanse_client.recognition.answers import (
     Classification,
@@ -34,14 +36,12 @@ from hanse_client.recognition.answers import (
 from hanse_client.recognition.batching import Batcher
 from hanse_client.recognition.engines import Engines
 from hanse_client.recognition.following import Follower, embed_missing
-from hanse_client.recognition.sources import Wanted, version
+from hanse_client.recognition.sources import begin, version
 from hanse_common.errors import GalleryError
 from hanse_common.vision.photo import decode
 
 if TYPE_CHECKING:  # torch takes seconds to load
     from hanse_client.recognition.engine import Engine, Seen
-
-THRESHOLD = 0.5
 
 Progress = Callable[[int, int], None]
 
@@ -49,10 +49,11 @@ Progress = Callable[[int, int], None]
 class Recognition:
     """A shop's recognizer and gallery at work. Made by `open`."""
 
-    def __init__(self, config: ClientConfig, gallery: Gallery, first: Wanted, *, follow: bool) -> None:
+    def __init__(self, config: ClientConfig, gallery: Gallery, *, follow: bool) -> None:
         self.gallery = gallery
         self._config = config
-        self._engines = Engines(first.load(config))
+        first, engine = begin(config, gallery, follow=follow)
+        self._engines = Engines(engine)
         self._batcher = Batcher()
         self._follower = Follower(config, first, self._engines, self._batcher, gallery)
         self._follows = follow
@@ -69,10 +70,9 @@ class Recognition:
         Raises `ConfigError` when there is no recognizer, `RecognizerError` when it is damaged, `GalleryError` when the
         gallery is.
         """
-        first = Wanted.of(config)
         gallery = Gallery.open(config.gallery_path)
         try:
-            return cls(config, gallery, first, follow=follow)
+            return cls(config, gallery, follow=follow)
         except BaseException:
             gallery.close()
             raise
@@ -101,7 +101,7 @@ class Recognition:
             personal_labels=engine.personal_labels,
             products=self.gallery.count(),
             photos=self.gallery.count_photos(),
-            threshold=self._threshold(engine),
+            threshold=self.gallery.rejection(engine.embedding).threshold,
             rebuild=self._follower.rebuild,
             problem=self._follower.problem,
         )
@@ -133,14 +133,19 @@ class Recognition:
         where: Filter | None = None,
         k: int = 10,
     ) -> Found:
-        """Return the k products that look most like `image`, re-ranked by `text` if given, of those that match `where`.
+        """Return the k products that look most like `image`, of those that match `where`.
+
+        With `text` the order follows looks and words together; without `image`, words alone.
 
         Raises `Busy`, `GalleryError`, and `RecognizerError` where the recognizer has no embedding.
         """
-        if image is None:
-            raise GalleryError("Search: found neither a photo nor a text, expected one of them.")
         with self._engines.in_use() as (engine, _):
-            engine.require_embedding()
+            embedding = engine.require_embedding()
+            if image is None:
+                if text is None:
+                    raise GalleryError("Search: found neither a photo nor a text, expected one of them.")
+                named = self.gallery.search_text(text, k, where)
+                return Found(tuple(named), None, self.gallery.rejection(embedding).threshold, embedding)
             seen = self._batcher.submit(engine, image).result()
             return self._found(engine, seen.embedding, text, where, k)
 
@@ -179,7 +184,7 @@ class Recognition:
             return [self._answer(engine, matches) for matches in found]
 
     def similar(self, sku: str, *, where: Filter | None = None, k: int = 10) -> Found:
-        """Return the k other products that look most like the product `sku`, by the nearest of their photos.
+        """Return the k other products that look most like the product `sku`, all their photos taken together.
 
         Raises `GalleryError` for a product that is not there or has no photo, and as `search` does.
         """
@@ -189,14 +194,10 @@ class Recognition:
                 raise GalleryError(f"Product {sku!r}: found no such product in the gallery.")
             self._complete(engine)
             views = self._views(sku, engine)
-            best: dict[str, Match] = {}
-            for matches in self.gallery.search(engine.embedding, views, k + 1, where):
-                for match in matches:
-                    known = best.get(match.product.sku)
-                    if match.product.sku != sku and (known is None or match.similarity > known.similarity):
-                        best[match.product.sku] = match
-            matches = sorted(best.values(), key=lambda match: -match.similarity)[:k]
-            return self._answer(engine, matches)
+            mean = views.mean(axis=0, dtype=np.float32)[np.newaxis]
+            mean /= max(float(np.linalg.norm(mean)), 1e-12)
+            (matches,) = self.gallery.search(engine.embedding, mean, min(k + 1, MAX_RESULTS), where)
+            return self._answer(engine, [match for match in matches if match.product.sku != sku][:k])
 
     # Products
 
@@ -230,11 +231,34 @@ class Recognition:
         """Take the photo with that SHA-256 from the product; return whether it had it. Raises `GalleryError`."""
         return self.gallery.remove_photo(sku, digest)
 
+    def import_products(self, source: Path, progress: Progress = lambda done, total: None) -> Imported:
+        """Put the products of a CSV file (`hanse_client.gallery.importing`) into the gallery, and calibrate anew.
+
+        `progress` hears bytes of it (read, in all). Requests of others go in between. Raises `GalleryError`.
+        """
+        done = import_products(self.gallery, source, self._embedded, progress=progress)
+        engine = self._engines.serving
+        if engine.embedding and done.photos and not self._follows:
+            self.gallery.calibrate(engine.embedding)
+        return done
+
     def complete(self, progress: Progress = lambda done, total: None) -> None:
         """Embed the gallery's photos that have no vector yet; `progress` hears (done, total)."""
         embed_missing(self.gallery, self._engines.serving, self._batcher, progress=progress)
 
     # Parts
+
+    def _embedded(self, images: Sequence[Image.Image]) -> dict[bytes, NDArray[np.float32]]:
+        """Return unit rows for each embedding that serves or comes. Held for one batch: an import may take hours.
+
+        A switch right after it leaves photos without a vector of what serves then: the follower's next look finds them.
+        """
+        with self._engines.in_use() as engines:
+            return {
+                engine.embedding: np.stack([seen.embedding for seen in self._batcher.see_all(engine, images)])
+                for engine in engines
+                if engine is not None and engine.embedding
+            }
 
     def _complete(self, engine: "Engine") -> None:
         if not self._follows:
@@ -248,12 +272,9 @@ class Recognition:
         return self._answer(engine, matches)
 
     def _answer(self, engine: "Engine", matches: Sequence[Match]) -> Found:
-        threshold = self._threshold(engine)
-        known = any(match.similarity >= threshold for match in matches)
-        return Found(tuple(matches), known, threshold, engine.embedding)
-
-    def _threshold(self, engine: "Engine") -> float:
-        return THRESHOLD
+        rejection = self.gallery.rejection(engine.embedding)
+        known = any(rejection.known(match.similarity) for match in matches)
+        return Found(tuple(matches), known, rejection.threshold, engine.embedding)
 
     def _views(self, sku: str, engine: "Engine") -> NDArray[np.float32]:
         """Return the vectors of the product's photos, (m, d); computed here where they are not yet stored."""

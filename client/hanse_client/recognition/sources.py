@@ -8,11 +8,13 @@ may be replaced at any time: which one is wanted is told by the card's own diges
 belong to that card.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from hanse_client.config import ClientConfig
+from hanse_client.gallery.gallery import Gallery
 from hanse_client.releases import Releases, recognizer_folder
 from hanse_common.errors import ConfigError, RecognizerError
 from hanse_common.files import read_bounded
@@ -68,6 +70,26 @@ class Wanted:
             memory=config.resources.batch_bytes(device),
             personal=config.personal_path,
         )
+
+
+def begin(config: ClientConfig, gallery: Gallery, *, follow: bool) -> "tuple[Wanted, Engine]":
+    """Return what serves first: what is wanted, or an earlier recognizer of the league's that the gallery knows better.
+
+    One that came while nobody served, or that serving ended before all photos were embedded for it, would else find
+    next to nothing until they are. Whoever does not `follow` gets what is wanted. Raises as `of` and `load` do.
+    """
+    wanted = Wanted.of(config)
+    engine = wanted.load(config)
+    if not follow or not engine.embedding or not set(gallery.embeddings()) - {engine.embedding}:
+        return wanted, engine
+    known = gallery.count_vectors(engine.embedding)
+    for folder in Releases.of(config).earlier():
+        with suppress(RecognizerError):
+            other = Wanted(folder, bytes.fromhex(folder.name), wanted.personal)
+            before = other.load(config)
+            if before.embedding and gallery.count_vectors(before.embedding) > known:
+                return other, before
+    return wanted, engine
 
 
 def version(config: ClientConfig, digest: bytes) -> int | None:

@@ -85,7 +85,7 @@ def router(service: Service) -> APIRouter:
             if service.product(sku) is None:
                 response.status_code = 201
             recognition.put(product)
-        return shelved(product)
+            return shelved(require(service, sku))
 
     @routes.patch("/products/{sku}", responses=problems(404, 408, 409, 413, 422, 503))
     def change_product(sku: SkuInPath, changes: Annotated[ProductChanges, Body()]) -> Shelved:
@@ -93,7 +93,7 @@ def router(service: Service) -> APIRouter:
         with service.changing:
             product = changes.applied(require(service, sku))
             recognition.put(product)
-        return shelved(product)
+            return shelved(require(service, sku))
 
     @routes.delete(
         "/products/{sku}", status_code=204, response_class=NO_CONTENT, responses=problems(404, 409, 422)

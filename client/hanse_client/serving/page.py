@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 from PIL import Image
+from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -245,12 +246,12 @@ class Pages:
         asked = request.query_params
         text, category = asked.get("q", "").strip()[:MAX_QUERY], asked.get("category", "").strip()
         photo = asked.get("photo", "")
-        where = Filter.model_validate({"category": category}) if 0 < len(category) <= 128 else None
+        where = _of_category(category)
         more = ""
         if text:
             exact = self._gallery.get(text)
-            found = self._recognition.search(text=text, where=where, k=PRODUCTS_A_PAGE)
-            products = [match.product for match in found.matches if exact is None or match.product != exact]
+            found = self._gallery.search_text(text, PRODUCTS_A_PAGE, where)
+            products = [match.product for match in found if exact is None or match.product != exact]
             products = [exact, *products] if exact and (where is None or where.matches(exact)) else products
         else:
             products = self._gallery.products(where, asked.get("after", ""), PRODUCTS_A_PAGE + 1)
@@ -263,7 +264,7 @@ class Pages:
             products=[(product, self._first_photo(product.sku)) for product in products],
             text=text,
             category=category,
-            categories=self._categories(),
+            categories=self._gallery.categories(),
             more=more,
             after=asked.get("after", ""),
             total=self._gallery.count(),
@@ -304,7 +305,7 @@ class Pages:
             fields={"currency": self._usual_currency()} if fields is None else fields,
             errors=errors or {},
             trouble=trouble,
-            categories=self._categories(),
+            categories=self._gallery.categories(),
         )
 
     def _add(self, request: Request, form: Form) -> Response:
@@ -366,7 +367,7 @@ class Pages:
             product=product,
             fields=fields,
             errors=errors or {},
-            categories=self._categories(),
+            categories=self._gallery.categories(),
         )
 
     def _changed(self, request: Request, fields: Mapping[str, str]) -> Response:
@@ -457,9 +458,6 @@ class Pages:
         """Return what a photo can be said to show: the owner's own words, then the league's classes."""
         return list(dict.fromkeys((*self._corrections.labels(), *classes)))[:SUGGESTIONS]
 
-    def _categories(self) -> list[str]:
-        return sorted({each.category for each in self._gallery.products(limit=1000) if each.category})
-
     def _usual_currency(self) -> str:
         if not self._currency:
             listed = self._gallery.products()
@@ -470,6 +468,14 @@ class Pages:
 def product_link(product: Product) -> str:
     """Return the address of a product's page."""
     return f"/product?sku={quote(product.sku, safe='')}"
+
+
+def _of_category(text: str) -> Filter | None:
+    """Return the filter that was asked for; None for a name that no category can have."""
+    try:
+        return Filter(category=text) if text else None
+    except ValidationError:
+        return None
 
 
 def _digest(text: str) -> bytes:

@@ -9,6 +9,7 @@ over the bound is read on and thrown away, up to a further bound: a browser that
 error of its own, and not what the page has to say.
 """
 
+import re
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
@@ -35,6 +36,8 @@ MAX_CHOSEN = 100
 """Bound of the files in one form, empty ones too: a browser sends one where none is chosen."""
 
 _FORM = "multipart/form-data"
+_COLON = re.compile("[:\uff1a]")
+"""Also the one that Chinese is typed with."""
 
 Take = Callable[[Request, "Form"], Response]
 
@@ -65,7 +68,7 @@ async def uploaded(request: Request, max_bytes: int, max_files: int) -> Form:
     parser.spool_max_size = max_bytes + 1  # in memory: no photo goes to a disk before somebody says so
     try:
         parsed = await parser.parse()
-    except (MultiPartException, UnicodeDecodeError, LookupError) as error:
+    except (MultiPartException, ValueError, LookupError) as error:  # what the parser beneath it raises, too
         raise HTTPException(400, "Found a damaged form.") from error
     try:
         pairs = parsed.multi_items()
@@ -83,7 +86,7 @@ async def uploaded(request: Request, max_bytes: int, max_files: int) -> Form:
 
 
 def taking(take: Take, max_bytes: int, max_files: int, failed: Callable[[Request], Response]) -> Endpoint:
-    """Return an endpoint that does `take`, in a thread, with a form of this session; `failed` answers too large a one."""
+    """Return an endpoint that does `take`, in a thread, with a form of this session; `failed` answers one too large."""
 
     async def endpoint(request: Request) -> Response:
         try:
@@ -129,9 +132,9 @@ def read_product(fields: Mapping[str, str]) -> tuple[Product | None, dict[str, s
         errors["price"] = "form"
     attributes: dict[str, str] = {}
     for line in fields.get("attributes", "").splitlines():
-        name, colon, value = (each.strip() for each in line.partition(":"))
-        if name and colon and name not in attributes:
-            attributes[name] = value
+        name, *value = (each.strip() for each in _COLON.split(line, maxsplit=1))
+        if name and value and name not in attributes:
+            attributes[name] = value[0]
         elif line.strip():
             errors["attributes"] = "form"
     values["attributes"] = attributes

@@ -59,11 +59,11 @@ class Bar:
 
 
 def alikeness(similarity: float, threshold: float) -> Alike:
-    """Return the word for a similarity; `threshold` is the least that a known product has.
+    """Return the word for a similarity; what a known product has is above `threshold`.
 
     Thirds of the way from the threshold to 1 divide the known, half of the threshold the unknown.
     """
-    if similarity < threshold:
+    if similarity <= threshold:
         return Alike.LITTLE if similarity >= threshold / 2 > 0 else Alike.NOT
     way = (similarity - threshold) / (1 - threshold) if threshold < 1 else 1.0
     return Alike.SAME if way >= 2 / 3 else Alike.VERY if way >= 1 / 3 else Alike.ENOUGH

@@ -3,8 +3,9 @@
     with commands.until_stopped() as stop:
         serve(config, say_now, stop)
 
-A port that is taken shows at once, before anything is loaded. Nobody is let in before the recognizer is loaded and warm.
-At the end no new requests are taken, those under way are answered within `END_SECONDS`, and the recognizer closes last.
+A port that is taken shows at once, before anything is loaded. Nobody is let in before the recognizer is loaded and
+warm. At the end no new requests are taken, those under way are answered within `END_SECONDS`, and the recognizer closes
+last.
 """
 
 import os
@@ -122,8 +123,8 @@ def _bound(settings: Serve) -> Iterator[socket.socket]:
 def _no_port(settings: Serve, error: OSError) -> NotServing:
     reason = os.strerror(error.errno) if error.errno else str(error)
     return NotServing(
-        f"port {settings.port} of {settings.host}: cannot be used on this machine ({reason}). Choose another serve.port, "
-        "or end the program that has it."
+        f"port {settings.port} of {settings.host}: cannot be used on this machine ({reason}). Choose another "
+        "serve.port, or end the program that has it."
     )
 
 

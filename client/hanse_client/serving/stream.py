@@ -113,7 +113,8 @@ class GrpcListener:
     def start(self, service: Service, token: Callable[[], str | None] | None) -> None:
         """Serve; `token` as in `app.build`."""
         self._token = token
-        recognition_pb2_grpc.add_RecognitionServicer_to_server(_Calls(service), self._server)
+        add_calls: Callable[[object, object], None] = recognition_pb2_grpc.add_RecognitionServicer_to_server
+        add_calls(_Calls(service), self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         for name in ("", SERVICE):
             self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
@@ -151,7 +152,7 @@ def _refuse(requests: object, context: Any) -> NoReturn:
 _REFUSED = grpc.stream_stream_rpc_method_handler(_refuse)
 
 
-class _Calls(recognition_pb2_grpc.RecognitionServicer):  # type: ignore[misc]
+class _Calls(recognition_pb2_grpc.RecognitionServicer):
     """The calls, by the core."""
 
     def __init__(self, service: Service) -> None:

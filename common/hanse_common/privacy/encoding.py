@@ -45,6 +45,7 @@ References:
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -146,6 +147,8 @@ class FineSum:
 
     Kept in two limbs, so that neither overflows before 2³¹ additions.
     """
+
+    LARGEST: Final = _EXACT
 
     def __init__(self, dimension: int) -> None:
         self._high = np.zeros(dimension, dtype=np.int64)

@@ -52,7 +52,6 @@ def extract(
     views: Sequence[Preprocessing],
     device: torch.device | str = "cpu",
     memory: int | None = None,
-    at_most: int | None = None,
 ) -> NDArray[np.float32]:
     """Return what `network` makes of decoded `images`, (n, …) float32; without one, the preprocessed images.
 
@@ -62,13 +61,9 @@ def extract(
     another height, and a photo's embedding must not depend on its neighbours. That it does not depend on its own place
     either is tried out first; where it does, photos are embedded one at a time.
 
-    With `at_most` nothing is tried and nothing padded: the network runs on the rows that there are, no more than so
-    many at once. One photo then costs one row, and its last bits may depend on its neighbours. So it is for answers,
-    never for what is trained on.
-
     Raises `RecognizerError` when not even one photo fits in `memory`.
     """
-    rows = network_rows(network, views, device, memory) if at_most is None else at_most
+    rows = network_rows(network, views, device, memory)
     source = iter(images)
     parts: list[NDArray[np.float32]] = []
     count = rows
@@ -80,8 +75,7 @@ def extract(
         if network is None:
             (found,) = inputs
         else:
-            missing = rows - count if at_most is None else 0
-            padded = [F.pad(x, (0, 0) * (x.ndim - 1) + (0, missing)) for x in inputs] if missing else inputs
+            padded = [F.pad(x, (0, 0) * (x.ndim - 1) + (0, rows - count)) for x in inputs]
             with torch.inference_mode():
                 found = network(*padded)[:count]
         parts.append(found.float().cpu().numpy())

@@ -80,20 +80,21 @@ def _pad(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
     """Scale the longer side to size and fill both ends of the other with the mean, which becomes zero."""
     size, longer = preprocessing.size, max(image.size)
     width, height = (max(1, round(side * size / longer)) for side in image.size)
-    fill = tuple(min(255, max(0, round(255 * m))) for m in _per_channel(preprocessing.mean, preprocessing))
+    fill = tuple(min(255, max(0, round(255 * m))) for m in per_channel(preprocessing.mean, preprocessing))
     canvas = Image.new(image.mode, (size, size), fill if len(fill) > 1 else fill[0])
     canvas.paste(image.resize((width, height), _FILTER), ((size - width) // 2, (size - height) // 2))
     return canvas
 
 
-def _per_channel(values: tuple[float, ...], preprocessing: Preprocessing) -> tuple[float, ...]:
+def per_channel(values: tuple[float, ...], preprocessing: Preprocessing) -> tuple[float, ...]:
+    """Return one of `values` for each channel."""
     return values * preprocessing.channels if len(values) == 1 else values
 
 
 def _statistics(preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation, each (c, 1, 1) float32."""
     mean, std = (
-        torch.tensor(_per_channel(values, preprocessing), dtype=torch.float32).reshape(-1, 1, 1)
+        torch.tensor(per_channel(values, preprocessing), dtype=torch.float32).reshape(-1, 1, 1)
         for values in (preprocessing.mean, preprocessing.std)
     )
     return mean, std
@@ -104,7 +105,7 @@ def _transform(augmentation: Augmentation, preprocessing: Preprocessing) -> nn.M
     from hanse_common.vision.torchvision_compat import v2
 
     size = preprocessing.size
-    fill = [min(1.0, max(0.0, mean)) for mean in _per_channel(preprocessing.mean, preprocessing)]
+    fill = [min(1.0, max(0.0, mean)) for mean in per_channel(preprocessing.mean, preprocessing)]
     steps: list[nn.Module] = []
     if augmentation.crop_padding:
         steps.append(v2.RandomCrop(size, padding=augmentation.crop_padding, fill=fill))

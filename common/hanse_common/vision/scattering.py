@@ -46,8 +46,8 @@ class ScatterNet(nn.Module):
         step = 2**scales
         if size % step or size < 2 * step:
             raise ValueError(f"size is {size}; expected a multiple of {step}, at least {2 * step}")
-        self._scales = scales
-        self._padding = step
+        self.scales = scales
+        self.padding = step
         padded = size + 2 * step
         for j in range(scales):
             bank = np.stack([_morlet(padded, j, angle, angles) for angle in range(angles)])
@@ -64,22 +64,22 @@ class ScatterNet(nn.Module):
         """Return the coefficients, (n, c·K, size/2^J, size/2^J), of float32 `images` (n, c, size, size)."""
         block = _CPU_BLOCK if images.device.type == "cpu" else max(1, images.shape[0] * images.shape[1])
         blocks = [self._coefficients(part) for part in torch.split(images.flatten(0, 1), block)]
-        side = images.shape[-1] // 2**self._scales
+        side = images.shape[-1] // 2**self.scales
         return torch.cat(blocks).reshape(len(images), -1, side, side)
 
     def _coefficients(self, images: Tensor) -> Tensor:
         """The coefficients, (n, K, size/2^J, size/2^J), of `images`, (n, size, size)."""
-        x = F.pad(images, [self._padding] * 4, mode="reflect")
+        x = F.pad(images, [self.padding] * 4, mode="reflect")
         spectrum = torch.fft.fft2(x)[:, None]
-        averages = [self._average(x, 0)[:, None]]
+        averages = [self.average(x, 0)[:, None]]
         second: list[Tensor] = []
-        for j1 in range(self._scales):
+        for j1 in range(self.scales):
             u1 = self._modulus(spectrum, j1, 0)
-            averages.append(self._average(u1, j1))
-            larger = range(j1 + 1, self._scales)
+            averages.append(self.average(u1, j1))
+            larger = range(j1 + 1, self.scales)
             if larger:
                 spectrum1 = torch.fft.fft2(u1)[:, :, None]
-                u2 = [self._average(self._modulus(spectrum1, j2, j1), j2) for j2 in larger]
+                u2 = [self.average(self._modulus(spectrum1, j2, j1), j2) for j2 in larger]
                 second.append(torch.cat(u2, dim=2).flatten(1, 2))
         return torch.cat(averages + second, dim=1)
 
@@ -100,7 +100,8 @@ class ScatterNet(nn.Module):
         modulus: Tensor = torch.fft.ifft2(product).abs()
         return modulus
 
-    def _average(self, x: Tensor, level: int) -> Tensor:
+    def average(self, x: Tensor, level: int) -> Tensor:
+        """Return `x`, (…, side/2^level, side/2^level), averaged by φ and subsampled."""
         phi = self.get_buffer(f"phi_{level}")
         averages: Tensor = phi @ x @ phi.T
         return averages

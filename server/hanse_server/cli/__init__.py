@@ -1,6 +1,7 @@
 """The command `hanse-server`. Each module holds commands of one kind, as plain functions that are listed here."""
 
 from hanse_common import commands
+from hanse_server.cli.counting import trends
 from hanse_server.cli.plans import check, fit_whitening, keygen, sign
 from hanse_server.cli.records import audit, backup, migrate, restore
 from hanse_server.cli.registry import export, finish, publish, rollback, versions
@@ -31,6 +32,7 @@ for command in (
     publish,
     rollback,
     export,
+    trends,
     audit,
     backup,
     restore,

@@ -66,7 +66,7 @@ def finish(config: ConfigOption = DEFAULT_CONFIG) -> None:
     with training.state, training.state.alone():
         model = published_so_far(training.progress, settings.optimization.tail_average)
         done, rounds = training.progress.rounds_done(), training.plan.training.rounds
-        if model is None or training.plan.training.mode == "mean":
+        if model is None or training.plan.training.mode in ("mean", "trends"):
             raise ConfigError(
                 f"{service.state}: no round of this plan is done that a recognizer could be made of."
             )

@@ -24,6 +24,8 @@ from hanse_server.storage.schema import (
     DirectoryRecord,
     EvaluationRecord,
     MerchantRecord,
+    PlanRecord,
+    RoundRecord,
     RunRecord,
     plain,
 )
@@ -162,6 +164,16 @@ class History:
         with self._database.reading() as session:
             wanted = select(EvaluationRecord).where(EvaluationRecord.training == training.hex())
             return list(session.scalars(wanted.order_by(EvaluationRecord.after, EvaluationRecord.number)))
+
+    def sums(self, mode: str) -> list[tuple[bytes, int]]:
+        """Return the signed plans of a mode whose first round has a sum, and how many merchants are in it, in order."""
+        with self._database.reading() as session:
+            wanted = (
+                select(PlanRecord.signed, RoundRecord.survivors)
+                .join(RoundRecord, RoundRecord.plan == PlanRecord.digest)
+                .where(PlanRecord.mode == mode, RoundRecord.number == 0)
+            )
+            return [(row[0], row[1]) for row in session.execute(wanted.order_by(RoundRecord.released))]
 
     def evaluation_of(self, model: bytes) -> EvaluationRecord | None:
         """Return the latest figures of the model with this digest."""

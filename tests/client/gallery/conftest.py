@@ -27,10 +27,8 @@ def jpeg() -> Callable[[int], bytes]:
 
     def make(number: int) -> bytes:
         data = io.BytesIO()
-        colour = (number % 256, number // 256 % 256, number // 65536 % 256)
-        image = Image.new("RGB", (8, 8), colour)
-        image.putpixel((0, 0), (255 - colour[0], colour[2], colour[1]))
-        image.save(data, "JPEG", quality=95, comment=str(number).encode())
+        pixels = np.random.default_rng(number).integers(256, size=(16, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(data, "JPEG", quality=95, comment=str(number).encode())
         return data.getvalue()
 
     return make

@@ -62,7 +62,9 @@ def test_the_largest_product_is_stored_and_comes_back_as_it_was(tmp_path) -> Non
         assert rows.products(db, [number]) == {number: product}
 
 
-@pytest.mark.parametrize(("price", "shown"), [("5", "5.00"), ("59.9", "59.90"), ("0.125", "0.125"), ("1E+3", "1000.00")])
+@pytest.mark.parametrize(
+    ("price", "shown"), [("5", "5.00"), ("59.9", "59.90"), ("0.125", "0.125"), ("1E+3", "1000.00")]
+)
 def test_a_price_comes_back_with_two_digits_or_as_many_as_it_needs(tmp_path, price: str, shown: str) -> None:
     with Store(tmp_path / "gallery.sqlite") as store, store.write() as db:
         number = rows.put_product(db, Product(sku="a", price=Decimal(price)))
@@ -72,9 +74,7 @@ def test_a_price_comes_back_with_two_digits_or_as_many_as_it_needs(tmp_path, pri
 PRICES = st.none() | st.decimals(0, 9, places=1)
 CATEGORIES = st.none() | st.sampled_from(["shoes", "Shoes", "bags"])
 ATTRIBUTES = st.dictionaries(st.sampled_from(["size", "colour"]), st.sampled_from(["1", "2", ""]))
-PRODUCTS = st.builds(
-    Product, sku=st.just("a"), price=PRICES, category=CATEGORIES, attributes=ATTRIBUTES
-)
+PRODUCTS = st.builds(Product, sku=st.just("a"), price=PRICES, category=CATEGORIES, attributes=ATTRIBUTES)
 FILTERS = st.builds(Filter, category=CATEGORIES, price_min=PRICES, price_max=PRICES, attributes=ATTRIBUTES)
 
 

@@ -69,7 +69,9 @@ def filled(gallery, jpeg, embedding, products: int = 40, views: int = 3):
         gallery.put(Product(sku=f"{product:03}"), photos, {embedding: vectors})
 
 
-def test_the_gallery_calibrates_on_its_own_photos_and_remembers(gallery, folder, jpeg, unit, embedding) -> None:
+def test_the_gallery_calibrates_on_its_own_photos_and_remembers(
+    gallery, folder, jpeg, unit, embedding
+) -> None:
     filled(gallery, jpeg, embedding)
     assert gallery.rejection(embedding) == Rejection()
     found = gallery.calibrate(embedding, unit(200, seed=3))

@@ -1,24 +1,20 @@
 """A head of the shop's own: what it says, when it serves, and what becomes of it when the league moves on."""
 
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
-from PIL import Image
 from scipy.stats import binomtest
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from hanse_client import cli
-from hanse_client.config import ClientConfig, LeagueSettings
+from hanse_client.config import ClientConfig
 from hanse_client.gallery.gallery import Gallery
 from hanse_client.personal import head as heads
 from hanse_client.personal.corrections import Corrections
@@ -28,29 +24,14 @@ from hanse_client.personal.photos import LabelledPhotos
 from hanse_client.shop import Shop
 from hanse_common.config import load
 from hanse_common.errors import RecognizerError
-from hanse_common.vision.recipe import Linear, Preprocessing, Projection, Recipe, Scattering
-from hanse_common.vision.recognizer import Recognizer
+from hanse_common.vision.recipe import Linear, Preprocessing
 from hanse_common.vision.taxonomy import Taxonomy
 
-CLASSES = ("shirt", "shoe")
+from .shelf import CLASSES, KINDS, OWN, RECIPE, league, picture
+
 LABELS = ("polo", "blouse", "boot", "gift card")
 CLASS_OF = (0, 0, 1, None)
-RECIPE = Recipe(
-    preprocessing=Preprocessing(size=8, channels=1),
-    backbone=Scattering(scales=1, angles=2, groups=None, projection=Projection(dimensions=8)),
-    model=Linear(),
-)
 DIMENSION = RECIPE.feature_dimension
-
-
-def league(recipe: Recipe = RECIPE, classes: tuple[str, ...] = CLASSES, scale: float = 3.0) -> Recognizer:
-    """Return a recognizer whose head tells classes by the first features."""
-    weight = np.zeros((len(classes), recipe.feature_dimension), np.float32)
-    np.fill_diagonal(weight, scale)
-    vector = np.concatenate([weight.ravel(), np.zeros(len(classes), np.float32)]).astype(np.float32)
-    return Recognizer.create(
-        recipe, Taxonomy(classes=classes), vector, created=datetime(2026, 1, 1, tzinfo=UTC)
-    )
 
 
 def labelled(photos: int, held_out: int) -> tuple[LabelledPhotos, Examples]:
@@ -265,61 +246,6 @@ def flip(path: Path) -> None:
 
 def set_field(path: Path, name: str, value: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
-
-
-KINDS = ("fine stripes", "coarse stripes", "fine board", "coarse board")
-OWN = {"fine stripes": "shirt", "coarse stripes": "shirt", "fine board": "shoe", "coarse board": "shoe"}
-
-
-def picture(kind: int, seed: int) -> Image.Image:
-    step = (2, 4)[kind % 2]
-    down, across = np.indices((16, 16)) // step % 2
-    pattern = down if kind < 2 else down ^ across
-    noise = np.random.default_rng(seed).normal(scale=25, size=(16, 16))
-    return Image.fromarray(np.clip(80 + 90 * pattern + noise, 0, 255).astype(np.uint8)).convert("RGB")
-
-
-@pytest.fixture
-def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A shop whose folders are finer than the league's two classes, with 20 products of two photos in its gallery."""
-    for number in range(120):
-        path = tmp_path / "photos" / KINDS[number % 4] / f"{number:03}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        picture(number % 4, number).save(path)
-    (tmp_path / "labels.yaml").write_text(yaml.safe_dump(OWN))
-    league().save(tmp_path / "league")
-    keys = {
-        name: f"{number:02x}" * 32
-        for number, name in enumerate(LeagueSettings.model_fields, 1)
-        if name != "taxonomy"
-    }
-    fields = {
-        "photos": "photos",
-        "labels": "labels.yaml",
-        "state": "state",
-        "recognizer": "league",
-        "holdout_fraction": 0.3,
-        "device": "cpu",
-        "league": keys | {"taxonomy": {"classes": list(CLASSES)}},
-        "policy": {"league": "test", "epsilon": 3.0},
-    }
-    (tmp_path / "hanse-client.yaml").write_text(yaml.safe_dump(fields))
-    (tmp_path / "state").mkdir(mode=0o700)
-    (tmp_path / "state" / "holdout.key").write_bytes(bytes(32))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
-def personalize(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    def run(*arguments: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["hanse-client", "personalize", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        assert ended.value.code == 0
-        return capsys.readouterr().out
-
-    return run
 
 
 def test_personalize_learns_the_shops_own_labels_and_says_how_good(

@@ -1,0 +1,266 @@
+"""The shop's products, among which photos are looked up: `products`, with a command for each thing to do."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+from pydantic import BaseModel, ValidationError
+
+from hanse_client.cli.options import DEFAULT_CONFIG, ConfigOption, photos, say
+from hanse_client.config import ClientConfig
+from hanse_client.gallery.gallery import Gallery
+from hanse_client.gallery.product import Filter, Product
+from hanse_common import commands
+from hanse_common.commands import err
+from hanse_common.config import load
+from hanse_common.errors import GalleryError
+from hanse_common.vision.photo import decode
+
+if TYPE_CHECKING:  # torch takes seconds to load
+    from hanse_client.recognition.service import Recognition
+
+app = commands.new_app("Your products with their reference photos: a photo is looked up among them.")
+
+M = TypeVar("M", bound=BaseModel)
+
+Sku = Annotated[str, typer.Argument(help="Your number of the product.", metavar="SKU", show_default=False)]
+Title = Annotated[str | None, typer.Option(help="Its title.", metavar="TEXT")]
+Price = Annotated[str | None, typer.Option(help="Its price, such as 19.90.", metavar="DECIMAL")]
+Currency = Annotated[str | None, typer.Option(help="The price's currency, such as EUR.", metavar="CODE")]
+Category = Annotated[str | None, typer.Option(help="Its category.", metavar="TEXT")]
+Attributes = Annotated[
+    list[str] | None,
+    typer.Option("--attribute", "-a", help="NAME=VALUE, as often as you like.", metavar="NAME=VALUE"),
+]
+Photos = Annotated[
+    list[Path] | None,
+    typer.Option("--photo", "-p", help="A photo of it, as often as you like.", metavar="FILE"),
+]
+CategoryIs = Annotated[str | None, typer.Option("--category", help="Of this category only.", metavar="TEXT")]
+PriceMin = Annotated[str | None, typer.Option(help="At this price or above.", metavar="DECIMAL")]
+PriceMax = Annotated[str | None, typer.Option(help="At this price or below.", metavar="DECIMAL")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command()
+def add(
+    sku: Sku,
+    photo: Photos = None,
+    title: Title = None,
+    price: Price = None,
+    currency: Currency = None,
+    category: Category = None,
+    attribute: Attributes = None,
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: Json = False,
+) -> None:
+    """Add a product with its photos: from then on it is found. No training is needed.
+
+    Exit codes: 0 added, 21 to 23 a photo can't be used, 30 there is such a product already, or a value is wrong.
+    """
+    product = _valid(Product, sku=sku, **_fields(title, price, currency, category, attribute))
+    with _recognition(config) as recognition:
+        if recognition.gallery.get(sku) is not None:
+            raise GalleryError(
+                f"Product {sku!r}: there is one already; change it with hanse-client products update."
+            )
+        added = recognition.put(product, [decode(path) for path in photo or ()])
+    _tell(product, f"Added {sku} with {photos(len(added))}.", [digest.hex() for digest in added], as_json)
+
+
+@app.command()
+def update(
+    sku: Sku,
+    photo: Photos = None,
+    title: Title = None,
+    price: Price = None,
+    currency: Currency = None,
+    category: Category = None,
+    attribute: Attributes = None,
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: Json = False,
+) -> None:
+    """Change what you name of a product, and add photos. The rest stays; attributes that you name are added.
+
+    Exit codes: 0 changed, 21 to 23 a photo can't be used, 30 there is no such product, or a value is wrong.
+    """
+    changes = _fields(title, price, currency, category, attribute)
+    with _recognition(config) as recognition:
+        before = _known(recognition.gallery, sku)
+        attributes = before.attributes | changes.pop("attributes", {})
+        product = _valid(Product, **dict(before) | changes | {"attributes": attributes})
+        recognition.put(product, [decode(path) for path in photo or ()])
+        added = [digest.hex() for digest in recognition.gallery.photos_of(sku)]
+    _tell(product, f"Changed {sku}; it has {photos(len(added))}.", added, as_json)
+
+
+@app.command()
+def remove(
+    skus: Annotated[list[str], typer.Argument(help="The products.", metavar="SKU...")],
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: Json = False,
+) -> None:
+    """Remove products with their photos, for good.
+
+    Exit codes: 0 all removed, 30 one of them is not there (the others are removed all the same).
+    """
+    with Gallery.open(load(ClientConfig, config).gallery_path) as gallery:
+        removed = {sku: gallery.remove(sku) for sku in skus}
+    if as_json:
+        typer.echo(json.dumps({"removed": removed}))
+    else:
+        for sku in (sku for sku, was in removed.items() if was):
+            say(f"Removed {sku}.")
+    missing = [sku for sku, was in removed.items() if not was]
+    if missing:
+        raise GalleryError(
+            f"Found no product {', '.join(map(repr, missing))}; hanse-client products list shows all."
+        )
+
+
+@app.command()
+def show(sku: Sku, config: ConfigOption = DEFAULT_CONFIG, as_json: Json = False) -> None:
+    """Show a product. Exit codes: 0, 30 there is none."""
+    with Gallery.open(load(ClientConfig, config).gallery_path) as gallery:
+        product = _known(gallery, sku)
+        digests = [digest.hex() for digest in gallery.photos_of(sku)]
+    _tell(product, f"{described(product)}; {photos(len(digests))}", digests, as_json)
+
+
+@app.command("list")
+def list_products(
+    category: CategoryIs = None,
+    price_min: PriceMin = None,
+    price_max: PriceMax = None,
+    attribute: Attributes = None,
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object for each product.")] = False,
+) -> None:
+    """List your products by SKU."""
+    where = conditions(category, price_min, price_max, attribute)
+    with Gallery.open(load(ClientConfig, config).gallery_path) as gallery:
+        after, count = "", 0
+        while found := gallery.products(where, after, 500):
+            for product in found:
+                typer.echo(product.model_dump_json()) if as_json else say(described(product))
+            after, count = found[-1].sku, count + len(found)
+    if not count and not as_json:
+        say("There is no such product." if where else "There is no product yet: hanse-client products add.")
+
+
+@app.command("import")
+def import_csv(
+    source: Annotated[Path, typer.Argument(help="The CSV file.", metavar="FILE")],
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: Json = False,
+) -> None:
+    """Take in many products from a CSV file: sku, title, price, currency, category, photo; more columns are attributes.
+
+    What `import-products` writes is such a file, too. Rows that can't be used are told, and the others taken in.
+
+    Exit codes: 0 all taken in, 30 the file can't be used, or a row could not be taken in.
+    """
+    with _recognition(config) as recognition, err.status("importing") as status:
+        done = recognition.import_products(
+            source, lambda read, total: status.update(f"importing: {100 * read // max(1, total)} %")
+        )
+    problems = [{"line": problem.line, "reason": problem.reason} for problem in done.problems]
+    if as_json:
+        facts = {"products": done.products, "photos": done.photos, "left_out": done.problem_count}
+        typer.echo(json.dumps(facts | {"problems": problems}))
+    else:
+        say(f"Took in {done.products} products with {photos(done.photos)}.")
+    if done.problem_count:
+        told = "\n".join(problem.reason for problem in done.problems[:20])
+        raise GalleryError(f"{source}: {done.problem_count} rows or photos were left out:\n{told}")
+
+
+def conditions(
+    category: str | None, price_min: str | None, price_max: str | None, attribute: list[str] | None
+) -> Filter | None:
+    """Return the condition of a command's options, None when there is none. Raises `GalleryError`."""
+    where = _valid(
+        Filter,
+        category=category,
+        price_min=_decimal("--price-min", price_min),
+        price_max=_decimal("--price-max", price_max),
+        attributes=_pairs(attribute),
+    )
+    return None if where == Filter() else where
+
+
+def described(product: Product) -> str:
+    """Return a product in one line."""
+    price = "" if product.price is None else f"{product.price:f} {product.currency or ''}".strip()
+    more = ", ".join(f"{name} {value}" for name, value in product.attributes.items())
+    return "  ".join(part for part in (product.sku, product.title, price, product.category, more) if part)
+
+
+@contextmanager
+def _recognition(config: Path) -> "Iterator[Recognition]":
+    from hanse_client.recognition.service import Recognition
+
+    with Recognition.open(load(ClientConfig, config)) as recognition:
+        yield recognition
+
+
+def _known(gallery: Gallery, sku: str) -> Product:
+    product = gallery.get(sku)
+    if product is None:
+        raise GalleryError(f"Found no product {sku!r}; hanse-client products list shows all.")
+    return product
+
+
+def _tell(product: Product, text: str, digests: list[str], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(product.model_dump(mode="json") | {"photos": digests}))
+    else:
+        say(text)
+
+
+def _fields(
+    title: str | None,
+    price: str | None,
+    currency: str | None,
+    category: str | None,
+    attribute: list[str] | None,
+) -> dict[str, Any]:
+    """Return the fields that were given."""
+    fields = {
+        "title": title,
+        "price": _decimal("--price", price),
+        "currency": currency,
+        "category": category,
+        "attributes": _pairs(attribute) or None,
+    }
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _decimal(option: str, text: str | None) -> Decimal | None:
+    try:
+        return None if text is None else Decimal(text)
+    except InvalidOperation:
+        raise GalleryError(
+            f"{option}: found {text!r:.40}, expected a decimal number, such as 19.90."
+        ) from None
+
+
+def _pairs(texts: list[str] | None) -> dict[str, str]:
+    pairs = [text.partition("=") for text in texts or ()]
+    for name, sign, _ in pairs:
+        if not (name and sign):
+            raise GalleryError(f"--attribute: found {name[:40]!r}, expected NAME=VALUE.")
+    return {name: value for name, _, value in pairs}
+
+
+def _valid(model: type[M], **fields: Any) -> M:
+    try:
+        return model(**fields)
+    except ValidationError as error:
+        faults = error.errors(include_url=False, include_input=False)
+        said = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in faults)
+        raise GalleryError(f"{said}. Correct it and call the command again.") from None

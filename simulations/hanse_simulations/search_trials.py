@@ -1,0 +1,245 @@
+"""What `hanse-sim search` searches for: photos of a league, of a gallery, and of those who ask.
+
+    for situation, league, trial in grocery_trials(study, cache, Path("GroceryStoreDataset/dataset")):
+        trial.gallery, trial.queries, trial.query_products      # (m, F), (n, F), (n,)
+
+*Fashion-MNIST*: each article is a product, photographed by invented shops (`search_styles`). The gallery is one shop's,
+queries of the situation "across shops" are in the style of another, a new one in each repetition; the league's shops
+are others again. Whoever asks shows articles that nobody learned from.
+
+*Groceries* (`grocery`): fine classes are products. In each repetition some coarse classes are strangers, others are new
+to league and shop, and so is a third of the fine classes of the rest. The league learned from training photos of what
+is left. Queries are test photos, from other stores, of the new products, and they look for these among all products but
+strangers. The gallery has three phone photos of each product, or, "across shops", its picture from a web shop.
+"""
+
+import csv
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hanse_client.embeddings import EmbeddingCache, Photo, embed
+from hanse_common.errors import DatasetUnavailable
+from hanse_common.vision.recipe import EfficientNetLite0, Preprocessing, Recipe, Scattering
+from hanse_simulations.console import bar
+from hanse_simulations.datasets import fashion_mnist
+from hanse_simulations.grocery import Grocery, GroceryPhoto
+from hanse_simulations.search_styles import OtherView, ShopStyle, StyledPhoto
+from hanse_simulations.seeded import seed_for
+
+LEAGUE_SHOPS = 10
+"""Styles among the league's photos of Fashion-MNIST."""
+
+STRANGERS, NEW = 0.2, 0.25
+"""Parts of the coarse classes of groceries that are not in the gallery, and that are new."""
+
+REFERENCES = 3
+"""Phone photos of each grocery in the gallery."""
+
+Situation = Literal["same shop", "across shops"]
+Floats = NDArray[np.float32]
+Numbers = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Study:
+    """How much is measured. The centre costs `centre_epsilon`, the projection `projection_epsilon` beside it.
+
+    Of Fashion-MNIST, `league` photos teach the league, `products` are in the gallery, and each of `repetitions` asks
+    for `queries` of these and for as many others, after a shop learned from `own` products of two photos. Groceries are
+    divided anew in each of `grocery_repetitions`; all photos are used.
+    """
+
+    fashion: Recipe = Recipe(preprocessing=Preprocessing(size=96), backbone=EfficientNetLite0())
+    grocery: Recipe = Recipe(preprocessing=Preprocessing(size=160), backbone=EfficientNetLite0())
+    league: int = 8000
+    products: int = 10_000
+    queries: int = 500
+    own: int = 500
+    repetitions: int = 5
+    grocery_repetitions: int = 6
+    dimensions: int = 256
+    centre_epsilon: float = 0.5
+    projection_epsilon: float = 2.5
+    seed: int = 1
+
+    @classmethod
+    def quick(cls) -> "Study":
+        """Return a study of seconds: another backbone and few photos, so other figures."""
+        small = Recipe(preprocessing=Preprocessing(size=16, channels=1), backbone=Scattering(groups=None))
+        return cls(
+            fashion=small, grocery=small, league=300, products=200, queries=40, own=20, repetitions=2,
+            grocery_repetitions=2, dimensions=16,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class League:
+    """Features of a league's photos and of `OtherView`s of them, both (n, F)."""
+
+    photos: Floats
+    views: Floats
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """One search: features (…, F) of gallery, queries, strangers and the shop's own other products.
+
+    `gallery_products`, `query_products` and `own_products` number the products that they show; `strangers` show none
+    of the gallery's.
+    """
+
+    gallery: Floats
+    gallery_products: Numbers
+    queries: Floats
+    query_products: Numbers
+    strangers: Floats
+    own: Floats
+    own_products: Numbers
+
+
+def fashion_trials(study: Study, cache: Path, folder: Path) -> Iterator[tuple[Situation, League, Trial]]:
+    """Yield searches among Fashion-MNIST's articles, which are in `folder` or fetched to it.
+
+    Raises `DatasetUnavailable` when they cannot be had.
+    """
+    data = fashion_mnist(folder)
+    rng = np.random.default_rng(seed_for(study.seed, "search"))
+    order = rng.permutation(len(data.train_images))
+    needed = (study.league, study.own, *(study.queries,) * study.repetitions)
+    parts = np.split(order[: sum(needed)], np.cumsum(needed)[:-1])
+    members, own, strangers = parts[0], parts[1], parts[2:]
+
+    def styled(images: NDArray[np.uint8], shop: int, shot: int) -> list[StyledPhoto]:
+        style = ShopStyle.drawn(seed_for(study.seed, f"shop {shop}"))
+        return [StyledPhoto(image, style, shot) for image in images]
+
+    def features(photos: Sequence[Photo], what: str) -> Floats:
+        return _features(photos, study.fashion, cache, what)
+
+    # Shops 0 to 9 are the league's; the shop that has the gallery and those that ask it are none of them.
+    photos = [
+        styled(data.train_images[index : index + 1], place % LEAGUE_SHOPS, 0)[0]
+        for place, index in enumerate(members)
+    ]
+    league = League(
+        features(photos, "the league"), features([OtherView(photo) for photo in photos], "its other views")
+    )
+    home = LEAGUE_SHOPS
+    gallery = features(styled(data.test_images[: study.products], home, 0), "the gallery")
+    own_photos = features(styled(data.train_images[own], home, 0), "the shop's own")
+    for repetition in range(study.repetitions):
+        asked = rng.permutation(study.products)[: study.queries]
+        shops: tuple[tuple[Situation, int], ...] = (
+            ("same shop", home),
+            ("across shops", home + 1 + repetition),
+        )
+        for situation, shop in shops:
+            shot = 1 + repetition
+            others = features(styled(data.train_images[own], shop, shot), "the shop's own, once more")
+            yield (
+                situation,
+                league,
+                Trial(
+                    gallery=gallery,
+                    gallery_products=np.arange(len(gallery)),
+                    queries=features(styled(data.test_images[asked], shop, shot), "queries"),
+                    query_products=asked,
+                    strangers=features(
+                        styled(data.train_images[strangers[repetition]], shop, shot), "strangers"
+                    ),
+                    own=np.concatenate([own_photos, others]),
+                    own_products=np.tile(np.arange(len(own)), 2),
+                ),
+            )
+
+
+def grocery_trials(study: Study, cache: Path, folder: Path) -> Iterator[tuple[Situation, League, Trial]]:
+    """Yield searches among the groceries in `folder`. Raises `DatasetUnavailable` when it is not the dataset."""
+    data = Grocery.load(folder)
+    pictures = _web_shop_pictures(folder)
+
+    def features(photos: Sequence[Photo], what: str) -> Floats:
+        return _features(photos, study.grocery, cache, what)
+
+    train, test = features(data.train, "groceries"), features(data.test, "groceries to test with")
+    views = features([OtherView(photo) for photo in data.train], "their other views")
+    web = features(pictures, "the web shop")
+    of_train, of_test, of_web = (
+        np.array([photo.fine for photo in photos]) for photos in (data.train, data.test, pictures)
+    )
+    coarse_of = {photo.fine: photo.coarse for photo in pictures}
+    for repetition in range(study.grocery_repetitions):
+        rng = np.random.default_rng(seed_for(study.seed, f"groceries {repetition}"))
+        strangers, new = _divided(coarse_of, rng)
+        known = ~np.isin(of_train, [*strangers, *new])
+        asked, strange = np.isin(of_test, new), np.isin(of_test, strangers)
+        league = League(train[known], views[known])
+        shelf = np.concatenate(
+            [
+                rng.permutation(np.flatnonzero(of_train == product))[:REFERENCES]
+                for product in np.unique(of_train[~np.isin(of_train, strangers)])
+            ]
+        )
+        shown, taught = ~np.isin(of_web, strangers), ~np.isin(of_web, [*strangers, *new])
+        galleries: tuple[tuple[Situation, Floats, Numbers, Floats, Numbers], ...] = (
+            ("same shop", train[shelf], of_train[shelf], train[known], of_train[known]),
+            (
+                "across shops",
+                web[shown],
+                of_web[shown],
+                np.concatenate([train[known], web[taught]]),
+                np.concatenate([of_train[known], of_web[taught]]),
+            ),
+        )
+        for situation, gallery, gallery_products, own, own_products in galleries:
+            yield (
+                situation,
+                league,
+                Trial(
+                    gallery=gallery,
+                    gallery_products=gallery_products,
+                    queries=test[asked],
+                    query_products=of_test[asked],
+                    strangers=test[strange],
+                    own=own,
+                    own_products=own_products,
+                ),
+            )
+
+
+def _divided(coarse_of: dict[int, int], rng: np.random.Generator) -> tuple[list[int], list[int]]:
+    """Return the products that are strangers and those that are new, of products and their coarse classes."""
+    classes = rng.permutation(np.unique(list(coarse_of.values())))
+    first, second = int(STRANGERS * len(classes)), int((STRANGERS + NEW) * len(classes))
+    strangers = [product for product, coarse in coarse_of.items() if coarse in classes[:first]]
+    new = [product for product, coarse in coarse_of.items() if coarse in classes[first:second]]
+    for one in classes[second:]:
+        own = [product for product, coarse in coarse_of.items() if coarse == one]
+        new += [int(product) for product in rng.permutation(own)[: len(own) // 3]]
+    return strangers, new
+
+
+def _web_shop_pictures(folder: Path) -> list[GroceryPhoto]:
+    """Return the picture of each grocery as a web shop shows it."""
+    try:
+        with (folder / "classes.csv").open(newline="", encoding="utf-8") as file:
+            return [
+                GroceryPhoto(
+                    folder / row["Iconic Image Path (str)"].lstrip("/"),
+                    int(row["Class ID (int)"]),
+                    int(row["Coarse Class ID (int)"]),
+                )
+                for row in csv.DictReader(file)
+            ]
+    except (OSError, ValueError, KeyError) as error:
+        raise DatasetUnavailable(f"{folder}: not the Grocery Store Dataset ({error}).") from None
+
+
+def _features(photos: Sequence[Photo], recipe: Recipe, cache: Path, what: str) -> Floats:
+    with EmbeddingCache(cache) as kept, bar(what, len(photos), tenths=True) as shown:
+        return embed(photos, recipe, kept, progress=shown.update).features

@@ -1,0 +1,189 @@
+"""The vector index: exact results while small, near-exact ones when large, and nothing left of what was removed."""
+
+import faiss
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hanse_client.gallery import index as indexes
+from hanse_client.gallery.index import VectorIndex
+
+faiss.omp_set_num_threads(1)
+
+
+def clustered(n: int, seed: int = 0, d: int = 32, centres: int = 60):
+    """Unit rows in clusters of different sizes, as embeddings of products in categories lie."""
+    chance = np.random.default_rng(seed)
+    middles = np.random.default_rng(99).standard_normal((centres, d))
+    share = np.random.default_rng(98).dirichlet(np.full(centres, 0.5))
+    rows = middles[chance.choice(centres, n, p=share)] + 0.8 * chance.standard_normal((n, d))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def nearest(ids, vectors, queries, k):
+    """By the definition, in float64."""
+    similarities = queries.astype(np.float64) @ vectors.astype(np.float64).T
+    return ids[np.argsort(-similarities, axis=1, kind="stable")[:, :k]]
+
+
+@pytest.fixture
+def small_exact(monkeypatch) -> None:
+    """Let an index of more than 64 vectors of 32 numbers be approximate."""
+    monkeypatch.setattr(indexes, "EXACT_NUMBERS", 64 * 32)
+
+
+def test_a_small_index_is_exact() -> None:
+    vectors, queries = clustered(500), clustered(20, seed=1)
+    ids = np.random.default_rng(2).permutation(5000)[:500]
+    index = VectorIndex.build(ids, vectors)
+    found, similarities = index.search(queries, 10)
+    assert not index.approximate
+    assert np.array_equal(found, nearest(ids, vectors, queries, 10))
+    assert np.allclose(similarities[:, 0], (queries @ vectors.T).max(axis=1), atol=1e-6)
+
+
+@pytest.mark.usefixtures("small_exact")
+def test_a_large_index_finds_what_an_exact_one_does_nearly_always() -> None:
+    vectors, queries = clustered(20_000), clustered(200, seed=1)
+    ids = np.arange(20_000) + 7
+    index = VectorIndex.build(ids, vectors)
+    assert index.approximate
+    truth = nearest(ids, vectors, queries, 10)
+    found, similarities = index.search(queries, 10, exact=lambda some: vectors[some - 7])
+    recall = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found.tolist(), truth.tolist(), strict=True)])
+    assert recall >= 0.98
+    assert np.allclose(similarities, np.einsum("qkd,qd->qk", vectors[found - 7], queries), atol=1e-5)
+    assert index.nbytes < 20_000 * (32 + 8) + 1024 * 32 * 4
+
+
+@pytest.mark.parametrize("limit", [1 << 23, 64 * 32])
+def test_what_was_removed_is_not_found_and_what_was_added_is(monkeypatch, limit: int) -> None:
+    monkeypatch.setattr(indexes, "EXACT_NUMBERS", limit)
+    vectors, ids = clustered(1000), np.arange(1000)
+    index = VectorIndex.build(ids[:900], vectors[:900])
+    index.remove(range(0, 900, 2))
+    index.remove([0, 5000])  # gone, and never there
+    index.add(ids[900:], vectors[900:])
+    there = np.concatenate([np.arange(1, 900, 2), ids[900:]])
+    assert np.array_equal(np.sort(index.ids()), there)
+    assert len(index) == len(there)
+    found, _ = index.search(vectors, 1)
+    assert set(found.ravel().tolist()) <= set(there.tolist())
+    hits = found[there, 0] == there
+    assert hits.all() if not index.approximate else hits.mean() > 0.9
+
+
+@pytest.mark.usefixtures("small_exact")
+def test_nothing_of_a_removed_vector_is_saved(tmp_path) -> None:
+    """Neither number nor code nor, as the centre of a list of its own, the vector."""
+    vectors, ids = clustered(300), np.random.default_rng(5).integers(1 << 62, size=300)
+    index = VectorIndex.build(ids, vectors)
+    before = index.to_bytes()
+    codes = {}
+    lists = index._inner._index.invlists
+    for number in range(index._inner._index.nlist):
+        size = lists.list_size(number)
+        if size:
+            names = faiss.rev_swig_ptr(lists.get_ids(number), size)
+            data = faiss.rev_swig_ptr(lists.get_codes(number), size * 32).reshape(size, 32)
+            codes |= {int(name): bytes(code) for name, code in zip(names, data, strict=True)}
+    assert all(code in before for code in codes.values())
+    assert [vector for vector in vectors[::3] if vector.tobytes() in before]
+    gone = ids[::3]
+    index.remove(gone)
+    after = index.to_bytes()
+    assert not [name for name in gone.tolist() if name.to_bytes(8, "little") in after]
+    assert not [name for name in gone.tolist() if codes[name] in after]
+    assert not [vector for vector in vectors[::3] if vector.tobytes() in after]
+    assert all(codes[name] in after for name in np.setdiff1d(ids, gone).tolist())
+
+
+@pytest.mark.usefixtures("small_exact")
+def test_an_index_comes_back_from_its_file_and_goes_on(tmp_path) -> None:
+    vectors, ids = clustered(500), np.arange(500)
+    index = VectorIndex.build(ids[:400], vectors[:400])
+    index.upto = (399, 12)
+    index.save(tmp_path / "index")
+    again = VectorIndex.load(tmp_path / "index")
+    assert (again.upto, again.dimension, len(again)) == ((399, 12), 32, 400)
+    for one in (index, again):
+        one.add(ids[400:], vectors[400:])
+        one.remove([3])
+    for one, other in zip(index.search(vectors[:50], 5), again.search(vectors[:50], 5), strict=True):
+        assert np.array_equal(one, other)
+
+
+@pytest.mark.usefixtures("small_exact")
+def test_a_damaged_file_is_never_handed_to_the_library(tmp_path) -> None:
+    path = tmp_path / "index"
+    VectorIndex.build(np.arange(100), clustered(100)).save(path)
+    whole = path.read_bytes()
+    chance = np.random.default_rng(0)
+    for place in chance.integers(len(whole), size=60):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << int(chance.integers(8))
+        path.write_bytes(damaged)
+        if damaged[: damaged.index(b"\n")] != whole[: whole.index(b"\n")]:
+            continue  # a head that says something else of a whole body is for the one who keeps it to compare
+        with pytest.raises(ValueError, match="Expected an index"):
+            VectorIndex.load(path)
+    for data in (b"", b"\n", b"{}\n", b"[]\nx", b'{"format": 1}\n', whole[:-1], whole[:40]):
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match="Expected an index"):
+            VectorIndex.load(path)
+
+
+def test_an_exact_index_has_nothing_to_save(tmp_path) -> None:
+    with pytest.raises(ValueError, match="nothing to keep"):
+        VectorIndex.build(np.arange(3), clustered(3)).save(tmp_path / "index")
+
+
+def test_an_empty_index_finds_nothing() -> None:
+    found, similarities = VectorIndex(32).search(clustered(3), 5)
+    assert found.shape == similarities.shape == (3, 0)
+
+
+@pytest.mark.usefixtures("small_exact")
+def test_an_index_says_when_it_should_be_built_anew() -> None:
+    exact = VectorIndex(32)
+    exact.add(np.arange(64), clustered(64))
+    assert not exact.outgrown
+    exact.add(np.array([64]), clustered(1))
+    assert exact.outgrown
+    large = VectorIndex.build(np.arange(100), clustered(100))
+    assert not large.outgrown
+    large.add(np.arange(100, 401), clustered(301))
+    assert large.outgrown
+    shrunk = VectorIndex.build(np.arange(100), clustered(100))
+    shrunk.remove(range(70))
+    assert shrunk.outgrown
+
+
+@settings(max_examples=40)
+@given(
+    steps=st.lists(st.tuples(st.booleans(), st.integers(0, 30)), max_size=40),
+    k=st.integers(1, 12),
+)
+def test_an_exact_index_is_what_a_plain_dict_is(steps, k) -> None:
+    """Whole numbers leave no rounding, so ties are ties, and go to the smaller number."""
+    vectors = np.random.default_rng(3).integers(-2, 3, (31, 4)).astype(np.float32)
+    index, model = VectorIndex(4), {}
+    for adds, number in steps:
+        if adds and number not in model:
+            index.add(np.array([number]), vectors[number : number + 1])
+            model[number] = vectors[number]
+        elif not adds:
+            index.remove([number])
+            model.pop(number, None)
+    query = np.array([[1, -1, 2, 0]], np.float32)
+    found, similarities = index.search(query, len(model))
+    wanted = sorted(((-float(query[0] @ vector), number) for number, vector in model.items()))
+    assert (
+        list(zip((-similarities[0]).tolist(), found[0].tolist(), strict=True)) == wanted
+        if model
+        else not found.size
+    )
+    top, values = index.search(query, k)
+    assert (-values[0]).tolist() == [value for value, _ in wanted[:k]]
+    assert len(set(top[0].tolist())) == min(k, len(model))
