@@ -352,7 +352,8 @@ def _explain_step(training: Training) -> str:
             f"A round is no training: it tries one of the server's recognizers on {tried} that you hold out, and "
             "counts what it took them for and how sure it was."
         )
-    what = f"a secret random choice of about {share} of the {training.unit}s"
+    most = "at most" if training.class_rates else "about"
+    what = f"a secret random choice of {most} {share} of the {training.unit}s"
     if training.steps_per_round == 1:
         return f"A round takes one training step here, on {what}."
     return f"A round takes {training.steps_per_round} training steps here, each on {what}."

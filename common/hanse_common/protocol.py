@@ -69,9 +69,8 @@ def unsaid(value: BaseModel) -> dict[str, Any]:
         elif isinstance(inner, BaseModel):
             found[name] = unsaid(inner)
         elif isinstance(inner, tuple):
-            found[name] = {
-                index: unsaid(one) for index, one in enumerate(inner) if isinstance(one, BaseModel)
-            }
+            inside = {index: unsaid(one) for index, one in enumerate(inner) if isinstance(one, BaseModel)}
+            found[name] = {index: what for index, what in inside.items() if what}
     return {name: what for name, what in found.items() if what}
 
 

@@ -175,6 +175,30 @@ def recognition(
 
 
 @app.command()
+def search(
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Another backbone and few photos: seconds, and other figures.")
+    ] = False,
+    grocery: Annotated[
+        Path | None,
+        typer.Option(help="The Grocery Store Dataset's folder dataset, to measure it too.", metavar="FOLDER"),
+    ] = None,
+    folder: Annotated[
+        Path, typer.Option(help="Where photos' features are kept for the next time.", metavar="FOLDER")
+    ] = Path("results/search"),
+    as_json: JsonOption = None,
+) -> None:
+    """How well products that nobody learned from are found, in one shop and across shops: a table."""
+    from hanse_simulations.datasets import default_folder
+    from hanse_simulations.search_quality import run_study, table
+    from hanse_simulations.search_trials import Study
+
+    figures = run_study(Study.quick() if quick else Study(), folder, default_folder(), grocery)
+    out.print(table(figures), soft_wrap=True, markup=False)
+    _write_json(as_json, figures)
+
+
+@app.command()
 def shops(
     folder: Annotated[Path, typer.Argument(help="A new folder for them.", metavar="FOLDER")],
     keys: Annotated[
@@ -297,6 +321,19 @@ def dp_step(
     _write_json(as_json, figures)
 
 
+@bench.command("edge")
+def edge_(
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer recipes and repetitions: rougher.")] = False,
+    as_json: JsonOption = None,
+) -> None:
+    """A recognizer's ONNX files, float32 and 8-bit: size, time for a photo over torch's, agreement with it."""
+    from hanse_simulations.benchmarks import edge as benchmark
+
+    figures = benchmark.run(quick)
+    benchmark.show(figures)
+    _write_json(as_json, figures)
+
+
 @bench.command("round")
 def round_(
     quick: Annotated[bool, typer.Option("--quick", help="Repeat less: seconds, and rougher.")] = False,
@@ -344,6 +381,21 @@ def scale(
 ) -> None:
     """The server's CPU a message, memory and time of a round against merchants and model, with light clients."""
     from hanse_simulations.benchmarks import scale as benchmark
+
+    figures = benchmark.run(quick)
+    benchmark.show(figures)
+    _write_json(as_json, figures)
+
+
+@bench.command()
+def serve(
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Fewer photos and products: seconds, and rougher.")
+    ] = False,
+    as_json: JsonOption = None,
+) -> None:
+    """Serving photos beside the backbone's own forward pass, and search by size of the gallery, on one core."""
+    from hanse_simulations.benchmarks import serve as benchmark
 
     figures = benchmark.run(quick)
     benchmark.show(figures)

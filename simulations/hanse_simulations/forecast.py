@@ -138,7 +138,9 @@ def photos_of(plan: PlanSettings, merchants: int) -> int:
         return MERCHANT_LEVEL_PHOTOS
     if not isinstance(training, LocalSchedule | DistributedSchedule):
         raise ConfigError(f"plan.training.mode: found {training.mode}, which trains nothing to be forecast.")
-    photos = training.expected_batch / training.sampling_rate
+    # With rates of their own, classes are as many in a sample, about.
+    rates = training.class_rates or (training.sampling_rate,)
+    photos = training.expected_batch * sum(1 / rate for rate in rates) / len(rates)
     return max(round(photos if isinstance(training, LocalSchedule) else photos / merchants), 1)
 
 

@@ -127,13 +127,13 @@ def measured(study: Study, league: League, trial: Trial, name: str) -> dict[str,
     projection = learned_projection(
         study, seen(league.photos), seen(league.views), SeededRandomness(study.seed, f"projection {name}")
     )
-    metric = learned_from(seen(trial.own), trial.own_products, b"").metric
+    metric = learned_from(seen(trial.own), trial.own_products, bytes(32)).metric
     personal = metric if metric is not None and metric.record.judgement.better else None
     return {
         "backbone": scored(trial, unit),
         "league": scored(trial, seen),
         "personal": scored(trial, lambda rows: personal.apply(seen(rows)) if personal else seen(rows)),
-        "projection": scored(trial, lambda rows: unit(seen(rows) @ projection)),
+        "projection": scored(trial, lambda rows: unit((seen(rows) @ projection).astype(np.float32))),
     }
 
 
@@ -150,7 +150,8 @@ def learned_projection(
 
     The 256 directions are the photos' principal ones without noise, which no league has: that is in its favour.
     """
-    _, vectors = np.linalg.eigh(photos.T.astype(np.float64) @ photos)
+    double = photos.astype(np.float64)
+    _, vectors = np.linalg.eigh(double.T @ double)
     basis = vectors[:, : -study.dimensions - 1 : -1]
     size = basis.shape[1]
     upper = np.triu_indices(size)
@@ -165,12 +166,11 @@ def learned_projection(
 
     mean = _noisy_mean(outer_products(), len(photos), len(weights), study.projection_epsilon, randomness)
     scatter = np.zeros((size, size))
-    scatter[upper] = mean / weights
-    scatter = scatter + np.triu(scatter, 1).T
-    values, vectors = np.linalg.eigh(scatter)
+    scatter[upper[1], upper[0]] = mean / weights  # eigh reads the lower triangle
+    values, directions = np.linalg.eigh(scatter)
     scales = (np.maximum(values, 0.0) + RIDGE / size) ** -0.5  # S has trace 1, but for the noise
-    whitened: NDArray[np.float64] = basis @ (vectors * scales) @ vectors.T
-    return whitened
+    matrix = basis @ (directions * scales) @ directions.T
+    return np.asarray(matrix, dtype=np.float64)
 
 
 def scored(trial: Trial, embedding: Embedding) -> Scores:
@@ -194,8 +194,7 @@ def scored(trial: Trial, embedding: Embedding) -> Scores:
 def unit(rows: Floats) -> Floats:
     """Return `rows`, (n, F), at norm 1; zeros stay zero."""
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    scaled: Floats = rows / np.where(norms > 0, norms, 1.0).astype(rows.dtype)
-    return scaled
+    return np.asarray(rows / np.where(norms > 0, norms, 1.0), dtype=np.float32)
 
 
 def table(figures: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ strangers. The gallery has three phone photos of each product, or, "across shops
 """
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -40,9 +40,14 @@ STRANGERS, NEW = 0.2, 0.25
 REFERENCES = 3
 """Phone photos of each grocery in the gallery."""
 
+FASHION = Recipe(preprocessing=Preprocessing(size=96), backbone=EfficientNetLite0())
+GROCERY = Recipe(preprocessing=Preprocessing(size=160), backbone=EfficientNetLite0())
+
 Situation = Literal["same shop", "across shops"]
 Floats = NDArray[np.float32]
 Numbers = NDArray[np.int64]
+
+SITUATIONS: tuple[Situation, Situation] = ("same shop", "across shops")
 
 
 @dataclass(frozen=True)
@@ -54,12 +59,12 @@ class Study:
     divided anew in each of `grocery_repetitions`; all photos are used.
     """
 
-    fashion: Recipe = Recipe(preprocessing=Preprocessing(size=96), backbone=EfficientNetLite0())
-    grocery: Recipe = Recipe(preprocessing=Preprocessing(size=160), backbone=EfficientNetLite0())
+    fashion: Recipe = FASHION
+    grocery: Recipe = GROCERY
     league: int = 8000
     products: int = 10_000
-    queries: int = 500
-    own: int = 500
+    queries: int = 300
+    own: int = 300
     repetitions: int = 5
     grocery_repetitions: int = 6
     dimensions: int = 256
@@ -70,7 +75,7 @@ class Study:
     @classmethod
     def quick(cls) -> "Study":
         """Return a study of seconds: another backbone and few photos, so other figures."""
-        small = Recipe(preprocessing=Preprocessing(size=16, channels=1), backbone=Scattering(groups=None))
+        small = Recipe(preprocessing=Preprocessing(size=8, channels=1), backbone=Scattering(groups=None))
         return cls(
             fashion=small, grocery=small, league=300, products=200, queries=40, own=20, repetitions=2,
             grocery_repetitions=2, dimensions=16,
@@ -111,48 +116,46 @@ def fashion_trials(study: Study, cache: Path, folder: Path) -> Iterator[tuple[Si
     rng = np.random.default_rng(seed_for(study.seed, "search"))
     order = rng.permutation(len(data.train_images))
     needed = (study.league, study.own, *(study.queries,) * study.repetitions)
-    parts = np.split(order[: sum(needed)], np.cumsum(needed)[:-1])
-    members, own, strangers = parts[0], parts[1], parts[2:]
+    members, own, *strangers = np.split(order[: sum(needed)], np.cumsum(needed)[:-1])
 
     def styled(images: NDArray[np.uint8], shop: int, shot: int) -> list[StyledPhoto]:
         style = ShopStyle.drawn(seed_for(study.seed, f"shop {shop}"))
         return [StyledPhoto(image, style, shot) for image in images]
-
-    def features(photos: Sequence[Photo], what: str) -> Floats:
-        return _features(photos, study.fashion, cache, what)
 
     # Shops 0 to 9 are the league's; the shop that has the gallery and those that ask it are none of them.
     photos = [
         styled(data.train_images[index : index + 1], place % LEAGUE_SHOPS, 0)[0]
         for place, index in enumerate(members)
     ]
-    league = League(
-        features(photos, "the league"), features([OtherView(photo) for photo in photos], "its other views")
-    )
     home = LEAGUE_SHOPS
-    gallery = features(styled(data.test_images[: study.products], home, 0), "the gallery")
-    own_photos = features(styled(data.train_images[own], home, 0), "the shop's own")
-    for repetition in range(study.repetitions):
-        asked = rng.permutation(study.products)[: study.queries]
-        shops: tuple[tuple[Situation, int], ...] = (
-            ("same shop", home),
-            ("across shops", home + 1 + repetition),
-        )
-        for situation, shop in shops:
-            shot = 1 + repetition
-            others = features(styled(data.train_images[own], shop, shot), "the shop's own, once more")
+    asked = [rng.permutation(study.products)[: study.queries] for _ in range(study.repetitions)]
+    parts: dict[str, Sequence[Photo]] = {
+        "league": photos,
+        "views": [OtherView(photo) for photo in photos],
+        "gallery": styled(data.test_images[: study.products], home, 0),
+        "own": styled(data.train_images[own], home, 0),
+    }
+    for repetition, (queried, strange) in enumerate(zip(asked, strangers, strict=True)):
+        for situation, shop in (("same shop", home), ("across shops", home + 1 + repetition)):
+            name, shot = f"{situation} {repetition}", 1 + repetition
+            parts[f"own, {name}"] = styled(data.train_images[own], shop, shot)
+            parts[f"queries, {name}"] = styled(data.test_images[queried], shop, shot)
+            parts[f"strangers, {name}"] = styled(data.train_images[strange], shop, shot)
+    features = _features(parts, study.fashion, cache)
+    league = League(features["league"], features["views"])
+    for repetition, queried in enumerate(asked):
+        for situation in SITUATIONS:
+            name = f"{situation} {repetition}"
             yield (
                 situation,
                 league,
                 Trial(
-                    gallery=gallery,
-                    gallery_products=np.arange(len(gallery)),
-                    queries=features(styled(data.test_images[asked], shop, shot), "queries"),
-                    query_products=asked,
-                    strangers=features(
-                        styled(data.train_images[strangers[repetition]], shop, shot), "strangers"
-                    ),
-                    own=np.concatenate([own_photos, others]),
+                    gallery=features["gallery"],
+                    gallery_products=np.arange(study.products),
+                    queries=features[f"queries, {name}"],
+                    query_products=queried,
+                    strangers=features[f"strangers, {name}"],
+                    own=np.concatenate([features["own"], features[f"own, {name}"]]),
                     own_products=np.tile(np.arange(len(own)), 2),
                 ),
             )
@@ -163,12 +166,15 @@ def grocery_trials(study: Study, cache: Path, folder: Path) -> Iterator[tuple[Si
     data = Grocery.load(folder)
     pictures = _web_shop_pictures(folder)
 
-    def features(photos: Sequence[Photo], what: str) -> Floats:
-        return _features(photos, study.grocery, cache, what)
-
-    train, test = features(data.train, "groceries"), features(data.test, "groceries to test with")
-    views = features([OtherView(photo) for photo in data.train], "their other views")
-    web = features(pictures, "the web shop")
+    views = [OtherView(photo) for photo in data.train]
+    parts: dict[str, Sequence[Photo]] = {
+        "train": data.train,
+        "views": views,
+        "test": data.test,
+        "web": pictures,
+    }
+    features = _features(parts, study.grocery, cache)
+    train, test, web = features["train"], features["test"], features["web"]
     of_train, of_test, of_web = (
         np.array([photo.fine for photo in photos]) for photos in (data.train, data.test, pictures)
     )
@@ -178,7 +184,7 @@ def grocery_trials(study: Study, cache: Path, folder: Path) -> Iterator[tuple[Si
         strangers, new = _divided(coarse_of, rng)
         known = ~np.isin(of_train, [*strangers, *new])
         asked, strange = np.isin(of_test, new), np.isin(of_test, strangers)
-        league = League(train[known], views[known])
+        league = League(train[known], features["views"][known])
         shelf = np.concatenate(
             [
                 rng.permutation(np.flatnonzero(of_train == product))[:REFERENCES]
@@ -240,6 +246,10 @@ def _web_shop_pictures(folder: Path) -> list[GroceryPhoto]:
         raise DatasetUnavailable(f"{folder}: not the Grocery Store Dataset ({error}).") from None
 
 
-def _features(photos: Sequence[Photo], recipe: Recipe, cache: Path, what: str) -> Floats:
-    with EmbeddingCache(cache) as kept, bar(what, len(photos), tenths=True) as shown:
-        return embed(photos, recipe, kept, progress=shown.update).features
+def _features(parts: Mapping[str, Sequence[Photo]], recipe: Recipe, cache: Path) -> dict[str, Floats]:
+    """Return the features of each part's photos, (n, F)."""
+    photos = [photo for part in parts.values() for photo in part]
+    with EmbeddingCache(cache) as kept, bar("photos", len(photos), tenths=True) as shown:
+        features = embed(photos, recipe, kept, progress=shown.update).features
+    bounds = np.cumsum([len(part) for part in parts.values()])[:-1]
+    return dict(zip(parts, np.split(features, bounds), strict=True))

@@ -39,10 +39,11 @@ def test_each_exit_code_has_a_page_that_says_what_to_do(root: Path, guide: str) 
 def test_every_command_in_the_guide_exists_and_every_command_is_in_the_guide(guide: str) -> None:
     app = typer.main.get_command(cli.app)
     commands = app.commands  # type: ignore[attr-defined]
-    known = set(commands) | {f"league {name}" for name in commands["league"].commands}
-    named = set(re.findall(r"hanse-client (league [a-z-]+|[a-z][a-z-]+)", guide))
-    assert named <= known | {"league"}, named - known
-    unnamed = {name for name in known - {"league"} if not re.search(rf"`?{name}\b", guide)}
+    groups = {"league", "products"}
+    known = set(commands) | {f"{group} {name}" for group in groups for name in commands[group].commands}
+    named = set(re.findall(r"hanse-client ((?:league|products) [a-z-]+|[a-z][a-z-]+)", guide))
+    assert named <= known | groups, named - known
+    unnamed = {name for name in known - groups if not re.search(rf"`?{name}\b", guide)}
     assert not unnamed
 
 

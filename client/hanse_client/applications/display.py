@@ -47,6 +47,7 @@ MARGIN = 0.02
 
 _EDGE = 256  # longest side, in pixels, at which sharpness is measured
 _BLUR = 9  # pixels that are averaged
+_OTHERS = 5  # products near a photo whose photos are looked at
 _PAGE = 1000  # products read at once
 
 
@@ -120,14 +121,17 @@ def misplaced_photos(recognition: "Recognition") -> list[Misplaced]:
             continue
         among = vectors @ vectors.T
         np.fill_diagonal(among, -np.inf)
-        for index, matches in enumerate(gallery.search(embedding, vectors, 2)):
-            others = [match.product.sku for match in matches if match.product.sku != sku]
-            if not others:
-                continue
-            own, rows = float(among[index].max()), gallery.vectors_of(others[0], embedding)
-            other = float((rows @ vectors[index]).max(initial=-1.0))
-            if other > own + MARGIN:
-                found.append(Misplaced(Placed(sku, photos[index]), others[0], own, other))
+        for index, matches in enumerate(gallery.search(embedding, vectors, 1 + _OTHERS)):
+            others = {
+                match.product.sku: float(
+                    (gallery.vectors_of(match.product.sku, embedding) @ vectors[index]).max(initial=-1.0)
+                )
+                for match in matches
+                if match.product.sku != sku
+            }
+            own, nearest = float(among[index].max()), max(others, key=lambda one: others[one], default=None)
+            if nearest is not None and others[nearest] > own + MARGIN:
+                found.append(Misplaced(Placed(sku, photos[index]), nearest, own, others[nearest]))
     return sorted(found, key=lambda one: one.own - one.other)
 
 

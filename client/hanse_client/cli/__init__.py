@@ -3,6 +3,7 @@
 from hanse_client.cli import league, products
 from hanse_client.cli.catalog import catalog, import_products
 from hanse_client.cli.comparison import compare
+from hanse_client.cli.export import export
 from hanse_client.cli.ledger import ledger
 from hanse_client.cli.membership import endorse, init, join, members, rotate, show_words
 from hanse_client.cli.personal import personalize
@@ -49,6 +50,7 @@ for command in (
     inventory,
     serve,
     personalize,
+    export,
 ):
     app.command()(command)
 app.command("words")(show_words)

@@ -10,6 +10,7 @@ from hanse_client.applications.inventory import WHOLE, Grid, photos_in, take_inv
 from hanse_client.cli.options import DEFAULT_CONFIG, ConfigOption, photos, say
 from hanse_client.cli.products import Attributes, CategoryIs, Json, PriceMax, PriceMin, conditions, described
 from hanse_client.config import ClientConfig
+from hanse_client.recognition.answers import ranked
 from hanse_client.releases import recognizer_folder
 from hanse_common import commands
 from hanse_common.config import load
@@ -41,14 +42,15 @@ def classify(
 ) -> None:
     """Say what is on each photo, and how sure the recognizer is.
 
-    A photo that can't be used is named, and the others are classified all the same.
+    A second line has your own labels, if `personalize` found that they do better. A photo that can't be used is named,
+    and the others are classified all the same.
 
     Exit codes: 0 all classified, 21 no such file, 22 not a photo or damaged, 23 too large (of the first such).
     """
-    from hanse_common.vision.recognizer import Recognizer
+    from hanse_client.recognition.engine import Engine
 
     if recognizer is not None:
-        model = Recognizer.load(recognizer)
+        engine = Engine.load(recognizer)
     else:
         settings = load(ClientConfig, config)
         folder = recognizer_folder(settings)
@@ -57,8 +59,8 @@ def classify(
                 f"{config}: recognizer: missing, and the league has released none yet; name its folder there, or with "
                 "--recognizer."
             )
-        model = Recognizer.load(folder, backbone_weights=settings.backbone_weights)
-    classes = model.card.taxonomy.classes
+        weights, personal = settings.backbone_weights, settings.personal_path
+        engine = Engine.load(folder, backbone_weights=weights, personal=personal)
     failed: PhotoError | None = None
     for path in photos:
         try:
@@ -67,13 +69,22 @@ def classify(
             commands.complain(error)
             failed = failed or error
             continue
-        probabilities = model.predict([image])[0]
-        ranked = sorted(zip(classes, probabilities.tolist(), strict=True), key=lambda pair: -pair[1])
+        (seen,) = engine.see([engine.prepare(image)])
+        classes = ranked(engine.classes, seen.probabilities, len(engine.classes))
+        own = (
+            () if seen.personal is None else ranked(engine.personal_labels, seen.personal, len(seen.personal))
+        )
         if as_json:
-            typer.echo(json.dumps({"photo": str(path), "probabilities": dict(ranked)}))
-        else:
-            named = ", ".join(f"{name} {100 * share:.1f} %" for name, share in ranked[:top])
-            say(f"{shown(path)}: {named}")
+            facts = {"probabilities": classes} | ({"personal": own} if own else {})
+            told = {
+                name: {guess.label: guess.probability for guess in guesses} for name, guesses in facts.items()
+            }
+            typer.echo(json.dumps({"photo": str(path)} | told))
+            continue
+        for guesses in (classes, own):
+            if guesses:
+                named = ", ".join(f"{guess.label} {100 * guess.probability:.1f} %" for guess in guesses[:top])
+                say(f"{shown(path)}: {named}")
     if failed is not None:
         raise typer.Exit(failed.exit_code)
 

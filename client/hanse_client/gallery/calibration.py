@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hanse_client.gallery import rows
-from hanse_client.gallery.index import VectorIndex
+from hanse_client.gallery.index import VectorIndex, spread
 from hanse_client.gallery.rejection import Rejection, calibrate
 from hanse_client.gallery.store import PAD
 
@@ -27,7 +27,6 @@ PHOTOS: Final = 1000
 """Photos of the gallery that are looked at, at most; the quantile of a thousand is near enough."""
 
 _NEAREST = 40
-_SEED = 1
 
 
 def measured(
@@ -80,8 +79,7 @@ def _sampled(db: sqlite3.Connection, embedding: bytes) -> list[int]:
         (embedding,),
     )
     photos = np.fromiter((photo for (photo,) in found), np.int64)
-    chosen = np.random.default_rng(_SEED).permutation(len(photos))[:PHOTOS]
-    return [int(photo) for photo in photos[np.sort(chosen)]]
+    return [int(photo) for photo in photos[spread(len(photos), PHOTOS)]]
 
 
 def _shown(db: sqlite3.Connection, embedding: bytes, photo: int) -> tuple[NDArray[np.float32], list[int]]:

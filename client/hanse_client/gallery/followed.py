@@ -164,8 +164,7 @@ class Followed:
             (removal,) = db.execute("SELECT ifnull(max(number), 0) FROM removal").fetchone()
             ids = rows.prototype_ids(db, number)
             if len(ids) * dimension > indexes.EXACT_NUMBERS:
-                size = min(len(ids), indexes.sample_size(len(ids)))
-                chosen = np.sort(np.random.default_rng(0).choice(ids, size, replace=False))
+                chosen = ids[indexes.spread(len(ids), indexes.sample_size(len(ids)))]
                 sample = rows.prototypes_by_id(db, chosen, dimension)
         if len(ids) * dimension > indexes.EXACT_NUMBERS:
             index = VectorIndex.trained(sample, len(ids))
@@ -179,6 +178,8 @@ class Followed:
                 break
             index.add(*found)
             index.upto = (int(found[0][-1]), removal)
+        # What was in the sample may have been removed since, and then never came into a list.
+        index.centre_anew()
         with self._lock:
             if self._closed.is_set() or self._number != number:
                 return
@@ -194,6 +195,9 @@ class Followed:
                     return
                 data = index.to_bytes()
                 self._changed = False
+            # Nobody else saves while the database is locked: what lies there a crash left.
+            for left in self.path.parent.glob(f".{self.path.name}.*"):
+                left.unlink(missing_ok=True)
             write_atomically(self.path, data)
 
 

@@ -127,7 +127,7 @@ class Gallery:
     def remove(self, sku: str) -> bool:
         """Remove the product, and photos that no other product shows; return whether there was such a product.
 
-        When this returns, no file of the folder holds its fields, photos or vectors.
+        When this returns, no file of the folder holds its photos, vectors, title, category or attributes.
         """
 
         def work(db: sqlite3.Connection) -> bool:
@@ -161,9 +161,18 @@ class Gallery:
                     pass
         with self._store.write() as db:
             if found := work(db):
-                followed.unlink_kept(self._folder)
+                self._unlink_kept()
         self._store.scrub()
         return found
+
+    def _unlink_kept(self, embedding: bytes | None = None) -> None:
+        try:
+            followed.unlink_kept(self._folder, embedding)
+        except OSError as error:
+            raise GalleryError(
+                f"{error.filename}: the kept index cannot be deleted ({error.strerror}), so nothing was removed. "
+                "Delete it, then try again."
+            ) from None
 
     def get(self, sku: str) -> Product | None:
         """Return the product, or None when there is none."""
@@ -176,7 +185,7 @@ class Gallery:
         with self._store.read() as db:
             found = db.execute(
                 """SELECT digest FROM view JOIN photo ON photo.id = view.photo
-                WHERE product = (SELECT id FROM product WHERE sku = ?) ORDER BY view.id""",
+                WHERE product = (SELECT id FROM product WHERE sku = ?) ORDER BY +view.id""",
                 (sku,),
             )
             return [digest for (digest,) in found]
@@ -263,7 +272,7 @@ class Gallery:
             old.abandon()
         with self._store.write() as db:
             rows.forget(db, embedding)
-            followed.unlink_kept(self._folder, embedding)
+            self._unlink_kept(embedding)
         self._store.scrub()
 
     def settle(self) -> None:

@@ -145,7 +145,8 @@ def _price(stored: int) -> Decimal:
 
 def matching(where: Filter | None) -> tuple[str, list[Any]]:
     """Return an SQL condition on `product`, and its values, that says what `where.matches` does."""
-    parts, values = ["TRUE"], []
+    parts: list[str] = ["TRUE"]
+    values: list[Any] = []
     if where is not None:
         for value, part in (
             (where.price_min, "product.price >= ?"),
@@ -159,7 +160,7 @@ def matching(where: Filter | None) -> tuple[str, list[Any]]:
             tags.append(("", where.category))
         for name, text in tags:
             parts.append("product.id IN (SELECT tag.product FROM tag WHERE tag.token = token(?, ?))")
-            values += [name, text]
+            values.extend((name, text))
     return " AND ".join(parts), values
 
 
@@ -181,7 +182,7 @@ def first_photos(db: sqlite3.Connection, numbers: Iterable[int]) -> dict[int, by
     """Return the SHA-256 of the first photo of each of these products that has one."""
     found = db.execute(
         f"""SELECT product, digest FROM view JOIN photo ON photo.id = view.photo
-        WHERE product IN {_EACH} ORDER BY view.id DESC""",
+        WHERE product IN {_EACH} ORDER BY +view.id DESC""",
         (each(numbers),),
     )
     return dict(found.fetchall())
@@ -246,7 +247,7 @@ def refresh_prototypes(db: sqlite3.Connection, embedding: int, numbers: Iterable
     for number in numbers:
         found = db.execute(
             f"""SELECT {_data("vector")} FROM view JOIN vector ON vector.photo = view.photo AND vector.embedding = ?
-            WHERE view.product = ? ORDER BY view.id""",
+            WHERE view.product = ? ORDER BY +view.id""",
             (embedding, number),
         ).fetchall()
         new = mean([data for (data,) in found]) if found else None
@@ -274,14 +275,17 @@ def mean(vectors: list[bytes]) -> bytes:
     return bytes((found / length if length > 0 else found).astype("<f4").tobytes())
 
 
+# CROSS JOIN and "+" keep SQLite from walking all vectors, or all views in order, instead of looking up a few.
+
+
 def views(
     db: sqlite3.Connection, embedding: bytes, numbers: Iterable[int]
 ) -> list[tuple[int, bytes, Vectors]]:
     """Return product, photo's SHA-256 and vector (d,) of each photo of these products that has one, in order."""
     found = db.execute(
-        f"""SELECT view.product, photo.digest, {_data("vector")} FROM view JOIN photo ON photo.id = view.photo
-        JOIN vector ON vector.photo = photo.id AND vector.embedding = {_NAMED}
-        WHERE view.product IN {_EACH} ORDER BY view.id""",
+        f"""SELECT view.product, photo.digest, {_data("vector")} FROM view CROSS JOIN photo ON photo.id = view.photo
+        CROSS JOIN vector ON vector.photo = photo.id AND vector.embedding = {_NAMED}
+        WHERE view.product IN {_EACH} ORDER BY +view.id""",
         (embedding, each(numbers)),
     )
     return [(product, digest, np.frombuffer(data, "<f4")) for product, digest, data in found]
@@ -370,4 +374,7 @@ def _numbered(found: list[tuple[int, bytes]], dimension: int) -> tuple[Ids, Vect
 def _matrix(data: list[bytes], dimension: int) -> Vectors:
     if any(len(one) != 4 * dimension for one in data):
         raise damaged(f"a vector has not the {dimension} numbers of its embedding")
-    return np.frombuffer(b"".join(data), "<f4").reshape(len(data), dimension)
+    found = np.frombuffer(b"".join(data), "<f4").reshape(len(data), dimension)
+    if not np.isfinite(found).all():
+        raise damaged("a vector has a number that is none")
+    return found

@@ -16,11 +16,11 @@ prototype has a number that grows and is never changed but replaced, each remova
 product carries the revision at which it was last written.
 
 *Removal removes.* SQLite overwrites what is deleted with zeros (`secure_delete`) [2], and `scrub` empties the journal,
-which else keeps old pages. That is not enough: when a table's page is split or merged, rows move, and copies stay behind
-in space that no row uses. So photos, vectors, and a product's words are blobs that begin with `PAD` zeros: what comes
-after these never lies in a table's page, but in overflow pages, which are never moved, and zeroed when freed. What is
-searched by equality is in an index only as a salted hash. A SKU, a price and a currency may stay behind in unused space.
-What the file system or a drive keeps of overwritten blocks is beyond any program.
+which else keeps old pages. That is not enough: when a table's page is split or merged, rows move, and copies stay
+behind in space that no row uses. So photos, vectors, and a product's words are blobs that begin with `PAD` zeros: what
+comes after these never lies in a table's page, but in overflow pages, which are never moved, and zeroed when freed.
+What is searched by equality is in an index only as a salted hash. A SKU, a price and a currency may stay behind in
+unused space. What the file system or a drive keeps of overwritten blocks is beyond any program.
 
 Durable when a transaction returns (`synchronous = FULL`).
 
@@ -150,6 +150,10 @@ class Store:
             if {sql for (sql,) in schema} != set(_SCHEMA):
                 raise damaged("its tables are not as they were made")
             (self._salt,) = database.execute("SELECT salt FROM terms").fetchone()
+        # A crash may have left the journal full of what is removed; whoever reads it now empties it sooner or later.
+        database.execute("PRAGMA busy_timeout = 0")
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        database.execute(f"PRAGMA busy_timeout = {round(1000 * LOCK_SECONDS)}")
         database.create_function("token", 2, self._token, deterministic=True)
 
     def _token(self, name: str, value: str) -> int:

@@ -12,6 +12,7 @@ a pause (`hanse_client.recognition.following`): a call ends on the engine and in
 A product's photos are embedded as they are stored, so that vectors that are made anew are those that were made at once.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -25,6 +26,7 @@ from hanse_client.config import ClientConfig
 from hanse_client.gallery.gallery import MAX_RESULTS, MAX_VIEWS, Gallery, Match
 from hanse_client.gallery.importing import Imported, import_products
 from hanse_client.gallery.product import Filter, Product
+from hanse_client.queries import QueryLog
 from hanse_client.recognition.answers import (
     Classification,
     Embedded,
@@ -37,13 +39,15 @@ from hanse_client.recognition.batching import Batcher
 from hanse_client.recognition.engines import Engines
 from hanse_client.recognition.following import Follower, embed_missing
 from hanse_client.recognition.sources import begin, version
-from hanse_common.errors import GalleryError
+from hanse_common.errors import CatalogError, GalleryError
 from hanse_common.vision.photo import decode
 
 if TYPE_CHECKING:  # torch takes seconds to load
     from hanse_client.recognition.engine import Engine, Seen
 
 Progress = Callable[[int, int], None]
+
+log = logging.getLogger(__name__)
 
 
 class Recognition:
@@ -57,6 +61,8 @@ class Recognition:
         self._batcher = Batcher()
         self._follower = Follower(config, first, self._engines, self._batcher, gallery)
         self._follows = follow
+        # What a shop's own commands look at is not what shoppers search for.
+        self._queries = QueryLog.of(config) if follow else None
         if follow:
             self._follower.start()
 
@@ -65,7 +71,8 @@ class Recognition:
         """Open the shop's gallery, and load the recognizer that the configuration or the league's release names.
 
         With `follow` a thread watches for others, and keeps the gallery's vectors complete; without, the first search
-        completes them.
+        completes them. With `follow` searches by photo are counted by class, too, where the policy allows it
+        (`hanse_client.queries`).
 
         Raises `ConfigError` when there is no recognizer, `RecognizerError` when it is damaged, `GalleryError` when the
         gallery is.
@@ -87,6 +94,7 @@ class Recognition:
         """Answer what is under way, then end."""
         self._follower.close()
         self._batcher.close()
+        self._engines.announce(None)  # returns when nobody is between the network and the gallery
         self.gallery.close()
 
     def status(self) -> RecognitionStatus:
@@ -147,6 +155,7 @@ class Recognition:
                 named = self.gallery.search_text(text, k, where)
                 return Found(tuple(named), None, self.gallery.rejection(embedding).threshold, embedding)
             seen = self._batcher.submit(engine, image).result()
+            self._note(engine, seen)
             return self._found(engine, seen.embedding, text, where, k)
 
     def recognize(
@@ -162,6 +171,7 @@ class Recognition:
         with self._engines.in_use() as (engine, _):
             engine.require_embedding()
             seen = self._batcher.submit(engine, image).result()
+            self._note(engine, seen)
             return Recognized(
                 _classification(engine, seen, top), self._found(engine, seen.embedding, text, where, k)
             )
@@ -287,6 +297,14 @@ class Recognition:
             raise GalleryError(f"Product {sku!r}: found no photo of it, expected one or more to compare by.")
         futures = self._batcher.submit_all(engine, images)
         return np.stack([future.result().embedding for future in futures])
+
+    def _note(self, engine: "Engine", seen: "Seen") -> None:
+        """Count a shopper's photo by its class, where that is allowed; a log that can't be written harms no answer."""
+        if self._queries is not None:
+            try:
+                self._queries.note(engine.classes[int(seen.probabilities.argmax())])
+            except CatalogError:
+                log.exception("A query was not counted.")
 
 
 def _classification(engine: "Engine", seen: "Seen", top: int) -> Classification:

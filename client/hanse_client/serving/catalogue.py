@@ -30,7 +30,7 @@ LINES_BODY = {
 }
 
 
-def _sku(sku: Annotated[str, Path(min_length=1, max_length=192)]) -> str:
+def _sku(sku: Annotated[str, Path(json_schema_extra={"minLength": 1, "maxLength": 64})]) -> str:
     found = unquoted(sku)
     if not 1 <= len(found) <= 64 or not found.isprintable() or found != found.strip():
         raise Refused(422, "invalid", "sku: expected 1 to 64 printable characters, no space at either end.")
@@ -188,7 +188,7 @@ def imports_router(service: Service) -> APIRouter:
         """Say how far an import is, and which lines were left out."""
         return known(imports.progress(name))
 
-    @routes.delete("/imports/{id}", status_code=202, responses=problems(404, 422))
+    @routes.post("/imports/{id}/cancel", status_code=202, responses=problems(404, 422))
     def cancel_import(name: ImportName) -> ImportProgress:
         """Have an import end. What it has taken in stays."""
         return known(imports.cancel(name))

@@ -14,9 +14,9 @@ from hanse_client.gallery.product import Filter, Product
 from hanse_client.recognition.answers import Classification, Found, Guess
 from hanse_client.serving import recognition_pb2 as pb
 from hanse_client.serving.problems import Refused
-from hanse_client.serving.schemas import valid
+from hanse_client.serving.schemas import DECIMAL, valid
 
-_DECIMAL = re.compile(r"[0-9]{1,16}(\.[0-9]{1,4})?", re.ASCII)
+_DECIMAL = re.compile(DECIMAL, re.ASCII)
 
 
 def classification_message(found: Classification) -> pb.Classification:

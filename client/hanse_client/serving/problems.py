@@ -19,6 +19,7 @@ from pydantic import Field
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import BaseRoute, Match, Route
 
 from hanse_common.errors import (
     Busy,
@@ -144,8 +145,21 @@ def _http(request: Request, error: Exception) -> Response:
         return problem_response(error.status_code, error.code, str(error.detail), error.headers)
     status = error.status_code if isinstance(error, HTTPException) else 500
     headers = error.headers if isinstance(error, HTTPException) else None
+    if status == 405:
+        headers = {"Allow": ", ".join(sorted(_methods(request)))}
     detail = str(error.detail) if isinstance(error, HTTPException) else ""
     return problem_response(status, _CODES.get(status, "bad_request"), one_line(detail), headers)
+
+
+def _methods(request: Request) -> set[str]:
+    """Return the methods that the request's address answers to: each route of it knows its own alone."""
+    routes: list[BaseRoute] = request.app.routes
+    return {
+        method
+        for route in routes
+        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE
+        for method in route.methods or ()
+    }
 
 
 def _unforeseen(request: Request, error: Exception) -> Response:

@@ -73,14 +73,24 @@ def router(service: Service) -> APIRouter:
         "/corrections", status_code=201, openapi_extra=PHOTO_BODY, responses=of_photo | problems(409)
     )
     def correct(photo: Photo, query: Annotated[CorrectionQuery, Query()]) -> Corrected:
-        """Say what a photo shows where the recognizer was wrong: a `label` or the `sku` of a product.
+        """Say what a photo shows, in a few words, where the recognizer was wrong or not fine enough.
 
         It stays on this machine, and is what the shop's own recognizer learns from.
         """
-        if (query.label is None) == (query.sku is None):
-            raise Refused(422, "invalid", "label, sku: expected one of the two.")
-        kept = Gallery.prepare(decoded(photo))
-        return Corrected.of(corrections.add(kept, label=query.label, sku=query.sku))
+        if not (query.label.isprintable() and query.label.strip()):
+            raise Refused(422, "invalid", "label: expected printable characters.")
+        return Corrected.of(corrections.add(Gallery.prepare(decoded(photo)), label=query.label))
+
+    @routes.post(
+        "/products/{sku}/corrections",
+        status_code=201,
+        openapi_extra=PHOTO_BODY,
+        responses=of_photo | problems(404, 409),
+    )
+    def correct_product(sku: SkuInPath, photo: Photo) -> Corrected:
+        """Say that a photo shows this product, where the recognizer found another or none."""
+        require(service, sku)
+        return Corrected.of(corrections.add(Gallery.prepare(decoded(photo)), sku=sku))
 
     @routes.get("/corrections", responses=problems(422))
     def list_corrections(query: Annotated[CorrectionsQuery, Query()]) -> CorrectionPage:

@@ -7,9 +7,18 @@ What REST answers is in `hanse_client.serving.answers`. Send a price as a text, 
 round it, though one is taken, too.
 """
 
+import re
 from typing import Annotated, Any, Final, TypeVar
 
-from pydantic import Base64Bytes, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    Base64Bytes,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+)
 
 from hanse_client.gallery.product import (
     MAX_ATTRIBUTES,
@@ -30,6 +39,11 @@ MAX_RESULTS: Final = 100
 MAX_PHOTOS: Final = 64
 """How many photos one line of an import brings at most: as many as a product has."""
 
+DECIMAL: Final = r"[0-9]{1,12}(\.[0-9]{1,4})?"
+"""How a price is written."""
+
+_DECIMAL = re.compile(DECIMAL, re.ASCII)
+
 Title = Annotated[str, Field(max_length=300)]
 
 M = TypeVar("M", bound=BaseModel)
@@ -49,6 +63,16 @@ def valid(model: type[M], **fields: Any) -> M:
         raise Refused(422, "invalid", faults_in_words(error.errors(include_url=False))) from None
 
 
+def _plain(value: object) -> object:
+    if isinstance(value, bool) or (isinstance(value, str) and not _DECIMAL.fullmatch(value)):
+        raise ValueError("expected a decimal number, such as 19.90")
+    return value
+
+
+_WRITTEN: Final = {"type": "string", "pattern": f"^{DECIMAL}$"}
+_NUMBER: Final = {"type": "number", "minimum": 0, "maximum": 999_999_999_999}
+AskedPrice = Annotated[Price, BeforeValidator(_plain), WithJsonSchema({"anyOf": [_WRITTEN, _NUMBER]})]
+PriceInAddress = Annotated[Price, BeforeValidator(_plain), WithJsonSchema(_WRITTEN)]
 Attribute = Annotated[str, Field(pattern=r"^[^:]{1,64}:.{0,256}$")]
 Results = Annotated[int, Field(ge=1, le=MAX_RESULTS, description="How many at most.")]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -58,8 +82,8 @@ class Conditions(Asked):
     """What must hold of the products: all that is given."""
 
     category: Category | None = None
-    price_min: Price | None = None
-    price_max: Price | None = None
+    price_min: PriceInAddress | None = None
+    price_max: PriceInAddress | None = None
     attribute: Annotated[
         list[Attribute],
         Field(max_length=MAX_ATTRIBUTES, description="NAME:VALUE, as often as there are conditions."),
@@ -114,10 +138,9 @@ class ClassifyQuery(Asked):
 
 
 class CorrectionQuery(Asked):
-    """The address of a correction: what the photo shows, by one of the two."""
+    """The address of a correction: what the photo shows, in a few words."""
 
-    label: Annotated[str | None, Field(min_length=1, max_length=128)] = None
-    sku: Sku | None = None
+    label: Annotated[str, Field(min_length=1, max_length=128)]
 
 
 class CorrectionsQuery(Asked):
@@ -125,15 +148,6 @@ class CorrectionsQuery(Asked):
 
     after: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
     limit: Annotated[int, Field(ge=1, le=1000)] = 100
-
-
-def _no_truth(value: object) -> object:
-    if isinstance(value, bool):
-        raise ValueError("expected a decimal number")
-    return value
-
-
-AskedPrice = Annotated[Price, BeforeValidator(_no_truth)]
 
 
 class ProductFields(Asked):

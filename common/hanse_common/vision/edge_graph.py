@@ -5,7 +5,9 @@
 
 Two parts of a recognizer are written anew for it, and compute the same. Pillow's resizing [1] becomes two products with
 matrices of its weights, one for the photo's columns, then one for its rows, each rounded to 8 bits, for photos of any
-size. Fourier transforms in the scattering become products with the real and imaginary parts of the transform's matrix.
+size. For photos no taller than wide, which are shrunk no more than to the 128th part, these are Pillow's pixels, every
+one. Of taller photos Pillow 13 may do the rows first, which rounds some pixels the other way. Fourier transforms in the
+scattering become products with the real and imaginary parts of the transform's matrix.
 
 References
 [1] Pillow, src/libImaging/Resample.c: `precompute_coeffs` and `bicubic_filter`.
@@ -36,6 +38,8 @@ class EdgeNetwork(nn.Module):
 
     Embeddings are (n, d) with rows of norm 1, those of `Recognizer.embeddings`. All is float32, on a CPU.
     """
+
+    mean: Tensor | None
 
     def __init__(self, recognizer: Recognizer) -> None:
         """Take the recognizer's parts. Raises `RecognizerError` when the backbone cannot be loaded."""
@@ -72,12 +76,19 @@ class EdgeNetwork(nn.Module):
 class _View(nn.Module):
     """Pixels, (n, height, width, 3) uint8, as `preprocessing.preprocess` makes them: (n, c, size, size) float32."""
 
+    mean: Tensor
+    std: Tensor
+    fill: Tensor
+    luma: Tensor
+
     def __init__(self, preprocessing: Preprocessing) -> None:
         super().__init__()
         self.preprocessing = preprocessing
         mean = torch.tensor(per_channel(preprocessing.mean, preprocessing)).reshape(-1, 1, 1)
         self.register_buffer("mean", mean)
-        self.register_buffer("std", torch.tensor(per_channel(preprocessing.std, preprocessing)).reshape(-1, 1, 1))
+        self.register_buffer(
+            "std", torch.tensor(per_channel(preprocessing.std, preprocessing)).reshape(-1, 1, 1)
+        )
         self.register_buffer("fill", (255.0 * mean).round().clamp(0.0, 255.0))
         self.register_buffer("luma", torch.tensor(_LUMA).reshape(3, 1, 1))
 
@@ -85,12 +96,12 @@ class _View(nn.Module):
         x = images.permute(0, 3, 1, 2).float()
         if self.preprocessing.channels == 1:
             x = torch.floor(((x * self.luma).sum(dim=1, keepdim=True) + 32_768.0) / 65_536.0)
-        rows, columns = (torch.arange(length, dtype=torch.float32) for length in images.shape[1:3])
+        rows, columns = (torch.arange(length, dtype=torch.float64) for length in images.shape[1:3])
         shorter, longer = torch.minimum(rows[-1], columns[-1]) + 1, torch.maximum(rows[-1], columns[-1]) + 1
         down, inside_down = self._weights(rows, shorter, longer)
         across, inside_across = self._weights(columns, shorter, longer)
-        x = _rounded(x @ across.T)
-        x = _rounded(down @ x)
+        x = _whole(*(x @ part.T for part in _halves(across)))
+        x = _whole(*(part @ x for part in _halves(down)))
         if self.preprocessing.resize == "pad":
             inside = inside_down[:, None] * inside_across
             x = x * inside + self.fill * (1.0 - inside)
@@ -99,9 +110,9 @@ class _View(nn.Module):
     def _weights(self, places: Tensor, shorter: Tensor, longer: Tensor) -> tuple[Tensor, Tensor]:
         """Return the weights, (size, length), of a side whose pixels are at `places`, and which outputs it fills."""
         size, length = self.preprocessing.size, places[-1] + 1
-        outputs = torch.arange(size, dtype=torch.float32)
+        outputs = torch.arange(size, dtype=torch.float64)
         inside = torch.ones(size)
-        begin = torch.zeros(())
+        begin = torch.zeros((), dtype=torch.float64)
         if self.preprocessing.resize == "crop":
             part = torch.round(shorter / self.preprocessing.zoom).clamp_min(1.0)
             begin = torch.floor((length - part) / 2)
@@ -127,8 +138,21 @@ def _bicubic(x: Tensor) -> Tensor:
     return torch.where(x < 1.0, near, torch.where(x < 2.0, far, 0.0))
 
 
-def _rounded(x: Tensor) -> Tensor:
-    return torch.floor(x + 0.5).clamp(0.0, 255.0)
+def _halves(weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Return two float32 tensors whose sum is `weights`, float64, rounded to 22 binary places as Pillow has them.
+
+    The first has 14 places, the second the other eight: sums of their products with 8-bit pixels have no more than 24
+    bits (in the second, of up to 514 pixels), so that float32 has them exactly, in whatever order they are added.
+    """
+    rounded = torch.floor(weights * 2.0**22 + 0.5)
+    high = torch.floor(rounded / 2.0**8 + 0.5)
+    return (high / 2.0**14).float(), ((rounded - high * 2.0**8) / 2.0**22).float()
+
+
+def _whole(high: Tensor, low: Tensor) -> Tensor:
+    """Return high + low, exactly, rounded half up to whole numbers from 0 to 255."""
+    floor = torch.floor(high + 0.5)
+    return (floor + torch.floor(high + 0.5 - floor + low)).clamp(0.0, 255.0)
 
 
 def _replace_scattering(module: nn.Module) -> None:
@@ -159,7 +183,8 @@ class _RealScatterNet(nn.Module):
             if j1 + 1 < self.scales:
                 spectrum1 = tuple(part[:, :, None] for part in _fft(u1))
                 u2 = [
-                    self.net.average(self._modulus(spectrum1, j2, j1), j2) for j2 in range(j1 + 1, self.scales)
+                    self.net.average(self._modulus(spectrum1, j2, j1), j2)
+                    for j2 in range(j1 + 1, self.scales)
                 ]
                 second.append(torch.cat(u2, dim=2).flatten(1, 2))
         found = torch.cat(averages + second, dim=1)

@@ -406,3 +406,30 @@ def test_a_gallery_that_another_process_holds_says_so(gallery, folder, monkeypat
         pytest.raises(GalleryError, match="another process"),
     ):
         other.put(Product(sku="a"))
+
+
+def test_a_search_looks_up_what_it_needs_however_much_there_is(gallery, jpeg, unit, embedding) -> None:
+    """Counted in steps of SQLite's machine: a statement that walked a table would take ten times as many."""
+    vectors, steps = unit(600), []
+
+    def search() -> int:
+        count = [0]
+
+        def step() -> int:
+            count[0] += 1
+            return 0
+
+        gallery._store._database.set_progress_handler(step, 10)
+        gallery.search(embedding, vectors[:1], 5)
+        gallery.search(embedding, vectors[:1], 5, Filter(category="few"))
+        gallery._store._database.set_progress_handler(None, 0)
+        return count[0]
+
+    gallery._store._database.execute("PRAGMA synchronous = OFF")
+    for number in range(600):
+        product = Product(sku=str(number), category="few" if number < 20 else "many")
+        gallery.put(product, [jpeg(number)], {embedding: vectors[number : number + 1]})
+        if number in (60, 599):
+            gallery.search(embedding, vectors[:1], 5)  # follows
+            steps.append(search())
+    assert steps[1] < 1.2 * steps[0]

@@ -187,3 +187,17 @@ def test_an_exact_index_is_what_a_plain_dict_is(steps, k) -> None:
     top, values = index.search(query, k)
     assert (-values[0]).tolist() == [value for value, _ in wanted[:k]]
     assert len(set(top[0].tolist())) == min(k, len(model))
+
+
+@pytest.mark.parametrize("count", [1, 7, 1000, 5502, 1 << 20])
+def test_a_sample_is_spread_evenly_and_has_no_period(count: int) -> None:
+    size = min(count, 4096)
+    places = indexes.spread(count, size)
+    assert np.array_equal(places, np.unique(places))
+    assert places[0] == 0
+    assert places[-1] < count
+    assert len(places) > 0.6 * size
+    assert np.diff(places, append=count).max() <= 3 * max(1, count // size) + 1
+    for period in (2, 10, 64):
+        if count > 100 * period:
+            assert np.bincount(places % period, minlength=period).min() > 0.5 * len(places) / period

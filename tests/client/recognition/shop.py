@@ -5,14 +5,13 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from tests.client.released import CLASSES, OPERATOR, Made
 
 from hanse_client.config import ClientConfig
 from hanse_client.releases import Releases
 from hanse_common import signing
 from hanse_common.vision.recipe import Linear, Preprocessing, Projection, Recipe, Scattering
 from hanse_common.vision.recognizer import Recognizer
-
-from ..released import CLASSES, OPERATOR, Made
 
 DIMENSION = 24
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from hanse_client.recognition.batching import PIECE, Batcher
-from hanse_client.recognition.engine import Engine, Seen
+from hanse_client.recognition.engine import Engine
 from hanse_common.errors import Busy, PhotoUnreadable
 
 WAIT = 30.0
@@ -48,7 +48,7 @@ def submit(batcher: Batcher, engine: Scripted, photo: int) -> "Future[Any]":
     return cast("Future[Any]", batcher.submit(cast(Engine, engine), cast(Image.Image, photo)))
 
 
-def see_all(batcher: Batcher, engine: Scripted, photos: range) -> list[Seen]:
+def see_all(batcher: Batcher, engine: Scripted, photos: range) -> list[Any]:
     return batcher.see_all(cast(Engine, engine), cast("list[Image.Image]", photos))
 
 
@@ -169,7 +169,7 @@ def test_a_request_waits_for_one_piece_of_patient_work_at_most(
     engine: Scripted, open_batcher: Callable[..., Batcher]
 ) -> None:
     batcher = open_batcher(wait_seconds=0)
-    found: list[Seen] = []
+    found: list[Any] = []
     patient = threading.Thread(target=lambda: found.extend(see_all(batcher, engine, range(100, 150))))
     patient.start()
     assert engine.begun.acquire(timeout=WAIT)
@@ -187,7 +187,7 @@ def test_patient_work_waits_for_room(engine: Scripted, open_batcher: Callable[..
     batcher = open_batcher(queue=PIECE, wait_seconds=0)
     occupied(batcher, engine)
     submit(batcher, engine, 1)
-    found: list[Seen] = []
+    found: list[Any] = []
     patient = threading.Thread(target=lambda: found.extend(see_all(batcher, engine, range(20))))
     patient.start()
     engine.let_all()
@@ -214,9 +214,8 @@ def test_many_threads_each_get_their_own_answers(open_batcher: Callable[..., Bat
     wrong: list[int] = []
 
     def ask(start: int) -> None:
-        for photo in range(start, start + 100):
-            if submit(batcher, free, photo).result(WAIT) != photo:
-                wrong.append(photo)
+        mine = range(start, start + 100)
+        wrong.extend(photo for photo in mine if submit(batcher, free, photo).result(WAIT) != photo)
 
     threads = [threading.Thread(target=ask, args=(1000 * number,)) for number in range(8)]
     for thread in threads:

@@ -1,7 +1,8 @@
 """Which engine serves: no switch overtakes a request, and no request waits for a switch."""
 
 import threading
-from typing import cast
+from collections.abc import Callable
+from typing import Any, cast
 
 from hanse_client.recognition.engine import Engine
 from hanse_client.recognition.engines import Engines
@@ -13,7 +14,7 @@ OLD, NEW, NEXT = (cast(Engine, name) for name in ("old", "new", "next"))
 class Changing(threading.Thread):
     """Calls a change and tells when it has returned."""
 
-    def __init__(self, change: "threading.Thread | object", engine: Engine | None) -> None:
+    def __init__(self, change: Callable[[Any], None], engine: Engine | None) -> None:
         super().__init__(target=change, args=(engine,))
         self.start()
 

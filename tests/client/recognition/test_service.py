@@ -2,9 +2,11 @@
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from tests.client.released import CLASSES, Made
 
 from hanse_client.config import ClientConfig
 from hanse_client.gallery.gallery import MAX_VIEWS, Gallery
@@ -14,7 +16,6 @@ from hanse_common.errors import Busy, ConfigError, GalleryError, RecognizerError
 from hanse_common.vision.photo import decode
 from hanse_common.vision.recipe import Preprocessing, Recipe, SmallCnn
 
-from ..released import CLASSES, Made
 from .shop import DIMENSION, Shelf, picture, release, shop
 
 
@@ -32,7 +33,9 @@ def test_it_says_what_the_recognizer_says(recognition: Recognition, shelf: Shelf
     answer = recognition.classify(image)
     shares = recognizer.predict([image])[0]
     assert [guess.label for guess in answer.classes] == [CLASSES[i] for i in np.argsort(-shares)]
-    assert np.allclose([guess.probability for guess in answer.classes], sorted(shares, reverse=True), atol=1e-4)
+    assert np.allclose(
+        [guess.probability for guess in answer.classes], sorted(shares, reverse=True), atol=1e-4
+    )
     assert answer.recognizer == recognizer.digest() and answer.personal is None
     assert len(recognition.classify(image, top=2).classes) == 2
     embedded = recognition.embed(image)
@@ -44,7 +47,7 @@ def test_it_says_what_the_recognizer_says(recognition: Recognition, shelf: Shelf
 def test_products_are_found_by_photos_of_them(recognition: Recognition) -> None:
     fill(recognition)
     found = recognition.search(picture(5), k=3)
-    assert [match.product.sku for match in found.matches][0] == "p5" and len(found.matches) == 3
+    assert found.matches[0].product.sku == "p5" and len(found.matches) == 3
     assert found.matches[0].similarity > 0.95 and found.known
     assert found.embedding == recognition.status().embedding
     odd = recognition.search(picture(4), where=Filter(category="odd"), k=20)
@@ -70,7 +73,7 @@ def test_similar_products_leave_the_product_out(recognition: Recognition) -> Non
     fill(recognition)
     recognition.put(Product(sku="twin"), [picture(5, 49, 41)])
     found = recognition.similar("p5", k=4)
-    assert [match.product.sku for match in found.matches][0] == "twin" and len(found.matches) == 4
+    assert found.matches[0].product.sku == "twin" and len(found.matches) == 4
     assert "p5" not in {match.product.sku for match in found.matches} and found.known
     assert {m.product.category for m in recognition.similar("p5", where=Filter(category="even")).matches} == {
         "even"
@@ -218,3 +221,30 @@ def test_after_the_end_requests_are_told_so(config: ClientConfig, shelf: Shelf) 
     with pytest.raises(Busy, match="about to end"):
         recognition.classify(picture(1))
     release(config, shelf.made[1, 0], 2)
+
+
+def test_the_end_waits_for_those_who_were_answered_by_the_network(config: ClientConfig) -> None:
+    recognition = Recognition.open(config)
+    recognition.put(Product(sku="one"), [picture(1)])
+    search, begun, may_go = recognition.gallery.search, threading.Event(), threading.Event()
+
+    def slow(*arguments: Any) -> Any:
+        begun.set()
+        assert may_go.wait(30)
+        return search(*arguments)
+
+    recognition.gallery.search = slow  # type: ignore[method-assign, assignment]
+    found: list[str] = []
+    request = threading.Thread(
+        target=lambda: found.append(recognition.search(picture(1)).matches[0].product.sku)
+    )
+    closing = threading.Thread(target=recognition.close)
+    request.start()
+    assert begun.wait(30)
+    closing.start()
+    closing.join(0.1)
+    assert closing.is_alive()
+    may_go.set()
+    request.join(30)
+    closing.join(30)
+    assert found == ["one"] and not closing.is_alive()

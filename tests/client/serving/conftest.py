@@ -14,14 +14,13 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from tests.client.released import CLASSES, OPERATOR, Made
 
 from hanse_client.config import ClientConfig
 from hanse_client.releases import Releases
 from hanse_client.serving import server
 from hanse_client.serving.access import read_token
 from hanse_common import signing
-
-from ..released import CLASSES, OPERATOR, Made
 
 WAIT = 60.0
 

@@ -1,7 +1,9 @@
 """What tests of the recognizer's page share: a small shop at work, its photos, and who comes to its page."""
 
 import asyncio
+import base64
 import io
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,6 +28,25 @@ from hanse_client.serving.page import build
 from hanse_common.vision.recipe import Linear, Preprocessing, Recipe, Scattering
 from hanse_common.vision.recognizer import Recognizer
 from hanse_common.vision.taxonomy import Taxonomy
+
+CHROMIUM = Path("/usr/bin/chromium")
+SCREENSHOTS = os.environ.get("HANSE_SCREENSHOTS")
+"""A folder to put pictures of the pages into, for people to look at."""
+
+_TESTS = Path(__file__).parent.parent.parent
+FAULTS = (_TESTS / "page_faults.js").read_text(encoding="utf-8")
+CONTRASTS = (_TESTS / "page_contrasts.js").read_text(encoding="utf-8")
+
+GIVE = """([data, kind]) => {
+  const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
+  const transfer = new DataTransfer();
+  transfer.items.add(new File([bytes], "photo.png", { type: "image/png" }));
+  const event = kind === "paste"
+    ? new ClipboardEvent("paste", { clipboardData: transfer, bubbles: true, cancelable: true })
+    : new DragEvent("drop", { dataTransfer: transfer, bubbles: true, cancelable: true });
+  document.querySelector("h1").dispatchEvent(event);
+}"""
+"""Drops or pastes a photo."""
 
 PORT = 8766
 CLASSES = ("shirt", "shoe", "bag")
@@ -169,3 +190,60 @@ class Visitor:
         answer = self.send("/photo", [png(image)])
         assert answer.status_code == 303
         return str(answer.headers["location"])
+
+
+class Owner:
+    """The owner at a browser, let in to `shop`; notes what the browser complains of, and whatever it asks elsewhere."""
+
+    def __init__(self, browser: Any, shop: Shop, port: int, **options: Any) -> None:
+        self.origin = f"http://127.0.0.1:{port}"
+        context = browser.new_context(**({"viewport": {"width": 1200, "height": 850}} | options))
+        self.page = context.new_page()
+        self.complaints: list[str] = []
+        self.page.on("console", lambda message: self.complaints.append(message.text))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("request", lambda request: self._watch(request.url))
+        self.page.goto(shop.address(port))
+        self.page.wait_for_url(f"{self.origin}/")
+
+    def _watch(self, url: str) -> None:
+        if not url.startswith((f"{self.origin}/", "data:")):
+            self.complaints.append(f"asked elsewhere: {url}")
+
+    def look(self, name: str) -> None:
+        """Check the page that is open, and keep a picture of it when somebody wants one."""
+        assert self.page.evaluate(FAULTS) == []
+        assert self.page.evaluate(CONTRASTS) == []
+        if SCREENSHOTS:
+            self.page.wait_for_load_state("networkidle")
+            self.page.screenshot(path=f"{SCREENSHOTS}/{name}.png", full_page=True)
+
+    def press(self, name: str) -> None:
+        self.page.get_by_role("button", name=name).click()
+        self.page.wait_for_load_state()
+
+    def follow(self, name: str) -> None:
+        self.page.get_by_role("link", name=name, exact=True).first.click()
+        self.page.wait_for_load_state()
+
+    def text(self) -> str:
+        found: str = self.page.inner_text("body")
+        return found
+
+    def choose(self, data: bytes) -> None:
+        """Choose a photo, and wait for what it shows."""
+        self.page.evaluate("document.querySelector('#result').replaceChildren()")
+        file = {"name": "photo.png", "mimeType": "image/png", "buffer": data}
+        self.page.get_by_label("Choose a photo").set_input_files(file)
+        self.page.locator(".seen, #photo-error").wait_for()
+
+    def give(self, data: bytes, how: str) -> None:
+        """Drop or paste a photo."""
+        self.page.evaluate("document.querySelector('#result').replaceChildren()")
+        self.page.evaluate(GIVE, [base64.b64encode(data).decode(), how])
+        self.page.locator(".seen").wait_for()
+
+    def heard(self) -> str:
+        """What a screen reader is told."""
+        found: str = self.page.inner_text("#said")
+        return found

@@ -201,11 +201,11 @@ def test_one_import_at_a_time_and_it_can_be_cancelled(client: httpx.Client) -> N
     started = client.post("/v1/imports", content=many, headers=NDJSON)
     problem(client.post("/v1/imports", content=line("X"), headers=NDJSON), 409, "conflict")
     name = started.json()["id"]
-    assert client.delete(f"/v1/imports/{name}").status_code == 202
+    assert client.post(f"/v1/imports/{name}/cancel").status_code == 202
     found = done(client, started)
     assert found["state"] == "cancelled" and found["done"] < 60
     problem(client.get(f"/v1/imports/{'0' * 32}"), 404, "not_found")
-    problem(client.delete(f"/v1/imports/{'0' * 32}"), 404, "not_found")
+    problem(client.post(f"/v1/imports/{'0' * 32}/cancel"), 404, "not_found")
     assert done(client, client.post("/v1/imports", content=line("X"), headers=NDJSON))["state"] == "done"
 
 
@@ -226,14 +226,17 @@ def test_an_import_that_breaks_off_leaves_room_for_the_next(client: httpx.Client
 def test_what_a_photo_shows_is_corrected_listed_and_forgotten(client: httpx.Client) -> None:
     first = client.post("/v1/corrections", params={"label": "Hemd,  kariert"}, **photo(1))
     assert first.status_code == 201 and first.json()["label"] == "Hemd, kariert"
-    second = client.post("/v1/corrections", params={"sku": "A-1"}, **photo(2)).json()
+    problem(client.post("/v1/products/A-1/corrections", **photo(2)), 404, "not_found")
+    client.put("/v1/products/A-1", json={}).raise_for_status()
+    second = client.post("/v1/products/A-1/corrections", **photo(2)).json()
+    assert (second["sku"], second["label"]) == ("A-1", None)
     page = client.get("/v1/corrections", params={"limit": 1}).json()
     assert page["corrections"] == [first.json()] and page["next"] == first.json()["number"]
     rest = client.get("/v1/corrections", params={"after": page["next"]}).json()
     assert rest == {"corrections": [second], "next": None}
     assert client.delete(f"/v1/corrections/{second['photo']}").status_code == 204
     problem(client.delete(f"/v1/corrections/{second['photo']}"), 404, "not_found")
-    for params in ({}, {"label": "a", "sku": "b"}):
+    for params in ({}, {"label": ""}, {"label": " "}, {"label": "a\nb"}):
         problem(client.post("/v1/corrections", params=params, **photo(1)), 422, "invalid")
 
 

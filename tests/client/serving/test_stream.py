@@ -53,7 +53,15 @@ def refused(call: Caller, method: str, request: Any, status: grpc.StatusCode, co
 def test_the_generated_code_is_of_the_proto_file(root: Path, tmp_path: Path) -> None:
     name = "hanse_client/serving/recognition"
     words = [f"--{kind}_out={tmp_path}" for kind in ("python", "pyi", "grpc_python")]
-    compiler = [sys.executable, "-m", "grpc_tools.protoc", "-I", str(root / "client"), *words, f"{name}.proto"]
+    compiler = [
+        sys.executable,
+        "-m",
+        "grpc_tools.protoc",
+        "-I",
+        str(root / "client"),
+        *words,
+        f"{name}.proto",
+    ]
     subprocess.run(compiler, check=True, timeout=WAIT)
     for end in ("_pb2.py", "_pb2.pyi", "_pb2_grpc.py"):
         fresh, kept = tmp_path / f"{name}{end}", root / "client" / f"{name}{end}"
@@ -77,14 +85,17 @@ def test_products_are_put_found_and_removed(call: Caller) -> None:
         product = pb.Product(
             sku=f"S-{number}", title=f"number{number}", price=f"{number}.50", attributes={"n": str(number)}
         )
-        assert len(call("PutProduct", pb.PutProductRequest(product=product, photos=[picture(number)])).photos) == 1
+        assert (
+            len(call("PutProduct", pb.PutProductRequest(product=product, photos=[picture(number)])).photos)
+            == 1
+        )
     found = call("Search", pb.SearchRequest(photo=picture(1), k=2))
     assert [len(found.matches), found.matches[0].product.sku] == [2, "S-1"]
     assert found.matches[0].product.price == "1.50" and found.known and found.matches[0].similarity > 0.9
     where = pb.Filter(price_min="1", price_max="2", attributes={"n": "1"})
-    assert [match.product.sku for match in call("Search", pb.SearchRequest(photo=picture(0), where=where)).matches] == [
-        "S-1"
-    ]
+    assert [
+        match.product.sku for match in call("Search", pb.SearchRequest(photo=picture(0), where=where)).matches
+    ] == ["S-1"]
     text = call("Search", pb.SearchRequest(text="number2"))
     assert text.matches[0].product.sku == "S-2" and not text.HasField("known")
     similar = call("Similar", pb.SimilarRequest(sku="S-0"))
@@ -117,7 +128,9 @@ def test_products_are_put_found_and_removed(call: Caller) -> None:
         ),
     ],
 )
-def test_each_mistake_has_its_status(call: Caller, method: str, request_: Any, status: str, code: str) -> None:
+def test_each_mistake_has_its_status(
+    call: Caller, method: str, request_: Any, status: str, code: str
+) -> None:
     assert refused(call, method, request_, grpc.StatusCode[status], code)
 
 
@@ -142,7 +155,9 @@ def test_without_the_token_nothing_is_answered_but_health(served: Served, token:
             assert found.status == health_pb2.HealthCheckResponse.SERVING
 
 
-def test_a_stream_answers_in_order_and_outlives_bad_photos(call: Caller, served: Served, client: httpx.Client) -> None:
+def test_a_stream_answers_in_order_and_outlives_bad_photos(
+    call: Caller, served: Served, client: httpx.Client
+) -> None:
     client.put("/v1/products/S", json={}).raise_for_status()
     client.post(
         "/v1/products/S/photos", content=picture(7), headers={"Content-Type": "image/jpeg"}

@@ -1,5 +1,7 @@
 """Fused convolutions compute what the network as it is written computes."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -10,7 +12,7 @@ from hanse_common.vision.recipe import Concatenation, EfficientNetLite0, Linear,
 pytestmark = pytest.mark.skipif(not fusible(), reason="this torch has no oneDNN")
 
 
-def recipe(size: int, **changes: object) -> Recipe:
+def recipe(size: int, **changes: Any) -> Recipe:
     preprocessing = Preprocessing(size=size, channels=3)
     return Recipe(preprocessing=preprocessing, backbone=EfficientNetLite0(**changes), model=Linear())
 

@@ -140,3 +140,30 @@ def test_no_augmentation_changes_nothing() -> None:
     assert augment(batch, whole(None), torch.Generator()) is batch
     torch.testing.assert_close(augment(batch, whole(Augmentation()), torch.Generator()), batch)
     assert augment(batch[:0], whole(ALL), torch.Generator()).shape == (0, 3, 16, 16)
+
+
+def test_zoom_looks_at_the_centre_alone() -> None:
+    image = noise(64, 40)
+    closer = preprocess([image], Preprocessing(size=20, zoom=2.0))
+    cut = preprocess([image.crop((22, 10, 42, 30))], Preprocessing(size=20))
+    assert torch.equal(closer, cut)
+    whole_size = noise(20, 20)
+    assert not torch.equal(
+        preprocess([whole_size], Preprocessing(size=20, zoom=2.0)),
+        preprocess([whole_size], Preprocessing(size=20)),
+    )
+    with pytest.raises(ValueError, match="zoom is 2; expected 1, or resize 'crop'"):
+        Preprocessing(zoom=2.0, resize="pad")
+
+
+def test_erasing_fills_one_rectangle_with_the_mean() -> None:
+    recipe = whole(Augmentation(erasing=1.0)).model_copy(update={"preprocessing": Preprocessing(size=28)})
+    batch = preprocess([noise(28, 28, seed) for seed in range(20)], recipe.preprocessing)
+    changed = augment(batch, recipe, torch.Generator().manual_seed(1))
+    for before, after in zip(batch, changed, strict=True):
+        erased = (after.abs() < 1e-6).all(0) & ((before - after).abs() > 1e-5).any(0)
+        rows, columns = torch.nonzero(erased, as_tuple=True)
+        box = (after[:, rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]).abs()
+        assert box.max() < 1e-6  # the mean, which preprocessing makes zero
+        assert 0.015 < box[0].numel() / 28**2 < 0.36
+        assert torch.allclose(after[:, ~erased], before[:, ~erased], atol=1e-5)

@@ -151,3 +151,33 @@ def test_augmentation_goes_with_a_model_trained_whole() -> None:
 def test_recipes_need_no_torch() -> None:
     code = "import sys, hanse_common.vision.recipe; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"loss": {"smoothing": 0.1}},
+        {"loss": {"class_weights": [1.0, 2.0]}},
+        {"preprocessing": {"zoom": 2.0}},
+        {"preprocessing": {"size": 64}, "backbone": {"name": "efficientnet-lite0", "pooling": "gem"}},
+        {"preprocessing": {"size": 64}, "backbone": {"name": "efficientnet-lite0", "averaging": "mirror"}},
+        {"backbone": None, "model": {"name": "cnn"}, "augmentation": {"erasing": 0.5}},
+    ],
+)
+def test_options_of_version_3_say_so_and_travel(change: dict[str, Any]) -> None:
+    recipe = Recipe.model_validate(change)
+    data = wire.encode(recipe)
+    assert data[1] == 3
+    assert wire.decode(Recipe, data) == recipe
+
+
+def test_a_loss_changes_no_embedding_and_pooling_does() -> None:
+    plain = {"preprocessing": {"size": 64}, "backbone": {"name": "efficientnet-lite0"}}
+    recipe = Recipe.model_validate(plain)
+    assert wire.encode(recipe)[1] == 1
+    assert (
+        Recipe.model_validate(plain | {"loss": {"smoothing": 0.1}}).embedding_digest()
+        == recipe.embedding_digest()
+    )
+    other = Recipe.model_validate(plain | {"backbone": {"name": "efficientnet-lite0", "pooling": "crow"}})
+    assert other.embedding_digest() != recipe.embedding_digest()

@@ -19,6 +19,7 @@ from hanse_common.vision.extraction import extract
 from hanse_common.vision.preprocessing import preprocess
 from hanse_common.vision.recipe import (
     Linear,
+    Loss,
     Preprocessing,
     Projection,
     PublicWhitening,
@@ -338,3 +339,17 @@ def test_nothing_is_saved_without_the_whitening(whitened: Recognizer, tmp_path: 
     with pytest.raises(RecognizerError, match="expected a whitening"):
         whitened.save(tmp_path / "saved")
     assert not (tmp_path / "saved").exists()
+
+
+def test_a_card_from_before_an_option_was_known_keeps_its_digest(tmp_path: Path) -> None:
+    made = recognizer()
+    made.save(tmp_path)
+    data = (tmp_path / "card.json").read_bytes()
+    written = json.loads(data)["recipe"]
+    assert "loss" not in written
+    assert "zoom" not in written["preprocessing"]
+    assert Recognizer.load(tmp_path, digest=hashlib.sha256(data).digest()).digest() == made.digest()
+    smoothed = recognizer(LINEAR.model_copy(update={"loss": Loss(smoothing=0.1)}))
+    smoothed.save(tmp_path / "other")
+    assert json.loads((tmp_path / "other/card.json").read_bytes())["recipe"]["loss"]["smoothing"] == 0.1
+    assert Recognizer.load(tmp_path / "other").card == smoothed.card

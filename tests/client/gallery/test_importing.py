@@ -1,0 +1,222 @@
+"""Bulk import: every format that is read, what is bounded, and that one bad row stops nothing."""
+
+from collections.abc import Callable, Sequence
+from decimal import Decimal
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hanse_client.gallery.gallery import Gallery
+from hanse_client.gallery.importing import BATCH, MAX_PROBLEMS, import_products
+from hanse_client.gallery.product import Filter, Product
+from hanse_common.errors import GalleryError
+
+
+class Embedder:
+    """Sees a photo's mean colour, and counts what it was asked."""
+
+    def __init__(self, name: bytes) -> None:
+        self.name, self.batches = name, []
+
+    def __call__(self, images: Sequence[Image.Image]):
+        self.batches.append(len(images))
+        rows = np.array([np.asarray(image).mean(axis=(0, 1)) + 1 for image in images])
+        return {self.name: (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)}
+
+
+@pytest.fixture
+def embed(embedding) -> Embedder:
+    return Embedder(embedding)
+
+
+@pytest.fixture
+def table(tmp_path) -> Callable[..., Path]:
+    """Return a function that writes lines as a CSV file in a folder with six photos."""
+    folder = tmp_path / "shop"
+    (folder / "photos").mkdir(parents=True)
+    for number in range(6):
+        Image.new("RGB", (20, 10), (40 * number, 255 - 40 * number, 90)).save(
+            folder / "photos" / f"{number}.png"
+        )
+
+    def write(*lines: str | bytes) -> Path:
+        data = b"".join((line if isinstance(line, bytes) else line.encode()) + b"\r\n" for line in lines)
+        (folder / "products.csv").write_bytes(data)
+        return folder / "products.csv"
+
+    return write
+
+
+def test_products_come_with_all_their_fields_and_photos(gallery: Gallery, table, embed, embedding) -> None:
+    source = table(
+        "\ufeffSKU,Title,price,currency,Category,photo,photo 2,Size,colour",
+        'a,"Shoe, red",59.90,eur,shoes,photos/0.png,photos/1.png,42,red',
+        'b,Boot,"1234,5",,shoes,photos/2.png|photos/3.png,,43,',
+        "",
+        "c,Bag,,,bags,,,,",
+    )
+    done = import_products(gallery, source, embed)
+    assert (done.rows, done.products, done.photos, done.problems) == (3, 3, 4, [])
+    assert gallery.get("a") == Product(
+        sku="a",
+        title="Shoe, red",
+        price=Decimal("59.90"),
+        currency="EUR",
+        category="shoes",
+        attributes={"Size": "42", "colour": "red"},
+    )
+    assert gallery.get("b").price == Decimal("1234.5")
+    assert [len(gallery.photos_of(sku)) for sku in "abc"] == [2, 2, 0]
+    assert gallery.missing(embedding, 9) == []
+    assert embed.batches == [4]
+
+
+def test_a_catalog_file_is_read_with_a_row_for_each_photo(gallery: Gallery, table, embed) -> None:
+    source = table(
+        "path,label,sku,title",
+        "photos/0.png,shoe,a,Runner",
+        "photos/1.png,shoe,a,",
+        "photos/2.png,bag,b,Tote",
+    )
+    done = import_products(gallery, source, embed)
+    assert (done.products, done.photos, done.problem_count) == (3, 3, 0)
+    assert gallery.get("a") == Product(sku="a", title="Runner", category="shoe")
+    assert len(gallery.photos_of("a")) == 2
+
+
+def test_the_columns_of_vision_product_search_are_read(gallery: Gallery, table, embed) -> None:
+    source = table(
+        "image-uri,image-id,product-set-id,product-id,product-category,product-display-name,labels,bounding-poly",
+        'photos/0.png,i1,set,p1,apparel-v2,Dress,"style=midi,colour=red","0,0,1,1"',
+        "photos/1.png,i2,set,p1,apparel-v2,,,",
+        "gs://bucket/2.png,i3,set,p2,apparel-v2,Skirt,,",
+        "photos/3.png,i3,set,p3,apparel-v2,Skirt,midi,",
+    )
+    done = import_products(gallery, source, embed)
+    assert gallery.get("p1").attributes == {"style": "midi", "colour": "red"}
+    assert len(gallery.photos_of("p1")) == 2
+    assert gallery.get("p2") == Product(sku="p2", title="Skirt", category="apparel-v2")
+    assert [problem.line for problem in done.problems] == [4, 5]
+    assert "no such file" in done.problems[0].reason
+    assert "expected key=value" in done.problems[1].reason
+
+
+def test_a_bad_row_is_told_by_its_line_and_stops_nothing(gallery: Gallery, table, embed, tmp_path) -> None:
+    Image.new("RGB", (9, 9)).save(tmp_path / "secret.png")
+    (tmp_path / "shop" / "link.png").symlink_to(tmp_path / "secret.png")
+    (tmp_path / "shop" / "broken.png").write_bytes(b"\x89PNG broken")
+    rows = {
+        ",no sku,,": "sku is empty",
+        "x" * 65 + ",long,,": "sku: found 'xxx",
+        "d,t,ten,": "price: found 'ten'",
+        "e,t,1e5,": "price: found '1e5'",
+        "f,t": "found 2 fields, expected 4",
+        "g,t,,../secret.png": "leads out of the file's folder",
+        "h,t,,link.png": "leads out of the file's folder",
+        "i,t,,/etc/hostname": "leads out of the file's folder",
+        "j,t,,photos/none.png": "no such file",
+        "k,t,,broken.png": "broken.png",
+        "l,t,,photos": "no regular file",
+        "m,t,,photos/0\0.png": "NUL",
+        "n," + "t" * 301 + ",,": "title: found",
+        "o," + "t" * 5000 + ",,": "a field of 5000 characters",
+        "p,t,," + "|".join(["photos/0.png"] * 65): "found 65 photos",
+        "q,\x1b[31m,,": "title: found '\\x1b[31m'",
+    }
+    done = import_products(gallery, table("sku,title,price,photo", *rows, "good,t,1,photos/0.png"), embed)
+    assert [problem.line for problem in done.problems] == list(range(2, 2 + len(rows)))
+    for problem, reason in zip(done.problems, rows.values(), strict=True):
+        assert reason in problem.reason
+        assert f"products.csv:{problem.line}: " in problem.reason
+    assert gallery.photos_of("good")
+    # A product without its bad photo is there all the same.
+    assert {product.sku for product in gallery.products()} == {*"ghijklm", "good"}
+
+
+def test_quotes_that_do_not_close_swallow_no_more_than_a_bound(gallery: Gallery, table, embed) -> None:
+    lines = [f'row{number},"open' + "x" * 4000 for number in range(100)]
+    done = import_products(
+        gallery, table("sku,title", "first,t", *lines[:1], *["y" * 3000] * 60, "last,t"), embed
+    )
+    assert gallery.get("first")
+    assert gallery.get("last")
+    assert done.problem_count > 0
+
+
+@pytest.mark.parametrize(
+    ("lines", "text"),
+    [
+        ([], "expected 'sku' once"),
+        (["title,price"], "expected 'sku' once"),
+        (["sku,sku"], "expected 'sku' once"),
+        (["sku,title,Name"], "expected 'title' once"),
+        (["sku," + ",".join(f"a{number}" for number in range(256))], "found 257 columns"),
+        (["sku,title", b"a,\xff"], "products.csv:2: not UTF-8"),
+        (["sku,title", "a," + "x" * 70_000], "products.csv:2: longer than 65536 bytes"),
+    ],
+)
+def test_a_file_that_is_none_is_refused_by_line(gallery: Gallery, table, embed, lines, text: str) -> None:
+    with pytest.raises(GalleryError, match=text):
+        import_products(gallery, table(*lines), embed)
+
+
+def test_a_missing_file_is_named(gallery: Gallery, tmp_path, embed) -> None:
+    with pytest.raises(GalleryError, match=r"none\.csv: cannot be read"):
+        import_products(gallery, tmp_path / "none.csv", embed)
+
+
+def test_an_import_that_stopped_goes_on_without_doing_again_what_is_done(
+    gallery: Gallery, table, embed
+) -> None:
+    rows = [f"p{number},t,photos/{number % 6}.png" for number in range(2 * BATCH)]
+    source = table("sku,title,photo", *rows)
+
+    def stops(images):
+        if embed.batches:
+            raise KeyboardInterrupt
+        return embed(images)
+
+    with pytest.raises(KeyboardInterrupt):
+        import_products(gallery, source, stops)
+    assert gallery.count() == BATCH
+    seen: list[tuple[int, int]] = []
+    done = import_products(gallery, source, embed, progress=lambda read, size: seen.append((read, size)))
+    assert embed.batches == [BATCH, BATCH]
+    assert (done.rows, done.products, done.photos) == (2 * BATCH, BATCH, BATCH)
+    assert gallery.count() == 2 * BATCH
+    assert seen == sorted(seen)
+    assert seen[-1] == (source.stat().st_size, source.stat().st_size)
+    assert import_products(gallery, source, embed).products == 0
+    assert embed.batches == [BATCH, BATCH]
+
+
+def test_what_changed_in_the_file_changes_in_the_gallery(gallery: Gallery, table, embed) -> None:
+    import_products(gallery, table("sku,title,price,photo", "a,old,1,photos/0.png"), embed)
+    import_products(gallery, table("sku,title,price,photo", "a,new,2,photos/0.png"), embed)
+    assert gallery.get("a") == Product(sku="a", title="new", price=Decimal(2))
+    assert embed.batches == [1]
+
+
+def test_a_product_of_too_many_photos_is_a_problem(gallery: Gallery, jpeg, table, embed) -> None:
+    gallery.put(Product(sku="a"), [jpeg(number) for number in range(64)])
+    done = import_products(gallery, table("sku,photo", "a,photos/0.png", "b,photos/0.png"), embed)
+    assert [problem.reason for problem in done.problems] == ["line 2: 64 + 1 photos, expected at most 64."]
+    assert gallery.photos_of("b")
+
+
+def test_problems_are_counted_beyond_those_that_are_told(gallery: Gallery, table, embed) -> None:
+    done = import_products(gallery, table("sku,price", *["a,x"] * (MAX_PROBLEMS + 5)), embed)
+    assert (len(done.problems), done.problem_count) == (MAX_PROBLEMS, MAX_PROBLEMS + 5)
+
+
+def test_what_was_imported_is_found(gallery: Gallery, table, embed, embedding) -> None:
+    source = table(
+        "sku,category,photo", *[f"p{number},c{number % 2},photos/{number}.png" for number in range(6)]
+    )
+    import_products(gallery, source, embed)
+    with Image.open(source.parent / "photos" / "3.png") as image:
+        query = embed([image])[embedding]
+    assert gallery.search(embedding, query, 1)[0][0].product.sku == "p3"
+    assert gallery.search(embedding, query, 1, Filter(category="c0"))[0][0].product.sku in {"p2", "p4"}

@@ -1,0 +1,60 @@
+"""What shoppers search for is counted where the owner allows it, by the service alone, and harms no answer."""
+
+import sqlite3
+from collections import Counter
+from collections.abc import Callable
+from datetime import timedelta
+
+import pytest
+
+from hanse_client.config import ClientConfig
+from hanse_client.gallery.product import Product
+from hanse_client.queries import today
+from hanse_client.recognition.service import Recognition
+
+from .shop import picture
+
+Following = Callable[..., Recognition]
+
+
+def allowing(config: ClientConfig) -> ClientConfig:
+    policy = config.policy.model_copy(update={"modes": (*config.policy.modes, "trends")})
+    return config.model_copy(update={"policy": policy})
+
+
+def kept(config: ClientConfig) -> dict[str, int]:
+    with sqlite3.connect(config.state / "queries.sqlite") as db:
+        rows = db.execute("SELECT day, class, count FROM query").fetchall()
+    assert {day for day, _, _ in rows} <= {(today() - timedelta(days=n)).isoformat() for n in (0, 1)}
+    return {label: count for _, label, count in rows}
+
+
+def test_searches_by_photo_are_counted_by_class(
+    config: ClientConfig, following_at_once: Following, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = allowing(config)
+    recognition = following_at_once(config)
+    recognition.put(Product(sku="a", title="red"), [picture(1)])
+    wanted: Counter[str] = Counter()
+    for seed in range(6):
+        wanted[recognition.classify(picture(seed)).classes[0].label] += 2
+        recognition.search(picture(seed))
+        recognition.recognize(picture(seed))
+    # What the shop itself does, and words, are no photos that somebody searched by.
+    recognition.embed(picture(2))
+    recognition.similar("a")
+    recognition.search(text="red")
+    recognition.search_all([picture(3)])
+    assert kept(config) == wanted
+    (config.state / "queries.sqlite").write_bytes(b"damaged" * 1000)
+    assert recognition.search(picture(1)).matches[0].product.sku == "a"
+    assert "was not counted" in caplog.text
+
+
+def test_without_leave_or_by_a_command_nothing_is_kept(
+    config: ClientConfig, following_at_once: Following
+) -> None:
+    following_at_once(config).search(picture(1))
+    with Recognition.open(allowing(config)) as command:
+        command.search(picture(1))
+    assert not (config.state / "queries.sqlite").exists()
