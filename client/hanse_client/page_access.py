@@ -50,7 +50,7 @@ def new_token() -> str:
 
 
 def read_token(state: Path, name: str = TOKEN_FILE) -> str | None:
-    """Return the token in the file `name` of the folder `state`; None, so that nobody is let in, without a secret one."""
+    """Return the token in the file `name` of the folder `state`; None, so that nobody is let in, if none is secret."""
     path = state / name
     try:
         if path.stat().st_mode & 0o077:

@@ -77,7 +77,7 @@ class Study:
         """Return a study of seconds: another backbone and few photos, so other figures."""
         small = Recipe(preprocessing=Preprocessing(size=8, channels=1), backbone=Scattering(groups=None))
         return cls(
-            fashion=small, grocery=small, league=300, products=200, queries=40, own=20, repetitions=2,
+            fashion=small, grocery=small, league=100, products=60, queries=15, own=10, repetitions=2,
             grocery_repetitions=2, dimensions=16,
         )  # fmt: skip
 

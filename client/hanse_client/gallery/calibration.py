@@ -1,12 +1,16 @@
 """What the gallery's own photos tell of its threshold, and where that is kept.
 
+    with store.read() as db:
+        pieces = sampled(db, embedding)
     with store.read() as db, followed.following(db) as index:
-        rejection = measured(db, embedding, index, impostors=None, false_accept=0.05)
+        genuine, impostor = of_own(db, embedding, index, pieces[0])
 
 A photo of the gallery stands in for two that a shopper might take. *Leave its product out*, and it shows something that
 is not in the catalog: the best similarity among the others is an impostor's. *Leave only the photo out*, and it shows
 a product seen from other sides: the best similarity is then genuine, where the product has another photo to tell.
 Photos from elsewhere that show nothing of the gallery are impostors as well.
+
+Each piece of the photos is looked at in a transaction of its own, so that searches need not wait for all of it.
 
 Products that look the same under two SKUs make the gallery's own impostors look like its products, and the threshold
 strict. Photos taken as shoppers take them tell more than catalog pictures do.
@@ -20,39 +24,53 @@ from numpy.typing import NDArray
 
 from hanse_client.gallery import rows
 from hanse_client.gallery.index import VectorIndex, spread
-from hanse_client.gallery.rejection import Rejection, calibrate
+from hanse_client.gallery.rejection import Rejection
 from hanse_client.gallery.store import PAD
 
 PHOTOS: Final = 1000
 """Photos of the gallery that are looked at, at most; the quantile of a thousand is near enough."""
 
+PIECE: Final = 16
+"""Photos that are looked at in one transaction."""
+
 _NEAREST = 40
 
 
-def measured(
-    db: sqlite3.Connection,
-    embedding: bytes,
-    index: VectorIndex | None,
-    impostors: NDArray[np.float32] | None,
-    false_accept: float,
-) -> Rejection:
-    """Return the rejection by at most `PHOTOS` of the gallery's photos, and vectors (m, d) of `impostors`."""
+def sampled(db: sqlite3.Connection, embedding: bytes) -> list[list[int]]:
+    """Return at most `PHOTOS` of the gallery's photos that have a vector, spread evenly, in pieces of `PIECE`."""
+    found = db.execute(
+        "SELECT photo FROM vector WHERE embedding = (SELECT id FROM embedding WHERE name = ?) ORDER BY photo",
+        (embedding,),
+    )
+    photos = np.fromiter((photo for (photo,) in found), np.int64)
+    chosen = [int(photo) for photo in photos[spread(len(photos), PHOTOS)]]
+    return [chosen[start : start + PIECE] for start in range(0, len(chosen), PIECE)]
+
+
+def of_own(
+    db: sqlite3.Connection, embedding: bytes, index: VectorIndex, photos: list[int]
+) -> tuple[list[float], list[float]]:
+    """Return the genuine and the impostors' similarities that the gallery's own `photos` tell."""
     genuine: list[float] = []
     impostor: list[float] = []
-    if index is not None:
-        for photo in _sampled(db, embedding):
-            query, owners = _shown(db, embedding, photo)
-            others = _best_other(db, embedding, index, query, owners)
-            if others is None:
-                continue
-            impostor.append(others)
-            own = max((_left_out(db, embedding, owner, photo, query) for owner in owners), default=-2.0)
-            if own > -2.0:
-                genuine.append(max(own, others))
-        if impostors is not None:
-            found = (_best_other(db, embedding, index, query, []) for query in impostors)
-            impostor += [similarity for similarity in found if similarity is not None]
-    return calibrate(np.array(genuine), np.array(impostor), false_accept)
+    for photo in photos:
+        query, owners = _shown(db, embedding, photo)
+        others = None if query is None else _best_other(db, embedding, index, query, owners)
+        if query is None or others is None:
+            continue
+        impostor.append(others)
+        own = max((_left_out(db, embedding, owner, photo, query) for owner in owners), default=-2.0)
+        if own > -2.0:
+            genuine.append(max(own, others))
+    return genuine, impostor
+
+
+def of_others(
+    db: sqlite3.Connection, embedding: bytes, index: VectorIndex, impostors: NDArray[np.float32]
+) -> list[float]:
+    """Return the similarities that vectors (m, d) of photos which show nothing of the gallery reach."""
+    found = (_best_other(db, embedding, index, query, []) for query in impostors)
+    return [similarity for similarity in found if similarity is not None]
 
 
 def stored(db: sqlite3.Connection, embedding: bytes) -> Rejection:
@@ -73,23 +91,16 @@ def store(db: sqlite3.Connection, embedding: bytes, rejection: Rejection) -> Non
     )
 
 
-def _sampled(db: sqlite3.Connection, embedding: bytes) -> list[int]:
-    found = db.execute(
-        "SELECT photo FROM vector WHERE embedding = (SELECT id FROM embedding WHERE name = ?) ORDER BY photo",
-        (embedding,),
-    )
-    photos = np.fromiter((photo for (photo,) in found), np.int64)
-    return [int(photo) for photo in photos[spread(len(photos), PHOTOS)]]
-
-
-def _shown(db: sqlite3.Connection, embedding: bytes, photo: int) -> tuple[NDArray[np.float32], list[int]]:
-    """Return the photo's vector (d,), and the products that show it."""
-    (data,) = db.execute(
+def _shown(
+    db: sqlite3.Connection, embedding: bytes, photo: int
+) -> tuple[NDArray[np.float32] | None, list[int]]:
+    """Return the photo's vector (d,), None when it was removed, and the products that show it."""
+    row = db.execute(
         "SELECT substr(data, ?) FROM vector WHERE photo = ? AND embedding = (SELECT id FROM embedding WHERE name = ?)",
         (PAD + 1, photo, embedding),
     ).fetchone()
     owners = db.execute("SELECT product FROM view WHERE photo = ?", (photo,))
-    return np.frombuffer(data, "<f4"), [owner for (owner,) in owners]
+    return None if row is None else np.frombuffer(row[0], "<f4"), [owner for (owner,) in owners]
 
 
 def _best_other(

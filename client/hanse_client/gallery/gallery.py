@@ -32,7 +32,7 @@ from hanse_client.gallery.finding import Finder
 from hanse_client.gallery.finding import Match as Match
 from hanse_client.gallery.followed import Followed
 from hanse_client.gallery.product import Filter, Product
-from hanse_client.gallery.rejection import FALSE_ACCEPT, Rejection
+from hanse_client.gallery.rejection import FALSE_ACCEPT, Rejection, calibrate
 from hanse_client.gallery.store import Store, damaged
 from hanse_common.errors import GalleryError, PhotoError
 from hanse_common.vision import photo as photos_
@@ -342,8 +342,21 @@ class Gallery:
         if impostors is not None:
             _require_rows(embedding, impostors, len(impostors))
         follower = self._follower(embedding)
-        with self._store.read() as db, follower.following(db) as index:
-            found = calibration.measured(db, embedding, index, impostors, false_accept)
+        genuine: list[float] = []
+        impostor: list[float] = []
+        with self._store.read() as db:
+            pieces = calibration.sampled(db, embedding)
+        for piece in pieces:
+            with self._store.read() as db, follower.following(db) as index:
+                if index is not None:
+                    own, others = calibration.of_own(db, embedding, index, piece)
+                    genuine += own
+                    impostor += others
+        if impostors is not None:
+            with self._store.read() as db, follower.following(db) as index:
+                if index is not None:
+                    impostor += calibration.of_others(db, embedding, index, impostors)
+        found = calibrate(np.array(genuine), np.array(impostor), false_accept)
         with self._store.write() as db:
             calibration.store(db, embedding, found)
         return found

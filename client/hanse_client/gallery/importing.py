@@ -1,7 +1,8 @@
 """A CSV file of products and their photos into the gallery, row by row.
 
     def embed(images):    # for each embedding that serves or is being filled, unit rows (len(images), d)
-        return {engine.embedding: np.stack([seen.embedding for seen in engine.see(images)])}
+        seen = engine.see([engine.prepare(image) for image in images])
+        return {engine.embedding: np.stack([one.embedding for one in seen])}
 
     done = import_products(gallery, Path("products.csv"), embed)
     print(done.products, done.photos, done.problems)

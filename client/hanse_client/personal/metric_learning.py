@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.utils.extmath import randomized_svd
+from sklearn.utils import extmath
 
 from hanse_client.compare import SIGNIFICANCE, embed_for, product_gains, sign_test
 from hanse_client.embeddings import Photo, Progress
@@ -109,7 +109,7 @@ def fitted(embeddings: NDArray[np.float32], products: NDArray[np.int64]) -> Dire
     mean = means.mean(axis=0).astype(np.float32)
     if least <= 0.0:  # all photos of each product are alike
         return Directions(mean, np.zeros((0, rows.shape[1]), np.float32), np.zeros(0, np.float32))
-    _, singular, basis = randomized_svd(scatter, min(MAX_DIRECTIONS, rank), random_state=0)
+    _, singular, basis = extmath.randomized_svd(scatter, min(MAX_DIRECTIONS, rank), random_state=0)
     factors = np.sqrt(least / ((1.0 - SHRINKAGE) * singular**2 / degrees + least))
     return Directions(mean, basis.astype(np.float32), factors.astype(np.float32))
 

@@ -82,7 +82,9 @@ class Preprocessing(Value):
             if len(values) not in (1, self.channels):
                 raise ValueError(f"{name} has {len(values)} numbers; expected 1 or {self.channels}")
         if self.zoom != 1.0 and self.resize != "crop":
-            raise ValueError(f"zoom is {self.zoom:g}; expected 1, or resize 'crop', which has a centre to look at")
+            raise ValueError(
+                f"zoom is {self.zoom:g}; expected 1, or resize 'crop', which has a centre to look at"
+            )
         if min(self.std) < 1e-3:
             raise ValueError(f"std is {min(self.std)}; expected at least 0.001")
         return self
