@@ -231,7 +231,12 @@ def test_an_evaluation_sends_a_model_and_gets_a_sum_of_another_length(make_plan:
 
 
 def trends(make_plan: MakePlan, **changes: Any) -> Plan:
-    fields = {"first_day": "2026-02-23", "days": 7, "expected_batch": 500.0, "noise_multiplier": 9.0}
+    fields: dict[str, Any] = {
+        "first_day": "2026-02-23",
+        "days": 7,
+        "expected_batch": 500.0,
+        "noise_multiplier": 9.0,
+    }
     cohort = Cohort(min_merchants=4, max_merchants=6, max_corrupt=1)
     return make_plan(cohort=cohort, dimension=3).model_copy(
         update={"training": TrendsTraining(**(fields | changes))}

@@ -1,7 +1,7 @@
 """Similar products that also differ from one another: what a shop shows beside a product.
 
     band = price_band(recognition.gallery.get("A-17"), share=0.25)
-    for match in similar_products(recognition, "A-17", k=6, where=band):
+    for match in similar_products(recognition, "A-17", k=6, where=band).matches:
         print(match.product.sku, match.similarity)
 
 The nearest neighbours of a red shoe are the same shoe five times over. So more products than asked for are found, and
@@ -15,6 +15,7 @@ Two products are as similar as their mean vectors are, each of norm 1.
     SIGIR 1998.
 """
 
+from dataclasses import replace
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,8 @@ from hanse_client.gallery.product import PRICE_PLACES, Filter, Product
 from hanse_common.errors import GalleryError
 
 if TYPE_CHECKING:  # it brings torch
-    from hanse_client.gallery.gallery import Gallery, Match
+    from hanse_client.gallery.gallery import Gallery
+    from hanse_client.recognition.answers import Found
     from hanse_client.recognition.service import Recognition
 
 POOL = 5
@@ -37,19 +39,21 @@ _TINY = 1e-12
 
 def similar_products(
     recognition: "Recognition", sku: str, *, k: int = 10, where: Filter | None = None, diversity: float = 0.3
-) -> "list[Match]":
+) -> "Found":
     """Return at most `k` products similar to `sku`, the product itself left out, in the order of their choice.
 
     `diversity` from 0, the nearest ones, to 1, the most different ones. Raises as `Recognition.similar`
     does, and `ValueError` for a `diversity` outside of 0 to 1.
     """
+    _require_share("diversity", diversity)
     pool = k if diversity == 0 else min(POOL * k, MAX_RESULTS)
     found = recognition.similar(sku, where=where, k=pool)
     vectors = mean_vectors(
         recognition.gallery, [match.product.sku for match in found.matches], found.embedding
     )
     relevance = np.array([match.similarity for match in found.matches])
-    return [found.matches[index] for index in most_relevant(relevance, vectors, k, diversity)]
+    order = most_relevant(relevance, vectors, k, diversity)
+    return replace(found, matches=tuple(found.matches[index] for index in order))
 
 
 def most_relevant(
@@ -60,8 +64,7 @@ def most_relevant(
     `relevance` (n,) is each item's similarity to what is looked at, `vectors` (n, d) have norm 1. Of equals the first
     is chosen. Raises `ValueError` for a `diversity` outside of 0 to 1.
     """
-    if not 0 <= diversity <= 1:
-        raise ValueError(f"diversity: found {diversity:g}, expected 0 to 1.")
+    _require_share("diversity", diversity)
     left = (1 - diversity) * relevance.astype(np.float64)
     nearest = np.full(len(relevance), -np.inf)
     chosen: list[int] = []
@@ -91,8 +94,7 @@ def price_band(product: Product, share: float = 0.25, same_category: bool = True
     Prices are compared as numbers: products in other currencies do not fit a band. Raises `GalleryError` when the
     product has no price, `ValueError` for a `share` outside of 0 to 1.
     """
-    if not 0 <= share <= 1:
-        raise ValueError(f"share: found {share:g}, expected 0 to 1.")
+    _require_share("share", share)
     if product.price is None:
         raise GalleryError(
             f"{product.sku}: found no price, expected one for a price band; add it to the product."
@@ -103,3 +105,8 @@ def price_band(product: Product, share: float = 0.25, same_category: bool = True
         price_min=(product.price * (1 - part)).quantize(step, ROUND_FLOOR),
         price_max=(product.price * (1 + part)).quantize(step, ROUND_CEILING),
     )
+
+
+def _require_share(name: str, found: float) -> None:
+    if not 0 <= found <= 1:
+        raise ValueError(f"{name}: found {found:g}, expected 0 to 1.")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hanse_client.applications.inventory import WHOLE, Grid, photos_in, take_inventory
+from hanse_client.applications.similar import similar_products
 from hanse_client.cli.options import DEFAULT_CONFIG, ConfigOption, photos, say
 from hanse_client.cli.products import Attributes, CategoryIs, Json, PriceMax, PriceMin, conditions, described
 from hanse_client.config import ClientConfig
@@ -132,6 +133,15 @@ def search(
 def similar(
     sku: Annotated[str, typer.Argument(help="The product.", metavar="SKU", show_default=False)],
     k: Results = 5,
+    diversity: Annotated[
+        float,
+        typer.Option(
+            help="From 0, the nearest ones, to 1, such as differ from one another.",
+            min=0,
+            max=1,
+            metavar="SHARE",
+        ),
+    ] = 0.0,
     category: CategoryIs = None,
     price_min: PriceMin = None,
     price_max: PriceMax = None,
@@ -144,7 +154,7 @@ def similar(
 
     where = conditions(category, price_min, price_max, attribute)
     with Recognition.open(load(ClientConfig, config)) as recognition:
-        _tell("", recognition.similar(sku, where=where, k=k), as_json)
+        _tell("", similar_products(recognition, sku, k=k, where=where, diversity=diversity), as_json)
 
 
 def inventory(

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&hanse_client/serving/recognition.proto\x12\x14hanse.recognition.v1\":\n\x0f\x43lassifyRequest\x12\r\n\x05photo\x18\x01 \x01(\x0c\x12\x10\n\x03top\x18\x02 \x01(\rH\x00\x88\x01\x01\x42\x06\n\x04_top\"0\n\nLikelihood\x12\r\n\x05label\x18\x01 \x01(\t\x12\x13\n\x0bprobability\x18\x02 \x01(\x01\"\x8b\x01\n\x0e\x43lassification\x12\x31\n\x07\x63lasses\x18\x01 \x03(\x0b\x32 .hanse.recognition.v1.Likelihood\x12\x32\n\x08personal\x18\x02 \x03(\x0b\x32 .hanse.recognition.v1.Likelihood\x12\x12\n\nrecognizer\x18\x03 \x01(\x0c\"\x1d\n\x0c\x45mbedRequest\x12\r\n\x05photo\x18\x01 \x01(\x0c\".\n\tEmbedding\x12\x0e\n\x06vector\x18\x01 \x03(\x02\x12\x11\n\tembedding\x18\x02 \x01(\x0c\"\xed\x01\n\x06\x46ilter\x12\x15\n\x08\x63\x61tegory\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x16\n\tprice_min\x18\x02 \x01(\tH\x01\x88\x01\x01\x12\x16\n\tprice_max\x18\x03 \x01(\tH\x02\x88\x01\x01\x12@\n\nattributes\x18\x04 \x03(\x0b\x32,.hanse.recognition.v1.Filter.AttributesEntry\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x0b\n\t_categoryB\x0c\n\n_price_minB\x0c\n\n_price_max\"\x8c\x01\n\rSearchRequest\x12\x12\n\x05photo\x18\x01 \x01(\x0cH\x00\x88\x01\x01\x12\x11\n\x04text\x18\x02 \x01(\tH\x01\x88\x01\x01\x12+\n\x05where\x18\x03 \x01(\x0b\x32\x1c.hanse.recognition.v1.Filter\x12\x0e\n\x01k\x18\x04 \x01(\rH\x02\x88\x01\x01\x42\x08\n\x06_photoB\x07\n\x05_textB\x04\n\x02_k\"`\n\x0eSimilarRequest\x12\x0b\n\x03sku\x18\x01 \x01(\t\x12+\n\x05where\x18\x02 \x01(\x0b\x32\x1c.hanse.recognition.v1.Filter\x12\x0e\n\x01k\x18\x03 \x01(\rH\x00\x88\x01\x01\x42\x04\n\x02_k\"\x81\x02\n\x07Product\x12\x0b\n\x03sku\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12\x12\n\x05price\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x15\n\x08\x63urrency\x18\x04 \x01(\tH\x01\x88\x01\x01\x12\x15\n\x08\x63\x61tegory\x18\x05 \x01(\tH\x02\x88\x01\x01\x12\x41\n\nattributes\x18\x06 \x03(\x0b\x32-.hanse.recognition.v1.Product.AttributesEntry\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x08\n\x06_priceB\x0b\n\t_currencyB\x0b\n\t_category\"i\n\x05Match\x12.\n\x07product\x18\x01 \x01(\x0b\x32\x1d.hanse.recognition.v1.Product\x12\x12\n\nsimilarity\x18\x02 \x01(\x01\x12\r\n\x05score\x18\x03 \x01(\x01\x12\r\n\x05photo\x18\x04 \x01(\x0c\"y\n\x05\x46ound\x12,\n\x07matches\x18\x01 \x03(\x0b\x32\x1b.hanse.recognition.v1.Match\x12\x12\n\x05known\x18\x02 \x01(\x08H\x00\x88\x01\x01\x12\x11\n\tthreshold\x18\x03 \x01(\x01\x12\x11\n\tembedding\x18\x04 \x01(\x0c\x42\x08\n\x06_known\"S\n\x11PutProductRequest\x12.\n\x07product\x18\x01 \x01(\x0b\x32\x1d.hanse.recognition.v1.Product\x12\x0e\n\x06photos\x18\x02 \x03(\x0c\"!\n\x0fPutProductReply\x12\x0e\n\x06photos\x18\x01 \x03(\x0c\"#\n\x14RemoveProductRequest\x12\x0b\n\x03sku\x18\x01 \x01(\t\"%\n\x12RemoveProductReply\x12\x0f\n\x07removed\x18\x01 \x01(\x08\"\x7f\n\x05Photo\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05photo\x18\x02 \x01(\x0c\x12\x10\n\x03top\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\x0e\n\x01k\x18\x04 \x01(\rH\x01\x88\x01\x01\x12+\n\x05where\x18\x05 \x01(\x0b\x32\x1c.hanse.recognition.v1.FilterB\x06\n\x04_topB\x04\n\x02_k\"(\n\x07Problem\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"\x88\x01\n\x06\x41nswer\x12\n\n\x02id\x18\x01 \x01(\t\x12\x36\n\nrecognized\x18\x02 \x01(\x0b\x32 .hanse.recognition.v1.RecognizedH\x00\x12\x30\n\x07problem\x18\x03 \x01(\x0b\x32\x1d.hanse.recognition.v1.ProblemH\x00\x42\x08\n\x06result\"v\n\nRecognized\x12<\n\x0e\x63lassification\x18\x01 \x01(\x0b\x32$.hanse.recognition.v1.Classification\x12*\n\x05\x66ound\x18\x02 \x01(\x0b\x32\x1b.hanse.recognition.v1.Found2\xdf\x04\n\x0bRecognition\x12W\n\x08\x43lassify\x12%.hanse.recognition.v1.ClassifyRequest\x1a$.hanse.recognition.v1.Classification\x12L\n\x05\x45mbed\x12\".hanse.recognition.v1.EmbedRequest\x1a\x1f.hanse.recognition.v1.Embedding\x12J\n\x06Search\x12#.hanse.recognition.v1.SearchRequest\x1a\x1b.hanse.recognition.v1.Found\x12L\n\x07Similar\x12$.hanse.recognition.v1.SimilarRequest\x1a\x1b.hanse.recognition.v1.Found\x12\\\n\nPutProduct\x12\'.hanse.recognition.v1.PutProductRequest\x1a%.hanse.recognition.v1.PutProductReply\x12\x65\n\rRemoveProduct\x12*.hanse.recognition.v1.RemoveProductRequest\x1a(.hanse.recognition.v1.RemoveProductReply\x12J\n\tRecognize\x12\x1b.hanse.recognition.v1.Photo\x1a\x1c.hanse.recognition.v1.Answer(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&hanse_client/serving/recognition.proto\x12\x14hanse.recognition.v1\":\n\x0f\x43lassifyRequest\x12\r\n\x05photo\x18\x01 \x01(\x0c\x12\x10\n\x03top\x18\x02 \x01(\rH\x00\x88\x01\x01\x42\x06\n\x04_top\"0\n\nLikelihood\x12\r\n\x05label\x18\x01 \x01(\t\x12\x13\n\x0bprobability\x18\x02 \x01(\x01\"\x8b\x01\n\x0e\x43lassification\x12\x31\n\x07\x63lasses\x18\x01 \x03(\x0b\x32 .hanse.recognition.v1.Likelihood\x12\x32\n\x08personal\x18\x02 \x03(\x0b\x32 .hanse.recognition.v1.Likelihood\x12\x12\n\nrecognizer\x18\x03 \x01(\x0c\"\x1d\n\x0c\x45mbedRequest\x12\r\n\x05photo\x18\x01 \x01(\x0c\".\n\tEmbedding\x12\x0e\n\x06vector\x18\x01 \x03(\x02\x12\x11\n\tembedding\x18\x02 \x01(\x0c\"\xed\x01\n\x06\x46ilter\x12\x15\n\x08\x63\x61tegory\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x16\n\tprice_min\x18\x02 \x01(\tH\x01\x88\x01\x01\x12\x16\n\tprice_max\x18\x03 \x01(\tH\x02\x88\x01\x01\x12@\n\nattributes\x18\x04 \x03(\x0b\x32,.hanse.recognition.v1.Filter.AttributesEntry\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x0b\n\t_categoryB\x0c\n\n_price_minB\x0c\n\n_price_max\"\x8c\x01\n\rSearchRequest\x12\x12\n\x05photo\x18\x01 \x01(\x0cH\x00\x88\x01\x01\x12\x11\n\x04text\x18\x02 \x01(\tH\x01\x88\x01\x01\x12+\n\x05where\x18\x03 \x01(\x0b\x32\x1c.hanse.recognition.v1.Filter\x12\x0e\n\x01k\x18\x04 \x01(\rH\x02\x88\x01\x01\x42\x08\n\x06_photoB\x07\n\x05_textB\x04\n\x02_k\"s\n\x0eSimilarRequest\x12\x0b\n\x03sku\x18\x01 \x01(\t\x12+\n\x05where\x18\x02 \x01(\x0b\x32\x1c.hanse.recognition.v1.Filter\x12\x0e\n\x01k\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\x11\n\tdiversity\x18\x04 \x01(\x01\x42\x04\n\x02_k\"\x81\x02\n\x07Product\x12\x0b\n\x03sku\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12\x12\n\x05price\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x15\n\x08\x63urrency\x18\x04 \x01(\tH\x01\x88\x01\x01\x12\x15\n\x08\x63\x61tegory\x18\x05 \x01(\tH\x02\x88\x01\x01\x12\x41\n\nattributes\x18\x06 \x03(\x0b\x32-.hanse.recognition.v1.Product.AttributesEntry\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x08\n\x06_priceB\x0b\n\t_currencyB\x0b\n\t_category\"i\n\x05Match\x12.\n\x07product\x18\x01 \x01(\x0b\x32\x1d.hanse.recognition.v1.Product\x12\x12\n\nsimilarity\x18\x02 \x01(\x01\x12\r\n\x05score\x18\x03 \x01(\x01\x12\r\n\x05photo\x18\x04 \x01(\x0c\"y\n\x05\x46ound\x12,\n\x07matches\x18\x01 \x03(\x0b\x32\x1b.hanse.recognition.v1.Match\x12\x12\n\x05known\x18\x02 \x01(\x08H\x00\x88\x01\x01\x12\x11\n\tthreshold\x18\x03 \x01(\x01\x12\x11\n\tembedding\x18\x04 \x01(\x0c\x42\x08\n\x06_known\"S\n\x11PutProductRequest\x12.\n\x07product\x18\x01 \x01(\x0b\x32\x1d.hanse.recognition.v1.Product\x12\x0e\n\x06photos\x18\x02 \x03(\x0c\"!\n\x0fPutProductReply\x12\x0e\n\x06photos\x18\x01 \x03(\x0c\"#\n\x14RemoveProductRequest\x12\x0b\n\x03sku\x18\x01 \x01(\t\"%\n\x12RemoveProductReply\x12\x0f\n\x07removed\x18\x01 \x01(\x08\"\x7f\n\x05Photo\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05photo\x18\x02 \x01(\x0c\x12\x10\n\x03top\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\x0e\n\x01k\x18\x04 \x01(\rH\x01\x88\x01\x01\x12+\n\x05where\x18\x05 \x01(\x0b\x32\x1c.hanse.recognition.v1.FilterB\x06\n\x04_topB\x04\n\x02_k\"(\n\x07Problem\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"\x88\x01\n\x06\x41nswer\x12\n\n\x02id\x18\x01 \x01(\t\x12\x36\n\nrecognized\x18\x02 \x01(\x0b\x32 .hanse.recognition.v1.RecognizedH\x00\x12\x30\n\x07problem\x18\x03 \x01(\x0b\x32\x1d.hanse.recognition.v1.ProblemH\x00\x42\x08\n\x06result\"v\n\nRecognized\x12<\n\x0e\x63lassification\x18\x01 \x01(\x0b\x32$.hanse.recognition.v1.Classification\x12*\n\x05\x66ound\x18\x02 \x01(\x0b\x32\x1b.hanse.recognition.v1.Found2\xdf\x04\n\x0bRecognition\x12W\n\x08\x43lassify\x12%.hanse.recognition.v1.ClassifyRequest\x1a$.hanse.recognition.v1.Classification\x12L\n\x05\x45mbed\x12\".hanse.recognition.v1.EmbedRequest\x1a\x1f.hanse.recognition.v1.Embedding\x12J\n\x06Search\x12#.hanse.recognition.v1.SearchRequest\x1a\x1b.hanse.recognition.v1.Found\x12L\n\x07Similar\x12$.hanse.recognition.v1.SimilarRequest\x1a\x1b.hanse.recognition.v1.Found\x12\\\n\nPutProduct\x12\'.hanse.recognition.v1.PutProductRequest\x1a%.hanse.recognition.v1.PutProductReply\x12\x65\n\rRemoveProduct\x12*.hanse.recognition.v1.RemoveProductRequest\x1a(.hanse.recognition.v1.RemoveProductReply\x12J\n\tRecognize\x12\x1b.hanse.recognition.v1.Photo\x1a\x1c.hanse.recognition.v1.Answer(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -52,31 +52,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SEARCHREQUEST']._serialized_start=636
   _globals['_SEARCHREQUEST']._serialized_end=776
   _globals['_SIMILARREQUEST']._serialized_start=778
-  _globals['_SIMILARREQUEST']._serialized_end=874
-  _globals['_PRODUCT']._serialized_start=877
-  _globals['_PRODUCT']._serialized_end=1134
+  _globals['_SIMILARREQUEST']._serialized_end=893
+  _globals['_PRODUCT']._serialized_start=896
+  _globals['_PRODUCT']._serialized_end=1153
   _globals['_PRODUCT_ATTRIBUTESENTRY']._serialized_start=543
   _globals['_PRODUCT_ATTRIBUTESENTRY']._serialized_end=592
-  _globals['_MATCH']._serialized_start=1136
-  _globals['_MATCH']._serialized_end=1241
-  _globals['_FOUND']._serialized_start=1243
-  _globals['_FOUND']._serialized_end=1364
-  _globals['_PUTPRODUCTREQUEST']._serialized_start=1366
-  _globals['_PUTPRODUCTREQUEST']._serialized_end=1449
-  _globals['_PUTPRODUCTREPLY']._serialized_start=1451
-  _globals['_PUTPRODUCTREPLY']._serialized_end=1484
-  _globals['_REMOVEPRODUCTREQUEST']._serialized_start=1486
-  _globals['_REMOVEPRODUCTREQUEST']._serialized_end=1521
-  _globals['_REMOVEPRODUCTREPLY']._serialized_start=1523
-  _globals['_REMOVEPRODUCTREPLY']._serialized_end=1560
-  _globals['_PHOTO']._serialized_start=1562
-  _globals['_PHOTO']._serialized_end=1689
-  _globals['_PROBLEM']._serialized_start=1691
-  _globals['_PROBLEM']._serialized_end=1731
-  _globals['_ANSWER']._serialized_start=1734
-  _globals['_ANSWER']._serialized_end=1870
-  _globals['_RECOGNIZED']._serialized_start=1872
-  _globals['_RECOGNIZED']._serialized_end=1990
-  _globals['_RECOGNITION']._serialized_start=1993
-  _globals['_RECOGNITION']._serialized_end=2600
+  _globals['_MATCH']._serialized_start=1155
+  _globals['_MATCH']._serialized_end=1260
+  _globals['_FOUND']._serialized_start=1262
+  _globals['_FOUND']._serialized_end=1383
+  _globals['_PUTPRODUCTREQUEST']._serialized_start=1385
+  _globals['_PUTPRODUCTREQUEST']._serialized_end=1468
+  _globals['_PUTPRODUCTREPLY']._serialized_start=1470
+  _globals['_PUTPRODUCTREPLY']._serialized_end=1503
+  _globals['_REMOVEPRODUCTREQUEST']._serialized_start=1505
+  _globals['_REMOVEPRODUCTREQUEST']._serialized_end=1540
+  _globals['_REMOVEPRODUCTREPLY']._serialized_start=1542
+  _globals['_REMOVEPRODUCTREPLY']._serialized_end=1579
+  _globals['_PHOTO']._serialized_start=1581
+  _globals['_PHOTO']._serialized_end=1708
+  _globals['_PROBLEM']._serialized_start=1710
+  _globals['_PROBLEM']._serialized_end=1750
+  _globals['_ANSWER']._serialized_start=1753
+  _globals['_ANSWER']._serialized_end=1889
+  _globals['_RECOGNIZED']._serialized_start=1891
+  _globals['_RECOGNIZED']._serialized_end=2009
+  _globals['_RECOGNITION']._serialized_start=2012
+  _globals['_RECOGNITION']._serialized_end=2619
 # @@protoc_insertion_point(module_scope)

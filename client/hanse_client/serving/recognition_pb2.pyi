@@ -78,14 +78,16 @@ class SearchRequest(_message.Message):
     def __init__(self, photo: _Optional[bytes] = ..., text: _Optional[str] = ..., where: _Optional[_Union[Filter, _Mapping]] = ..., k: _Optional[int] = ...) -> None: ...
 
 class SimilarRequest(_message.Message):
-    __slots__ = ("sku", "where", "k")
+    __slots__ = ("sku", "where", "k", "diversity")
     SKU_FIELD_NUMBER: _ClassVar[int]
     WHERE_FIELD_NUMBER: _ClassVar[int]
     K_FIELD_NUMBER: _ClassVar[int]
+    DIVERSITY_FIELD_NUMBER: _ClassVar[int]
     sku: str
     where: Filter
     k: int
-    def __init__(self, sku: _Optional[str] = ..., where: _Optional[_Union[Filter, _Mapping]] = ..., k: _Optional[int] = ...) -> None: ...
+    diversity: float
+    def __init__(self, sku: _Optional[str] = ..., where: _Optional[_Union[Filter, _Mapping]] = ..., k: _Optional[int] = ..., diversity: _Optional[float] = ...) -> None: ...
 
 class Product(_message.Message):
     __slots__ = ("sku", "title", "price", "currency", "category", "attributes")

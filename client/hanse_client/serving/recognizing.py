@@ -7,6 +7,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
+from hanse_client.applications.similar import similar_products
 from hanse_client.gallery.gallery import Gallery
 from hanse_client.serving.answers import (
     Classes,
@@ -67,7 +68,9 @@ def router(service: Service) -> APIRouter:
     def similar(sku: SkuInPath, query: Annotated[SimilarQuery, Query()]) -> Listed:
         """Find the products that look most like a product, itself left out."""
         require(service, sku)
-        return Listed.of(recognition.similar(sku, where=query.filter(), k=query.k))
+        where = query.filter()
+        found = similar_products(recognition, sku, k=query.k, where=where, diversity=query.diversity)
+        return Listed.of(found)
 
     @routes.post(
         "/corrections", status_code=201, openapi_extra=PHOTO_BODY, responses=of_photo | problems(409)

@@ -122,6 +122,10 @@ class SimilarQuery(Conditions):
     """The address of a question for similar products."""
 
     k: Results = 10
+    diversity: Annotated[
+        float,
+        Field(ge=0, le=1, description="From 0, the nearest ones, to 1, such as differ from one another."),
+    ] = 0.0
 
 
 class ListQuery(Conditions):

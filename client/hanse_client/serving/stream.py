@@ -24,6 +24,7 @@ from typing import Any, Final, NoReturn, Self, TypeVar
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from hanse_client.applications.similar import similar_products
 from hanse_client.serving import recognition_pb2 as pb
 from hanse_client.serving import recognition_pb2_grpc
 from hanse_client.serving.access import is_bearer
@@ -198,11 +199,16 @@ class _Calls(recognition_pb2_grpc.RecognitionServicer):
         """Find products like a product."""
 
         def similar() -> pb.Found:
+            if not 0 <= request.diversity <= 1:
+                raise Refused(422, "invalid", "diversity: expected 0 to 1.")
             if self._service.product(request.sku) is None:
                 raise Refused(404, "not_found", "There is no product of that SKU.")
             k = number(request, "k", 10, MAX_RESULTS)
             where = conditions(request.where)
-            return found_message(self._recognition.similar(request.sku, where=where, k=k))
+            found = similar_products(
+                self._recognition, request.sku, k=k, where=where, diversity=request.diversity
+            )
+            return found_message(found)
 
         return _answered(similar, context)
 

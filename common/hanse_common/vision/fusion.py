@@ -20,5 +20,6 @@ def fused(probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
     if probabilities.ndim != 2 or not len(probabilities):
         raise ValueError(f"Expected probabilities of shape (m, K), m >= 1, found {probabilities.shape}.")
     logarithms = np.log(np.maximum(probabilities, np.finfo(np.float64).tiny)).mean(axis=0)
-    shares = np.exp(logarithms - logarithms.max())
-    return shares / shares.sum()
+    shares: NDArray[np.float64] = np.exp(logarithms - logarithms.max())
+    shares /= shares.sum()
+    return shares

@@ -66,9 +66,9 @@ def spread(recognition: Recognition, matches: list[Match]) -> float:
 
 def test_without_diversity_it_is_the_search_and_with_it_the_products_differ(recognition: Recognition) -> None:
     skus = [f"P-{number:02}" for number in range(0, 60, 6)]
-    nearest = [similar_products(recognition, sku, k=6, diversity=0) for sku in skus]
-    assert nearest[0] == list(recognition.similar(skus[0], k=6).matches)
-    mixed = [similar_products(recognition, sku, k=6, diversity=0.5) for sku in skus]
+    nearest = [similar_products(recognition, sku, k=6, diversity=0).matches for sku in skus]
+    assert nearest[0] == recognition.similar(skus[0], k=6).matches
+    mixed = [similar_products(recognition, sku, k=6, diversity=0.5).matches for sku in skus]
     for sku, found in zip(skus, mixed, strict=True):
         assert len({match.product.sku for match in found} - {sku}) == 6
     assert [found[0] for found in mixed] == [found[0] for found in nearest]
@@ -80,10 +80,10 @@ def test_a_band_keeps_to_prices_and_category(recognition: Recognition) -> None:
     looked_at = recognition.gallery.get("P-20")
     assert looked_at is not None and looked_at.price == 30
     band = price_band(looked_at, share=0.2, same_category=False)
-    found = similar_products(recognition, "P-20", k=20, where=band)
+    found = similar_products(recognition, "P-20", k=20, where=band).matches
     prices = sorted(match.product.price or Decimal(0) for match in found)
     assert prices == [price for price in map(Decimal, range(24, 37)) if price != 30]
-    of_a_kind = similar_products(recognition, "P-20", k=20, where=price_band(looked_at, share=1))
+    of_a_kind = similar_products(recognition, "P-20", k=20, where=price_band(looked_at, share=1)).matches
     assert {match.product.category for match in of_a_kind} == {looked_at.category}
 
 
@@ -100,3 +100,5 @@ def test_a_band_is_rounded_outwards_and_needs_a_price() -> None:
 def test_an_unknown_product_is_refused(recognition: Recognition) -> None:
     with pytest.raises(GalleryError, match="no-such"):
         similar_products(recognition, "no-such")
+    with pytest.raises(ValueError, match="diversity: found 1"):
+        similar_products(recognition, "P-20", diversity=1.5)

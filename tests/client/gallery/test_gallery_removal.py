@@ -223,7 +223,7 @@ STEPS = st.lists(
 EMBEDDINGS = (bytes(32), bytes([1]) * 32)
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=STEPS, small=st.booleans(), first=st.integers(0, 1))
 def test_whatever_is_done_the_gallery_is_what_a_plain_dict_is(
     tmp_path_factory, jpeg, unit, steps, small: bool, first: int

@@ -99,6 +99,9 @@ def test_similar_leaves_the_product_itself_out(client: httpx.Client, stock: Stoc
     found = client.get("/v1/products/S-1/similar", params={"k": 2}).json()
     assert len(found["matches"]) == 2
     assert "S-1" not in {match["product"]["sku"] for match in found["matches"]}
+    mixed = client.get("/v1/products/S-1/similar", params={"k": 2, "diversity": 0.9}).json()
+    assert len(mixed["matches"]) == 2 and mixed["matches"][0] == found["matches"][0]
+    problem(client.get("/v1/products/S-1/similar", params={"diversity": 1.1}), 422, "invalid")
     problem(client.get("/v1/products/S-9/similar"), 404, "not_found")
 
 

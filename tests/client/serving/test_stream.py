@@ -98,7 +98,7 @@ def test_products_are_put_found_and_removed(call: Caller) -> None:
     ] == ["S-1"]
     text = call("Search", pb.SearchRequest(text="number2"))
     assert text.matches[0].product.sku == "S-2" and not text.HasField("known")
-    similar = call("Similar", pb.SimilarRequest(sku="S-0"))
+    similar = call("Similar", pb.SimilarRequest(sku="S-0", diversity=0.5))
     assert {match.product.sku for match in similar.matches} == {"S-1", "S-2"}
     assert call("RemoveProduct", pb.RemoveProductRequest(sku="S-1")).removed
     assert not call("RemoveProduct", pb.RemoveProductRequest(sku="S-1")).removed
@@ -109,6 +109,7 @@ def test_products_are_put_found_and_removed(call: Caller) -> None:
     [
         ("Classify", pb.ClassifyRequest(photo=b"x"), "INVALID_ARGUMENT", "photo_unreadable"),
         ("Classify", pb.ClassifyRequest(photo=picture(1), top=0), "INVALID_ARGUMENT", "invalid"),
+        ("Similar", pb.SimilarRequest(sku="S-0", diversity=2), "INVALID_ARGUMENT", "invalid"),
         ("Search", pb.SearchRequest(), "INVALID_ARGUMENT", "invalid"),
         ("Search", pb.SearchRequest(text="x" * 301), "INVALID_ARGUMENT", "invalid"),
         ("Search", pb.SearchRequest(text="x", k=101), "INVALID_ARGUMENT", "invalid"),

@@ -210,7 +210,9 @@ def test_a_network_sees_what_fits_and_always_as_many(count: int) -> None:
     tried = len(network.heights)
     found = extract(network, photographs(count), (VIEW,), memory=room(24))
     assert found.shape == (count, 5)
-    assert network.heights[tried:] == [16] * max(1, -(-count // 16)), "never another height, no more trials or batches"
+    assert network.heights[tried:] == [16] * max(1, -(-count // 16)), (
+        "never another height, no more trials or batches"
+    )
     assert np.array_equal(found, extract(Wide(), photographs(count), (VIEW,)))
 
 
