@@ -27,6 +27,7 @@ Durable when a transaction returns (`synchronous = FULL`).
 [1] sqlite.org/fasterthanfs.html
 [2] sqlite.org/pragma.html#pragma_secure_delete
 [3] sqlite.org/fileformat2.html, section 1.6: X = U − 35
+[4] sqlite.org/c3ref/wal_checkpoint_v2.html
 """
 
 import hashlib
@@ -34,6 +35,7 @@ import os
 import secrets
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -200,13 +202,24 @@ class Store:
 
         Raises `GalleryError` when another process reads an older state for longer than `LOCK_SECONDS`.
         """
+        until = time.monotonic() + LOCK_SECONDS
+        while self._journal_is_in_use():
+            # SQLite waits for readers, but not for somebody else's checkpoint [4].
+            if time.monotonic() > until:
+                raise self._still_read()
+            time.sleep(0.005)
+
+    def _journal_is_in_use(self) -> bool:
+        """Try to empty the journal; return whether somebody hindered it."""
         with self._lock, self._in_words():
             busy, _, _ = self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-        if busy:
-            raise GalleryError(
-                f"{self.path}: the product is removed, but another process still reads the journal that holds its old "
-                "pages. Let it end and remove the product once more, which then empties the journal."
-            )
+            return bool(busy)
+
+    def _still_read(self) -> GalleryError:
+        return GalleryError(
+            f"{self.path}: the product is removed, but another process still reads the journal that holds its old "
+            "pages. Let it end and remove the product once more, which then empties the journal."
+        )
 
     def __enter__(self) -> Self:
         return self

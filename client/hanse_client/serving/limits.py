@@ -6,7 +6,7 @@
 Threads and memory are there for the requests that are worked on, so there is a bound of them, and who comes beyond it
 is told at once to try again. A client that sends slowly holds a place: a request's content may take `seconds`, and a
 second more for each `BYTES_A_SECOND` that came; its head, `HEAD_SECONDS`, before which it takes no place. Connections
-that say nothing are closed.
+that say nothing are closed, and so are those of clients that do not read what they asked for.
 """
 
 import asyncio
@@ -24,6 +24,9 @@ BYTES_A_SECOND: Final = 256 << 10
 
 HEAD_SECONDS: Final = 10.0
 """How long a request's head may take to arrive."""
+
+READ_SECONDS: Final = 30.0
+"""How long a client may leave an answer unread: it takes a place until it is sent."""
 
 MAX_CONNECTIONS: Final = 256
 """How many connections are open at once, busy or not."""
@@ -102,12 +105,13 @@ def _beyond(limit: int) -> str:
 
 
 class BoundedProtocol(H11Protocol):
-    """uvicorn's HTTP over a connection that is closed when a request's head does not come in time.
+    """uvicorn's HTTP over a connection that is closed when a request's head does not come, or an answer go, in time.
 
     Connections beyond `MAX_CONNECTIONS` are closed at once.
     """
 
     _waiting: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take a connection, if there is room."""
@@ -131,9 +135,20 @@ class BoundedProtocol(H11Protocol):
         if not self._is_answering():
             self._await_head()
 
+    def pause_writing(self) -> None:
+        """Wait until the client has read what is sent."""
+        super().pause_writing()
+        self._unread = self.loop.call_later(READ_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """Go on: the client has read."""
+        self._stop_waiting_for_reader()
+        super().resume_writing()
+
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
         self._stop_waiting()
+        self._stop_waiting_for_reader()
         super().connection_lost(exc)
 
     def _is_answering(self) -> bool:
@@ -148,3 +163,8 @@ class BoundedProtocol(H11Protocol):
         if self._waiting is not None:
             self._waiting.cancel()
             self._waiting = None
+
+    def _stop_waiting_for_reader(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None

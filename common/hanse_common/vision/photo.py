@@ -36,6 +36,10 @@ class PhotoLimits:
 
 LIMITS = PhotoLimits()
 
+MAX_SCANS = 128
+"""Scans of a JPEG file, at most. Each goes over the whole picture, however few bytes it has; programs write 14 or fewer,
+and the small picture in a camera's notes, or a second one of depth, has its own."""
+
 # What Pillow's decoders were seen to raise on damaged files.
 _DAMAGE = (
     *(OSError, ValueError, SyntaxError, TypeError, LookupError, AttributeError, AssertionError),
@@ -136,6 +140,11 @@ def _open(data: bytes, limits: PhotoLimits, name: str) -> Image.Image:
         raise PhotoUnreadable(
             f"{name}: found a damaged header ({reason}), expected {accepted}. Copy the photo again."
         ) from None
+    # No marker's bytes stand within a scan (ITU-T T.81, B.1.1.5), so this counts scans.
+    if image.format in ("JPEG", "MPO") and data.count(b"\xff\xda") > MAX_SCANS:
+        raise PhotoUnreadable(
+            f"{name}: found more than {MAX_SCANS} scans, expected a picture that is decoded in seconds. Save a copy."
+        )
     width, height = image.size
     if width * height > limits.max_pixels:
         raise PhotoTooLarge(

@@ -1,5 +1,6 @@
 """Whoever asks too much, too slowly, from elsewhere or as somebody else gets a clear answer, and nobody waits."""
 
+import contextlib
 import io
 import socket
 import struct
@@ -194,6 +195,32 @@ def test_connections_that_say_nothing_are_closed(strict: Served, monkeypatch: py
                 said += part
             raise ConnectionResetError
         assert said.startswith(b"HTTP/1.1 200")
+
+
+def test_answers_that_nobody_reads_give_their_place_back(
+    strict: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "READ_SECONDS", 0.5)
+    unread = []
+    for _ in range(2):  # as many as there are places; no token is needed to ask for the description
+        one = socket.socket()
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        one.connect(("127.0.0.1", strict.config.serve.port))
+        one.settimeout(0.3)
+        with contextlib.suppress(TimeoutError):
+            while True:
+                one.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * 20)
+        unread.append(one)
+    try:
+        with strict.client() as client:
+            for _ in range(100):
+                if client.get("/v1/status").status_code == 200:
+                    return
+                time.sleep(0.1)
+        raise AssertionError("places are lost")
+    finally:
+        for one in unread:
+            one.close()
 
 
 def test_two_hundred_connections_do_no_harm(served: Served) -> None:

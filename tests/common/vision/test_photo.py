@@ -197,6 +197,16 @@ def test_a_bomb_in_a_text_chunk_is_refused(picture, kind):
         decode(data[:33] + chunk(kind, body) + data[33:])
 
 
+def test_a_jpeg_of_very_many_scans_is_refused_before_decoding():
+    data = io.BytesIO()
+    Image.new("L", (640, 480), 128).save(data, "JPEG", progressive=True)
+    whole = data.getvalue()
+    assert decode(whole).size == (640, 480)
+    scan = whole[whole.rfind(b"\xff\xda") : -2]
+    with pytest.raises(PhotoUnreadable, match="scans"):
+        decode(whole[:-2] + 300 * scan + whole[-2:])
+
+
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
 def test_of_an_animation_the_first_frame_counts(kind):
     red, blue = (Image.new("RGB", (8, 8), colour) for colour in ("red", "blue"))
