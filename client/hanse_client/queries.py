@@ -6,7 +6,7 @@
 
 **What is kept** is a number for each day and class, in state/queries.sqlite: no photo, no vector, no time of day,
 nothing of who asked. Days older than `policy.trends_days` are deleted when the next query is noted or counted. Without
-`trends` among `policy.modes`, which by default it is not, nothing is kept.
+`trends` among `policy.modes`, which by default it is not, nothing is kept, and what was is deleted.
 
 **What may leave** is one noisy sum over the league, of these numbers for the plan's days. The unit of its ε is one
 query photo: adding one adds 1 to one number. So a shopper who asks a hundred times is covered a hundred times less;
@@ -14,11 +14,12 @@ nobody here knows which queries are of one shopper. A query is counted under one
 those of another are declined. The ledger adds such a plan's cost to all others', though no query pays for two.
 
 Nothing that others can see depends on what is in the log: whether a plan is taken follows from plan, policy and clock
-alone, and no query is left out because there are many. One thing is not covered: photos that are recognized in one
-batch may change each other's scores in the last bits, so where two classes are as likely to 1e-4, another query may
-decide which of them is counted.
+alone, and no query is left out because there are many. Nor does a query change what another is counted as: photos that
+are counted are recognized one at a time. In one batch they would change each other's scores in the last bits, and a
+recognizer can be made for which these bits decide (`recognition.service`).
 """
 
+import logging
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
@@ -35,6 +36,8 @@ from hanse_common.plan import Plan, TrendsTraining
 
 if TYPE_CHECKING:
     from hanse_client.config import ClientConfig
+
+log = logging.getLogger(__name__)
 
 APPLICATION_ID = 0x48616E71
 """Marks the SQLite file as ours ("Hanq")."""
@@ -81,10 +84,25 @@ class QueryLog:
 
     @classmethod
     def of(cls, config: "ClientConfig") -> Self | None:
-        """Return the shop's log, or None unless the policy allows plans of mode `trends`."""
-        if "trends" not in config.policy.modes:
-            return None
-        return cls(config.state / "queries.sqlite", config.policy.trends_days)
+        """Return the shop's log, or None unless the policy allows plans of mode `trends`.
+
+        An owner who allows it no longer gets rid of all counts, except a log that can't be used: that is named in this
+        machine's own log, and harms nothing else.
+        """
+        path = config.state / "queries.sqlite"
+        if "trends" in config.policy.modes:
+            return cls(path, config.policy.trends_days)
+        if path.exists():
+            try:
+                cls(path, config.policy.trends_days).clear()
+            except CatalogError:
+                log.exception("Counts of queries that are no longer wanted are still there.")
+        return None
+
+    def clear(self) -> None:
+        """Delete all counts; which days were counted under which plan stays known."""
+        with self._transaction() as db:
+            db.execute("DELETE FROM query")
 
     def note(self, label: str) -> None:
         """Count one query photo of the class `label` today."""

@@ -129,6 +129,19 @@ def test_classify_without_configuration(run: Run, shop: Path) -> None:
     assert result.code == 10 and "hanse-client.yaml: no such file" in result.err
 
 
+def test_classify_takes_photos_as_views_of_one_product(run: Run, shop: Path) -> None:
+    paths = ["photos/Hemden/0.png", "photos/shoe/6.png"]
+    each = [json.loads(line)["probabilities"] for line in run("classify", "--json", *paths).out.splitlines()]
+    (line,) = run("classify", "--json", "--one-product", *paths, "nowhere.png").out.splitlines()
+    together = json.loads(line)
+    assert together["photos"] == paths
+    means = {name: (each[0][name] * each[1][name]) ** 0.5 for name in each[0]}
+    assert together["probabilities"] == pytest.approx(
+        {name: mean / sum(means.values()) for name, mean in means.items()}
+    )
+    assert run("classify", "--one-product", *paths).out.startswith(f"{paths[0]}, {paths[1]}: ")
+
+
 def test_classify_in_json(run: Run, shop: Path) -> None:
     odd = "photos/shoe/[red]:shoe:\n.png"
     picture(1).save(shop / odd)

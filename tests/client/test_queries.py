@@ -157,6 +157,28 @@ def test_a_log_is_kept_where_the_policy_allows_trends_alone(settings: dict[str, 
     assert (settings["state"] / "queries.sqlite").exists() and today() >= MONDAY
 
 
+def test_counts_are_deleted_when_the_owner_allows_trends_no_longer(
+    settings: dict[str, Any], make_plan: MakePlan, caplog: pytest.LogCaptureFixture
+) -> None:
+    def configured(**changes: Any) -> ClientConfig:
+        return ClientConfig.model_validate(settings | {"policy": settings["policy"] | changes})
+
+    allowing, path = configured(modes=("trends",)), settings["state"] / "queries.sqlite"
+    log = QueryLog.of(allowing)
+    assert log is not None
+    log.note("shoe")
+    week = asking(make_plan, today() - timedelta(days=7))
+    log.take(week)
+    assert QueryLog.of(configured()) is None and QueryLog.of(configured()) is None
+    with sqlite3.connect(path) as db:
+        assert db.execute("SELECT count(*) FROM query").fetchone() == (0,)
+    again = QueryLog.of(allowing)
+    assert again is not None and again.open_to(week)
+    assert not again.open_to(asking(make_plan, today() - timedelta(days=8), serial=1))
+    path.write_bytes(b"damaged" * 1000)
+    assert QueryLog.of(configured()) is None and "still there" in caplog.text
+
+
 # What is contributed
 
 

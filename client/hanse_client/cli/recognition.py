@@ -1,9 +1,11 @@
 """The recognizer at work: `classify`, `search`, `similar`, `inventory`."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
 import typer
 
 from hanse_client.applications.inventory import WHOLE, Grid, photos_in, take_inventory
@@ -20,6 +22,7 @@ from hanse_common.vision.photo import decode, shown
 
 if TYPE_CHECKING:  # torch takes seconds to load
     from hanse_client.recognition.answers import Found
+    from hanse_client.recognition.engine import Engine, Seen
 
 Results = Annotated[
     int, typer.Option("-k", help="How many products to show.", min=1, max=100, metavar="NUMBER")
@@ -39,12 +42,15 @@ def classify(
     ] = None,
     config: ConfigOption = DEFAULT_CONFIG,
     top: Annotated[int, typer.Option(help="How many classes to show.", min=1, metavar="NUMBER")] = 3,
+    one_product: Annotated[
+        bool, typer.Option("--one-product", help="The photos show one product: give one answer for all.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object for each photo.")] = False,
 ) -> None:
     """Say what is on each photo, and how sure the recognizer is.
 
     A second line has your own labels, if `personalize` found that they do better. A photo that can't be used is named,
-    and the others are classified all the same.
+    and the others are classified all the same. Several photos of one product, such as its sides, tell more together.
 
     Exit codes: 0 all classified, 21 no such file, 22 not a photo or damaged, 23 too large (of the first such).
     """
@@ -63,6 +69,7 @@ def classify(
         weights, personal = settings.backbone_weights, settings.personal_path
         engine = Engine.load(folder, backbone_weights=weights, personal=personal)
     failed: PhotoError | None = None
+    together: dict[Path, Seen] = {}
     for path in photos:
         try:
             image = decode(path)
@@ -70,24 +77,38 @@ def classify(
             commands.complain(error)
             failed = failed or error
             continue
-        (seen,) = engine.see([engine.prepare(image)])
-        classes = ranked(engine.classes, seen.probabilities, len(engine.classes))
-        own = (
-            () if seen.personal is None else ranked(engine.personal_labels, seen.personal, len(seen.personal))
-        )
-        if as_json:
-            facts = {"probabilities": classes} | ({"personal": own} if own else {})
-            told = {
-                name: {guess.label: guess.probability for guess in guesses} for name, guesses in facts.items()
-            }
-            typer.echo(json.dumps({"photo": str(path)} | told))
-            continue
-        for guesses in (classes, own):
-            if guesses:
-                named = ", ".join(f"{guess.label} {100 * guess.probability:.1f} %" for guess in guesses[:top])
-                say(f"{shown(path)}: {named}")
+        (together[path],) = engine.see([engine.prepare(image)])
+        if not one_product:
+            _tell_classes(engine, together, top, as_json)
+            together.clear()
+    if together:
+        _tell_classes(engine, together, top, as_json)
     if failed is not None:
         raise typer.Exit(failed.exit_code)
+
+
+def _tell_classes(engine: "Engine", together: "Mapping[Path, Seen]", top: int, as_json: bool) -> None:
+    """Print what the photos show, if there are several, as views of one product."""
+    from hanse_common.vision.fusion import fused
+
+    paths, seen = list(together), list(together.values())
+    classes = fused(np.stack([one.probabilities for one in seen]))
+    personal = [one.personal for one in seen if one.personal is not None]
+    facts = {"probabilities": ranked(engine.classes, classes, len(classes))}
+    if personal:
+        facts["personal"] = ranked(engine.personal_labels, fused(np.stack(personal)), len(personal[0]))
+    if as_json:
+        named: dict[str, Any] = (
+            {"photo": str(paths[0])} if len(paths) == 1 else {"photos": list(map(str, paths))}
+        )
+        told = {
+            name: {guess.label: guess.probability for guess in guesses} for name, guesses in facts.items()
+        }
+        typer.echo(json.dumps(named | told))
+        return
+    for guesses in facts.values():
+        listed = ", ".join(f"{guess.label} {100 * guess.probability:.1f} %" for guess in guesses[:top])
+        say(f"{', '.join(map(shown, paths))}: {listed}")
 
 
 def search(

@@ -81,11 +81,16 @@ class Gallery:
     @staticmethod
     def prepare(image: Image.Image) -> bytes:
         """Return the stored form of a reference photo: JPEG, longest side at most 512, without metadata."""
+        data = io.BytesIO()
+        Gallery.reduced(image).save(data, "JPEG", quality=90)
+        return data.getvalue()
+
+    @staticmethod
+    def reduced(image: Image.Image) -> Image.Image:
+        """Return a reference photo in RGB as small as it is stored, of which `prepare` makes the very same file."""
         small = image.convert("RGB")
         small.thumbnail((STORED_SIDE, STORED_SIDE), Image.Resampling.LANCZOS)
-        data = io.BytesIO()
-        Image.fromarray(np.asarray(small)).save(data, "JPEG", quality=90)
-        return data.getvalue()
+        return Image.fromarray(np.asarray(small))
 
     # Products and photos.
 

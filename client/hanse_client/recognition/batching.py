@@ -10,6 +10,9 @@ together as the next one; then the thread waits up to `WAIT_SECONDS` for as many
 callers who were answered together often ask again together. Whoever came first is served first. A photo that can't be
 computed fails its own caller alone.
 
+A photo that is to be computed `alone` goes in no batch: kernels may round a row of a batch by the batch's height, and
+what is counted of a photo under differential privacy must not depend on others (`hanse_client.queries`).
+
 Work that can wait (`see_all`) goes in small pieces, each queued when the one before is done: so a request never waits
 for more than one piece of it.
 """
@@ -43,6 +46,7 @@ class _Asked:
     engine: "Engine"
     photo: "Prepared"
     future: "Future[Seen]"
+    alone: bool
 
 
 class Batcher:
@@ -63,22 +67,26 @@ class Batcher:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def submit(self, engine: "Engine", image: Image.Image) -> "Future[Seen]":
+    def submit(self, engine: "Engine", image: Image.Image, *, alone: bool = False) -> "Future[Seen]":
         """Return the future answer of `engine` about the decoded `image`. One that is cancelled in time costs nothing.
+
+        Computed `alone`, it is the same to the last bit whatever else is asked.
 
         Raises `Busy` when too many wait already, or the batcher is closed.
         """
-        (future,) = self.submit_all(engine, [image])
+        (future,) = self.submit_all(engine, [image], alone=alone)
         return future
 
-    def submit_all(self, engine: "Engine", images: Sequence[Image.Image]) -> "list[Future[Seen]]":
+    def submit_all(
+        self, engine: "Engine", images: Sequence[Image.Image], *, alone: bool = False
+    ) -> "list[Future[Seen]]":
         """Return the future answers about all `images`, which wait together. Raises `Busy` as `submit` does."""
         with self._changed:
             self._require_room(len(images))
         photos = [engine.prepare(image) for image in images]
         with self._changed:
             self._require_room(len(photos))
-            return self._add(engine, photos)
+            return self._add(engine, photos, alone)
 
     def see_all(self, engine: "Engine", images: Sequence[Image.Image]) -> "list[Seen]":
         """Return the answers about all `images`, computed in pieces when there is room; waits for it.
@@ -116,8 +124,10 @@ class Batcher:
         if self._closed:
             raise Busy("The recognizer is about to end; ask again when it runs again.")
 
-    def _add(self, engine: "Engine", photos: "Sequence[Prepared]") -> "list[Future[Seen]]":
-        asked = [_Asked(engine, photo, Future()) for photo in photos]
+    def _add(
+        self, engine: "Engine", photos: "Sequence[Prepared]", alone: bool = False
+    ) -> "list[Future[Seen]]":
+        asked = [_Asked(engine, photo, Future(), alone) for photo in photos]
         self._waiting.extend(asked)
         self._changed.notify_all()
         return [one.future for one in asked]
@@ -135,7 +145,9 @@ class Batcher:
         """Return what to compute next, all of one engine; nothing once closed and empty. `last` is the last's size."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closed)
-            largest = self._waiting[0].engine.largest if self._waiting else 0
+            largest = 0
+            if self._waiting:
+                largest = 1 if self._waiting[0].alone else self._waiting[0].engine.largest
             wanted = min(last, largest)
             until = time.monotonic() + self._wait_seconds
             while len(self._waiting) < wanted and not self._closed:
@@ -147,7 +159,7 @@ class Batcher:
             while (
                 self._waiting
                 and len(batch) < largest
-                and (not batch or self._waiting[0].engine is batch[0].engine)
+                and (not batch or (self._waiting[0].engine is batch[0].engine and not self._waiting[0].alone))
             ):
                 batch.append(self._waiting.popleft())
             self._changed.notify_all()

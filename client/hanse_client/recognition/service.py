@@ -56,13 +56,13 @@ class Recognition:
     def __init__(self, config: ClientConfig, gallery: Gallery, *, follow: bool) -> None:
         self.gallery = gallery
         self._config = config
+        # What a shop's own commands look at is not what shoppers search for.
+        self._queries = QueryLog.of(config) if follow else None
         first, engine = begin(config, gallery, follow=follow)
         self._engines = Engines(engine)
         self._batcher = Batcher()
         self._follower = Follower(config, first, self._engines, self._batcher, gallery)
         self._follows = follow
-        # What a shop's own commands look at is not what shoppers search for.
-        self._queries = QueryLog.of(config) if follow else None
         if follow:
             self._follower.start()
 
@@ -154,8 +154,7 @@ class Recognition:
                     raise GalleryError("Search: found neither a photo nor a text, expected one of them.")
                 named = self.gallery.search_text(text, k, where)
                 return Found(tuple(named), None, self.gallery.rejection(embedding).threshold, embedding)
-            seen = self._batcher.submit(engine, image).result()
-            self._note(engine, seen)
+            seen = self._counted(engine, image)
             return self._found(engine, seen.embedding, text, where, k)
 
     def recognize(
@@ -170,8 +169,7 @@ class Recognition:
         """Return what `classify` and `search` say of `image`, by one pass through the network. Raises as they do."""
         with self._engines.in_use() as (engine, _):
             engine.require_embedding()
-            seen = self._batcher.submit(engine, image).result()
-            self._note(engine, seen)
+            seen = self._counted(engine, image)
             return Recognized(
                 _classification(engine, seen, top), self._found(engine, seen.embedding, text, where, k)
             )
@@ -298,13 +296,19 @@ class Recognition:
         futures = self._batcher.submit_all(engine, images)
         return np.stack([future.result().embedding for future in futures])
 
-    def _note(self, engine: "Engine", seen: "Seen") -> None:
-        """Count a shopper's photo by its class, where that is allowed; a log that can't be written harms no answer."""
+    def _counted(self, engine: "Engine", image: Image.Image) -> "Seen":
+        """Return what a shopper's photo shows, and count it by its class, where that is allowed.
+
+        It is then computed alone: what is counted of it must not depend on others' photos. A log that can't be written
+        harms no answer.
+        """
+        seen = self._batcher.submit(engine, image, alone=self._queries is not None).result()
         if self._queries is not None:
             try:
                 self._queries.note(engine.classes[int(seen.probabilities.argmax())])
             except CatalogError:
                 log.exception("A query was not counted.")
+        return seen
 
 
 def _classification(engine: "Engine", seen: "Seen", top: int) -> Classification:

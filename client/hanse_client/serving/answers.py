@@ -157,7 +157,7 @@ class ServiceStatus(Value):
             corrections=corrections,
             threshold=status.threshold,
             rebuild=rebuild,
-            problem=status.problem,
+            problem=None if status.problem is None else without_folders(status.problem),
         )
 
 

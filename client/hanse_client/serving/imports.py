@@ -26,10 +26,10 @@ from pydantic import ValidationError
 
 from hanse_client.recognition.service import Recognition
 from hanse_client.serving.answers import Fault, ImportProgress
-from hanse_client.serving.problems import Refused, faults_in_words, one_line
+from hanse_client.serving.photos import references
+from hanse_client.serving.problems import Refused, faults_in_words, in_words, one_line
 from hanse_client.serving.schemas import ImportedProduct
 from hanse_common.errors import Busy, HanseError
-from hanse_common.vision.photo import decode
 
 log = logging.getLogger(__name__)
 
@@ -181,13 +181,13 @@ class Imports:
         try:
             asked = ImportedProduct.model_validate_json(line)
             product = asked.product()
-            images = [decode(photo) for photo in asked.photos]
+            images = references(asked.photos)
         except ValidationError as error:
             return faults_in_words(error.errors(include_url=False, include_input=False))
         except Refused as refusal:
             return str(refusal.detail)
         except HanseError as error:
-            return str(error)
+            return in_words(error)
         for _ in range(TRIES):
             try:
                 self._recognition.put(product, images)
@@ -196,5 +196,5 @@ class Imports:
                 if self._ending.wait(busy.retry_after):
                     break
             except HanseError as error:
-                return str(error)
+                return in_words(error)
         return "The recognizer had too much to do. Send this line again later."

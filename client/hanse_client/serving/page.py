@@ -32,6 +32,7 @@ from hanse_client.recognition.service import Recognition
 from hanse_client.serving.page_forms import Form, read_product, taking, typed_attributes
 from hanse_client.serving.page_photos import Photos
 from hanse_client.serving.page_view import bars, certainty, price, views
+from hanse_client.serving.photos import decoded, references
 from hanse_common.errors import Busy, HanseError, PhotoError, PhotoTooLarge
 from hanse_common.vision.photo import PhotoLimits, decode
 from hanse_common.web.languages import Languages
@@ -316,7 +317,7 @@ class Pages:
         if product is None or errors:
             return self._new(request, "", form.fields, errors)
         try:
-            images = [self._decoded(each) for each in form.files]
+            images = references(form.files, self._limits)
         except PhotoError as error:
             trouble = "large" if isinstance(error, PhotoTooLarge) else "unreadable"
             return self._new(request, trouble, form.fields)
@@ -333,7 +334,7 @@ class Pages:
         if not form.files:
             return self._product(request, "missing", product.sku)
         try:
-            images = [self._decoded(each) for each in form.files]
+            images = references(form.files, self._limits)
         except PhotoError as error:
             trouble = "large" if isinstance(error, PhotoTooLarge) else "unreadable"
             return self._product(request, trouble, product.sku)
@@ -421,7 +422,7 @@ class Pages:
     # What several of them need
 
     def _decoded(self, data: bytes) -> Image.Image:
-        return decode(data, self._limits) if len(data) <= self._limits.max_bytes else _too_large()
+        return decoded(data, self._limits)
 
     def _existing(self, sku: str) -> Product:
         product = self._gallery.get(sku) if sku else None
@@ -482,10 +483,6 @@ def _digest(text: str) -> bytes:
     if not _DIGEST.fullmatch(text):
         raise HTTPException(404)
     return bytes.fromhex(text)
-
-
-def _too_large() -> Image.Image:
-    raise PhotoTooLarge("photo: found more bytes than are taken. Save a smaller copy.")
 
 
 def _file(name: str) -> Route:

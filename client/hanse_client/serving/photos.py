@@ -1,20 +1,28 @@
-"""A photo as a request's body: bounded, named as what it is, decoded in a thread of its own.
+"""A photo as a request's body: bounded, named as what it is, decoded in a thread of its own, where there is room.
 
     @router.post("/classify")
-    def classify(photo: Photo) -> ...:         # the bytes; image = decoded(photo, limits)
+    def classify(photo: Photo) -> ...:         # the bytes; image = decoded(photo)
+
+A file of two kilobytes may be a picture of 40 megapixels, which take 160 MB. So of all requests together only so many
+pixels are in memory: who comes beyond that waits, and is told to come again when it takes long.
 
 The body is the file itself, so that one line sends it (`curl --data-binary @shoe.jpg -H 'Content-Type: image/jpeg'`),
 and what describes it is in the address. There are no forms with parts, whose parsers have limits of their own.
 """
 
+import threading
+import weakref
+from collections.abc import Sequence
 from typing import Annotated, Any, Final
 
 from fastapi import Depends
 from PIL.Image import Image
 from starlette.requests import Request
 
+from hanse_client.gallery.gallery import MAX_VIEWS, Gallery
 from hanse_client.serving.problems import Refused
-from hanse_common.vision.photo import LIMITS, decode
+from hanse_common.errors import Busy, PhotoTooLarge
+from hanse_common.vision.photo import LIMITS, PhotoLimits, decode
 
 PHOTO_TYPES: Final = (
     *("image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp", "image/tiff"),
@@ -60,6 +68,59 @@ Photo = Annotated[bytes, Depends(_photo)]
 """A photo's file, not decoded yet."""
 
 
-def decoded(photo: bytes) -> Image:
-    """Return the photo in a file's bytes. Raises `PhotoError`."""
-    return decode(photo)
+class Room:
+    """Room for decoded photos of `pixels` in all, of which at most `at_once` are being decoded. Threads share it.
+
+    A photo takes its place until nobody holds it any more.
+    """
+
+    def __init__(self, pixels: int, at_once: int, seconds: float) -> None:
+        self._free = pixels
+        self._at_once = at_once
+        self._seconds = seconds
+        self._changed = threading.Condition()
+
+    def decoded(self, photo: bytes, limits: PhotoLimits) -> Image:
+        """Return the photo in a file's bytes. Raises `PhotoError`, and `Busy` when no room comes in time."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._at_once > 0 and self._free > 0, self._seconds):
+                raise Busy("Too many large photos at once. Send smaller ones, or fewer at a time.")
+            self._at_once -= 1
+        try:
+            image = decode(photo, limits)
+            pixels = image.width * image.height
+            weakref.finalize(image, self._give, pixels)
+            self._give(-pixels)
+            return image
+        finally:
+            with self._changed:
+                self._at_once += 1
+                self._changed.notify_all()
+
+    def _give(self, pixels: int) -> None:
+        with self._changed:
+            self._free += pixels
+            self._changed.notify_all()
+
+
+ROOM: Final = Room(pixels=4 * LIMITS.max_pixels, at_once=4, seconds=20.0)
+"""All requests' room: some 2 GB when every photo is the largest there may be."""
+
+
+def decoded(photo: bytes, limits: PhotoLimits = LIMITS) -> Image:
+    """Return the photo in a file's bytes. Raises `PhotoError`, and `Busy` when there are too many large ones."""
+    if len(photo) > limits.max_bytes:
+        raise PhotoTooLarge(
+            f"photo: found {len(photo)} bytes, expected at most {limits.max_bytes}. Save a smaller copy."
+        )
+    return ROOM.decoded(photo, limits)
+
+
+def references(files: Sequence[bytes], limits: PhotoLimits = LIMITS) -> list[Image]:
+    """Return the photos in files of a product, as small as they are stored, and only one of them large at a time.
+
+    Raises `PhotoError`, and `Refused` (422) for more than a product has.
+    """
+    if len(files) > MAX_VIEWS:
+        raise Refused(422, "invalid", f"photos: found {len(files)}, expected at most {MAX_VIEWS}.")
+    return [Gallery.reduced(decoded(file, limits)) for file in files]

@@ -9,6 +9,7 @@ its traceback goes to the log.
 """
 
 import logging
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Final
 
@@ -65,6 +66,8 @@ DETAILS: Final[Mapping[str, str]] = {
     "wrong_host": "This address is not served under the name that was asked for.",
 }
 """What is said where no more is known than the code."""
+
+_FOLDERS: Final = re.compile(r"(?<![\w./])/(?:[^/\s:'\"](?:[^/\n:'\"]*[^/\s:'\"])?/)+")
 
 _CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 415: "wrong_content_type"}
 
@@ -125,7 +128,7 @@ def _hanse(request: Request, error: Exception) -> Response:
     if status == 500:
         return _unforeseen(request, error)
     headers = {"Retry-After": str(RETRY_SECONDS)} if status == 503 else {}
-    return problem_response(status, code, one_line(str(error)), headers)
+    return problem_response(status, code, in_words(error) if isinstance(error, HanseError) else "", headers)
 
 
 def _invalid(request: Request, error: Exception) -> Response:
@@ -165,6 +168,16 @@ def _methods(request: Request) -> set[str]:
 def _unforeseen(request: Request, error: Exception) -> Response:
     log.error("%s failed", request.method, exc_info=error)
     return problem_response(500, "internal")
+
+
+def in_words(error: HanseError) -> str:
+    """Return an error's text in one line, with the names of files but not of the folders that they are in."""
+    return one_line(without_folders(str(error)))
+
+
+def without_folders(text: str) -> str:
+    """Return `text` with the names of files, but not of the folders that they are in."""
+    return _FOLDERS.sub("", text)
 
 
 def one_line(text: str) -> str:

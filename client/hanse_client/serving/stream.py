@@ -35,8 +35,8 @@ from hanse_client.serving.messages import (
     number,
     product_of,
 )
-from hanse_client.serving.photos import decoded
-from hanse_client.serving.problems import DETAILS, Refused, explain, one_line
+from hanse_client.serving.photos import decoded, references
+from hanse_client.serving.problems import DETAILS, Refused, explain, in_words
 from hanse_client.serving.schemas import MAX_RESULTS
 from hanse_client.serving.service import Service
 from hanse_client.serving.settings import Serve
@@ -53,7 +53,7 @@ POLL_SECONDS: Final = 0.2
 MAX_TOP: Final = 1024
 MAX_PEM_BYTES: Final = 1 << 20
 
-_HEALTH = "/grpc.health.v1.Health/"
+_CHECK = "/grpc.health.v1.Health/Check"
 _BY_STATUS = {
     404: grpc.StatusCode.NOT_FOUND,
     409: grpc.StatusCode.FAILED_PRECONDITION,
@@ -128,7 +128,7 @@ class GrpcListener:
 
 
 class _TokenNeeded(grpc.ServerInterceptor):  # type: ignore[misc]
-    """Refuses calls without the token; whether the service is well may everybody ask."""
+    """Refuses calls without the token; whether the service is well may everybody ask, but not wait for the answer."""
 
     def __init__(self, token: Callable[[], Callable[[], str | None] | None]) -> None:
         self._token = token
@@ -138,7 +138,7 @@ class _TokenNeeded(grpc.ServerInterceptor):  # type: ignore[misc]
         metadata = {key: value for key, value in details.invocation_metadata or () if isinstance(value, str)}
         if (
             token is None
-            or details.method.startswith(_HEALTH)
+            or details.method == _CHECK
             or is_bearer(metadata.get("authorization", ""), token())
         ):
             return continuation(details)
@@ -217,7 +217,7 @@ class _Calls(recognition_pb2_grpc.RecognitionServicer):
 
         def put() -> pb.PutProductReply:
             product = product_of(request.product)
-            images = [decoded(photo) for photo in request.photos]
+            images = references(request.photos)
             with self._service.changing:
                 return pb.PutProductReply(photos=self._recognition.put(product, images))
 
@@ -332,5 +332,5 @@ def _told(error: Exception) -> tuple[Any, str, str]:
         log.error("a call failed", exc_info=error)
         return grpc.StatusCode.INTERNAL, code, DETAILS[code]
     if code == "recognizer_missing":
-        return grpc.StatusCode.FAILED_PRECONDITION, code, one_line(str(error))
-    return _BY_STATUS[status], code, one_line(str(error))
+        return grpc.StatusCode.FAILED_PRECONDITION, code, in_words(error)
+    return _BY_STATUS[status], code, in_words(error)

@@ -37,7 +37,7 @@ class PhotoLimits:
 LIMITS = PhotoLimits()
 
 MAX_SCANS = 128
-"""Scans of a JPEG file, at most. Each goes over the whole picture, however few bytes it has; programs write 14 or fewer,
+"""Scans of a JPEG file at most. Each goes over the whole picture, however few bytes it has; programs write 14 at most,
 and the small picture in a camera's notes, or a second one of depth, has its own."""
 
 # What Pillow's decoders were seen to raise on damaged files.

@@ -223,3 +223,17 @@ def test_many_threads_each_get_their_own_answers(open_batcher: Callable[..., Bat
     for thread in threads:
         thread.join(WAIT)
     assert not wrong and sum(map(len, free.batches)) == 800
+
+
+def test_a_photo_that_goes_alone_goes_in_no_batch(
+    engine: Scripted, open_batcher: Callable[..., Batcher]
+) -> None:
+    batcher = open_batcher(wait_seconds=0.0)
+    futures = [submit(batcher, engine, 0)]
+    engine.begun.acquire(timeout=WAIT)
+    for photo, alone in ((1, False), (2, True), (3, True), (4, False), (5, False)):
+        asked = batcher.submit(cast(Engine, engine), cast(Image.Image, photo), alone=alone)
+        futures.append(cast("Future[Any]", asked))
+    engine.let_all()
+    assert [future.result(timeout=WAIT) for future in futures] == [0, 1, 2, 3, 4, 5]
+    assert engine.batches == [[0], [1], [2], [3], [4, 5]]

@@ -1,15 +1,19 @@
 """What shoppers search for is counted where the owner allows it, by the service alone, and harms no answer."""
 
 import sqlite3
+import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
 from hanse_client.config import ClientConfig
 from hanse_client.gallery.product import Product
 from hanse_client.queries import today
+from hanse_client.recognition.engine import Engine
 from hanse_client.recognition.service import Recognition
 
 from .shop import picture
@@ -58,3 +62,28 @@ def test_without_leave_or_by_a_command_nothing_is_kept(
     with Recognition.open(allowing(config)) as command:
         command.search(picture(1))
     assert not (config.state / "queries.sqlite").exists()
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_photos_that_are_counted_are_recognized_one_at_a_time(
+    config: ClientConfig, following_at_once: Following, monkeypatch: pytest.MonkeyPatch, counted: bool
+) -> None:
+    recognition = following_at_once(allowing(config) if counted else config)
+    heights: list[int] = []
+    original = Engine.see
+
+    def see(self: Engine, photos: Any) -> Any:
+        heights.append(len(photos))
+        deadline = time.monotonic() + 10
+        while len(heights) == 1 and len(recognition._batcher._waiting) < 5 and time.monotonic() < deadline:
+            time.sleep(0.001)
+        return original(self, photos)
+
+    monkeypatch.setattr(Engine, "see", see)
+    with ThreadPoolExecutor(6) as shoppers:
+        asked = [shoppers.submit(recognition.search, picture(seed)) for seed in range(3)]
+        asked += [shoppers.submit(recognition.recognize, picture(seed)) for seed in range(3)]
+    for one in asked:
+        one.result()
+    # In a batch the last bits of a photo's scores depend on how many others there are.
+    assert heights == ([1] * 6 if counted else [1, 5])

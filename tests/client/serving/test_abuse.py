@@ -3,6 +3,7 @@
 import contextlib
 import io
 import socket
+import sqlite3
 import struct
 import threading
 import time
@@ -267,3 +268,12 @@ def test_forty_at_once_are_all_answered_or_told_to_come_again(served: Served) ->
     for answer in answers:
         assert answer.status_code == 200 or problem(answer, 503, "busy")
     assert sum(answer.status_code == 200 for answer in answers) >= 20
+
+
+def test_errors_tell_no_folder_of_this_machine(tmp_path: Path) -> None:
+    with running(tmp_path / "my shop") as served, served.client() as client:
+        with contextlib.closing(sqlite3.connect(served.config.gallery_path / "gallery.sqlite")) as other:
+            other.execute("DROP TABLE rejection")
+            other.commit()
+        said = problem(client.get("/v1/status"), 409, "not_kept")
+        assert said.startswith("gallery.sqlite: ") and "my shop" not in said

@@ -87,12 +87,13 @@ def bash(shop: Served, text: str) -> str:
 def test_the_guides_blocks_do_what_it_says(
     shop: Served, blocks: dict[str, str], types: Callable[[str], list[str]]
 ) -> None:
-    assert set(blocks) == {"products", "ask", "import", "rest", "import-rest", "grpc"}
+    assert set(blocks) == {"products", "ask", "import", "rest", "import-rest", "grpc", "export"}
     said = types(blocks["products"])
     assert said[0] == "Added 1001 with 1 photo.\n" and "has 2 photos" in said[2]
     assert "1001" in said[3] and "1002" not in said[3] and "49.90 EUR" in said[4]
 
-    classes, found, text, similar, counted = types(blocks["ask"])
+    classes, together, found, text, similar, counted = types(blocks["ask"])
+    assert together.startswith("shoe.jpg, shoe-side.jpg: ") and len(together.splitlines()) == 1
     assert "shoe.jpg: " in classes and "%" in classes
     assert found.startswith("shoe.jpg:") and "1001" in found and "1002" in text.splitlines()[0]
     assert "1002" in similar and "1001" not in similar
@@ -110,6 +111,9 @@ def test_the_guides_blocks_do_what_it_says(
     assert answers[10]["price"] == "14.90" and len(answers[10]["photos"]) == 1
     assert [each["sku"] for each in answers[11]["products"]] == ["1001"]
     assert [each["label"] for each in answers[-1]["corrections"]] == ["trail shoe", None]
+
+    (exported,) = types(blocks["export"])
+    assert "edge" in exported
 
     progress = [json.loads(line) for line in bash(shop, blocks["import-rest"]).splitlines() if line]
     assert progress[0]["lines"] == 1 and progress[0]["failed"] == 0

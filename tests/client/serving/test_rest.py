@@ -199,6 +199,14 @@ def test_an_import_takes_in_what_is_right_and_tells_what_is_not(client: httpx.Cl
     assert client.post("/v1/search", **photo(1)).json()["matches"][0]["product"]["sku"] == "A"
 
 
+def test_of_a_lines_photos_one_is_large_at_a_time(
+    client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(photos, "ROOM", Room(pixels=1, at_once=1, seconds=0.05))
+    many = line("A", *(picture(seed, size=900) for seed in range(4)))
+    assert done(client, client.post("/v1/imports", content=many, headers=NDJSON))["failed"] == 0
+
+
 def test_one_import_at_a_time_and_it_can_be_cancelled(client: httpx.Client) -> None:
     many = b"".join(line(f"P-{number}", picture(number, size=400)) for number in range(60))
     started = client.post("/v1/imports", content=many, headers=NDJSON)

@@ -135,6 +135,11 @@ def test_each_mistake_has_its_status(
     assert refused(call, method, request_, grpc.StatusCode[status], code)
 
 
+def test_more_photos_than_a_product_has_are_refused_before_any_is_decoded(call: Caller) -> None:
+    request = pb.PutProductRequest(product=pb.Product(sku="A"), photos=[b"no photo"] * 65)
+    assert "photos" in refused(call, "PutProduct", request, grpc.StatusCode.INVALID_ARGUMENT, "invalid")
+
+
 @pytest.mark.parametrize("token", ["", "x" * 43])
 def test_without_the_token_nothing_is_answered_but_health(served: Served, token: str) -> None:
     with grpc.insecure_channel(served.authority) as channel:
@@ -151,6 +156,10 @@ def test_without_the_token_nothing_is_answered_but_health(served: Served, token:
             error: Any = caught.value
             assert error.code() is grpc.StatusCode.UNAUTHENTICATED
         asked = health_pb2_grpc.HealthStub(channel)
+        # Whoever waits for news of it takes room for as long as they like.
+        with pytest.raises(grpc.RpcError) as caught:
+            next(asked.Watch(health_pb2.HealthCheckRequest(service=""), timeout=WAIT))
+        assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
         for name in ("", stream.SERVICE):
             found = asked.Check(health_pb2.HealthCheckRequest(service=name), timeout=WAIT)
             assert found.status == health_pb2.HealthCheckResponse.SERVING
