@@ -36,7 +36,7 @@ lint: install
 	@$(BIN)/mypy
 
 bench: install
-	@for name in gradients dp-step round secagg aggregation scale serve; do $(BIN)/hanse-sim bench $$name $(ARGS) || exit 1; done
+	@for name in gradients dp-step round secagg aggregation scale serve edge; do $(BIN)/hanse-sim bench $$name $(ARGS) || exit 1; done
 
 # The same bytes from the same sources, wherever and whenever it is built: with hatchling's date, or SOURCE_DATE_EPOCH.
 wheel: .venv/installed

@@ -33,6 +33,7 @@ from hanse_client.keys import load_identity, load_node
 from hanse_client.node_keeper import NodeKeeper
 from hanse_client.page_keeper import PageKeeper
 from hanse_client.participant import Participant, accepted_plan, printable
+from hanse_client.policy import about
 from hanse_client.preparation import Preparation, Ready
 from hanse_client.shop import Shop
 from hanse_client.stream import Limits, serve_block
@@ -237,7 +238,7 @@ class Daemon:
         self._plan, self._rounds, self._round = plan.digest.hex(), plan.training.rounds, 0
         self._note(
             "ready",
-            f"Ready for a training: plan {self._plan[:16]}, each {plan.training.unit} pays ε = {plan.epsilon():.3f} "
+            f"Ready for a training: plan {self._plan[:16]}, each {about(plan.training)} pays ε = {plan.epsilon():.3f} "
             "for all of it.",
             plan=self._plan,
         )

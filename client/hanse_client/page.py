@@ -36,7 +36,7 @@ from hanse_client.journal import Journal
 from hanse_client.ledger import Ledger
 from hanse_client.markers import Markers
 from hanse_client.page_access import Gate, address, deed, read_token
-from hanse_client.policy import SUSPICION, posterior_bound, upward
+from hanse_client.policy import SUSPICION, about, posterior_bound, upward
 from hanse_client.receipt import Receipt
 from hanse_client.releases import Releases
 from hanse_common import commands
@@ -133,6 +133,11 @@ class PlanView:
         if self.cost is None or math.isinf(self.cost):
             return None
         return upward(100 * posterior_bound(self.cost, SUSPICION), 2)
+
+    @property
+    def about(self) -> str:
+        """What its ε is said of."""
+        return about(self.plan.training) if self.plan else ""
 
     @property
     def shares(self) -> int:

@@ -9,7 +9,8 @@ alone can read. The address is answered with a cookie: a name of the session, dr
 token. So nothing is kept, and with another token all sessions end. Each form has a key of its session, another HMAC.
 
 The cookie is the browser's for all of 127.0.0.1, whatever the port: a server of another user's that the owner's browser
-visits gets to see it. It could read the page with it, but not act: forms' keys do not follow from it.
+visits gets to see it, and can use the page with it until there is another token. So on a machine with users you do not
+trust, visit nothing else at 127.0.0.1 in the browser that has the page open.
 """
 
 import base64

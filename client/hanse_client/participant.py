@@ -34,7 +34,7 @@ from hanse_common.errors import (
     WireError,
 )
 from hanse_common.messages import DeclineCode, Declined, Invitation, Start
-from hanse_common.plan import Plan, SignedPlan
+from hanse_common.plan import Plan, SignedPlan, TrendsTraining
 from hanse_common.secagg import ring
 from hanse_common.secagg.faults import Fault, Refusal
 from hanse_common.secagg.merchant import Merchant
@@ -270,7 +270,13 @@ class Participant:
         if plan.digest != invitation.plan_digest:
             raise _Declines(DeclineCode.MALFORMED, "the invitation names another plan than it carries.")
         if not self._trainer.accepts(plan):
-            raise _Declines(DeclineCode.UNAVAILABLE, "the photos are not embedded for the plan's recipe.")
+            reason = "the photos are not embedded for the plan's recipe."
+            if isinstance(plan.training, TrendsTraining):
+                reason = (
+                    f"the searches of {plan.training.days} days from {plan.training.first_day} on can't be counted: "
+                    "these days are not over, no longer kept, or were counted under another plan."
+                )
+            raise _Declines(DeclineCode.UNAVAILABLE, reason)
         return plan
 
     def _believed_directory(self, invitation: Invitation, plan: Plan) -> Directory:

@@ -216,18 +216,18 @@ class Policy(Section):
         if math.isinf(epsilon):
             yield "Its noise promises nothing about a photo: no finite ε can be computed."
             return
-        about = _about(plan.training)
+        unit = about(plan.training)
         yield (
-            f"The whole plan costs {_PAYS[about]} ε = {upward(epsilon, 3)} at δ = {plan.delta:g}. You allow "
+            f"The whole plan costs {_PAYS[unit]} ε = {upward(epsilon, 3)} at δ = {plan.delta:g}. You allow "
             f"ε = {self.epsilon:g} and δ = {self.delta:g} for this and all other plans together."
         )
         bound = upward(100 * posterior_bound(epsilon, SUSPICION), 2)
         yield (
             f"What this means: someone who knew everything else and suspected with {100 * SUSPICION:g} % "
-            f"that {_SUSPECTED[about]} could raise this to at most {bound} %, however clever "
+            f"that {_SUSPECTED[unit]} could raise this to at most {bound} %, however clever "
             f"the method, apart from a failure with a chance of about 1 in {1 / plan.delta:,.0f}."
         )
-        yield _SAID_OF[about]
+        yield _SAID_OF[unit]
         yield _explain_trust(plan)
 
     def _against_choices(self, plan: Plan) -> Iterator[str]:
@@ -359,13 +359,13 @@ def _explain_step(training: Training) -> str:
     return f"A round takes {training.steps_per_round} training steps here, each on {what}."
 
 
-def _about(training: Training) -> str:
+def about(training: Training) -> str:
     """Return what ε is said of: a plan of mode `trends` reads no photo of the catalog."""
     return "query" if isinstance(training, TrendsTraining) else training.unit
 
 
 def _explain_noise(plan: Plan) -> str:
-    hidden = _HIDDEN[_about(plan.training)]
+    hidden = _HIDDEN[about(plan.training)]
     if noise_shares(plan.training, plan.cohort) == 1:
         return f"The noise that hides {hidden} is added to them before they leave."
     return (

@@ -57,15 +57,18 @@ def test_links_lead_somewhere(root: Path, guide: str) -> None:
     assert set(re.findall(r"\]\(#([^)]+)\)", guide)) <= anchors
 
 
-def test_the_unit_and_the_image_leave_the_photos_alone(root: Path) -> None:
-    unit = (root / "client" / "hanse-client.service").read_text()
+UNITS = ("hanse-client.service", "hanse-client-serve.service")
+
+
+def test_the_units_and_the_image_leave_the_photos_alone(root: Path) -> None:
+    unit, serve = [(root / "client" / name).read_text() for name in UNITS]
     for line in (
         "User=hanse",
         "ReadOnlyPaths=/srv/hanse/photos",
         "ProtectSystem=strict",
         "NoNewPrivileges=true",
     ):
-        assert f"\n{line}\n" in unit
+        assert f"\n{line}\n" in unit and f"\n{line}\n" in serve
     image = (root / "client" / "Dockerfile").read_text()
     assert "/srv/hanse/photos:ro" in image
     last = image.rpartition("FROM ")[2]
@@ -75,9 +78,10 @@ def test_the_unit_and_the_image_leave_the_photos_alone(root: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd-analyze here")
-def test_systemd_understands_the_unit(root: Path, tmp_path: Path) -> None:
-    text = (root / "client" / "hanse-client.service").read_text()
-    path = tmp_path / "hanse-client.service"
+@pytest.mark.parametrize("name", UNITS)
+def test_systemd_understands_the_unit(root: Path, tmp_path: Path, name: str) -> None:
+    text = (root / "client" / name).read_text()
+    path = tmp_path / name
     path.write_text(text.replace("/opt/hanse/.venv/bin/hanse-client", "/bin/true"))
     done = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", path],

@@ -41,7 +41,7 @@ from hanse_common.errors import ConfigError
 from hanse_common.fingerprint import words
 from hanse_common.league_card import LeagueCard
 from hanse_common.membership import SignedRequest
-from hanse_common.plan import Plan, SignedPlan
+from hanse_common.plan import Plan, SignedPlan, TrendsTraining
 from hanse_common.privacy.mechanism import Mechanism
 from hanse_common.vision.taxonomy import Taxonomy
 from hanse_common.web.languages import Languages
@@ -591,6 +591,17 @@ def test_a_plan_is_explained_approved_and_refused(
     assert name[:16] not in visit.get("/").text
     visit.post(f"/plan/{name}/refuse")
     assert approvals.list() == {name: Standing.REFUSED}
+
+
+def test_a_plan_of_mode_trends_is_told_to_be_about_queries(
+    config: ClientConfig, visit: Visitor, make_plan: MakePlan
+) -> None:
+    training = TrendsTraining(first_day="2026-02-23", days=28, expected_batch=500.0, noise_multiplier=20.0)
+    name = wait(config, make_plan(dimension=3).model_copy(update={"training": training}))
+    for path in ("/", f"/plan/{name}"):
+        text = visit.get(path).text
+        assert "that somebody searched your shop by a given photo to at most" in text
+        assert "about any one photo" not in text
 
 
 def test_what_the_policy_refuses_cannot_be_approved(

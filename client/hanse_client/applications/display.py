@@ -48,7 +48,6 @@ MARGIN = 0.02
 _EDGE = 256  # longest side, in pixels, at which sharpness is measured
 _BLUR = 9  # pixels that are averaged
 _OTHERS = 5  # products near a photo whose photos are looked at
-_PAGE = 1000  # products read at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +114,7 @@ def misplaced_photos(recognition: "Recognition") -> list[Misplaced]:
     """Return the photos that are nearer to another product than to their own, the clearest first."""
     gallery, embedding = recognition.gallery, recognition.status().embedding
     found = []
-    for sku in _skus(gallery):
+    for sku in gallery.skus():
         vectors, photos = gallery.vectors_of(sku, embedding), gallery.photos_of(sku)
         if len(vectors) < 2 or len(vectors) != len(photos):
             continue
@@ -135,15 +134,8 @@ def misplaced_photos(recognition: "Recognition") -> list[Misplaced]:
     return sorted(found, key=lambda one: one.own - one.other)
 
 
-def _skus(gallery: "Gallery") -> Iterator[str]:
-    after = ""
-    while page := gallery.products(after=after, limit=_PAGE):
-        yield from (product.sku for product in page)
-        after = page[-1].sku
-
-
 def _all_photos(gallery: "Gallery") -> Iterator[Placed]:
-    for sku in _skus(gallery):
+    for sku in gallery.skus():
         yield from (Placed(sku, photo) for photo in gallery.photos_of(sku))
 
 

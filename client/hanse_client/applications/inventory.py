@@ -162,6 +162,7 @@ def take_inventory(
     unknown: list[Unknown] = []
     problems: list[str] = []
     looked_at = 0
+    number = 0 if unknown_folder is None else _last_number(unknown_folder)
     for path in photos:
         try:
             image = decode(path)
@@ -177,7 +178,8 @@ def take_inventory(
                 continue
             picture = None
             if unknown_folder is not None:
-                picture = _set_aside(unknown_folder, len(unknown) + 1, image.crop(cell.box))
+                number += 1
+                picture = _set_aside(unknown_folder, number, image.crop(cell.box))
             unknown.append(
                 Unknown(
                     photo=str(path),
@@ -194,6 +196,11 @@ def take_inventory(
         unknown=tuple(unknown),
         problems=tuple(problems),
     )
+
+
+def _last_number(folder: Path) -> int:
+    """Return the largest number of a picture in the folder, 0 without any: those of an earlier inventory stay."""
+    return max((int(path.stem) for path in folder.glob("*.jpg") if path.stem.isdecimal()), default=0)
 
 
 def _set_aside(folder: Path, number: int, cell: Image.Image) -> str:

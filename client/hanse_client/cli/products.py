@@ -173,10 +173,76 @@ def import_csv(
         facts = {"products": done.products, "photos": done.photos, "left_out": done.problem_count}
         typer.echo(json.dumps(facts | {"problems": problems}))
     else:
-        say(f"Took in {done.products} products with {photos(done.photos)}.")
+        products = "1 product" if done.products == 1 else f"{done.products} products"
+        say(f"Took in {products} with {photos(done.photos)}.")
     if done.problem_count:
         told = "\n".join(problem.reason for problem in done.problems[:20])
         raise GalleryError(f"{source}: {done.problem_count} rows or photos were left out:\n{told}")
+
+
+@app.command()
+def check(
+    pictures: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the pictures that are named; it must be new.", metavar="FOLDER"),
+    ] = None,
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: Json = False,
+) -> None:
+    """Look through your products' photos: the best one of each, those that look the same, those at the wrong product.
+
+    Nothing is changed. Photos are named by the first digits of their SHA-256.
+
+    Exit codes: 0, 30 the gallery or the folder can't be used.
+    """
+    from hanse_client.applications import display
+
+    with _recognition(config) as recognition, err.status("looking at photos"):
+        recognition.complete()
+        skus = list(recognition.gallery.skus())
+        best = {sku: photo for sku in skus if (photo := display.best_photo(recognition, sku)) is not None}
+        alike = display.look_alike_photos(recognition.gallery)
+        misplaced = display.misplaced_photos(recognition)
+        if pictures is not None:
+            named = {*best.values(), *(one.photo for group in alike for one in group)}
+            _save(recognition.gallery, named | {one.placed.photo for one in misplaced}, pictures)
+    if as_json:
+        facts = {
+            "best": {sku: photo.hex() for sku, photo in best.items()},
+            "alike": [[{"sku": one.sku, "photo": one.photo.hex()} for one in group] for group in alike],
+            "misplaced": [
+                {"sku": one.placed.sku, "photo": one.placed.photo.hex(), "instead": one.instead}
+                for one in misplaced
+            ],
+        }
+        typer.echo(json.dumps(facts))
+        return
+    for one in misplaced:
+        say(
+            f"Perhaps at the wrong product: {_short(one.placed.photo)} of {one.placed.sku} looks like {one.instead}."
+        )
+    for group in alike:
+        say("These look the same: " + ", ".join(f"{_short(one.photo)} of {one.sku}" for one in group) + ".")
+    for sku, photo in best.items():
+        say(f"{sku}: show {_short(photo)} first.")
+    if not best:
+        say("There is no photo yet: hanse-client products add.")
+
+
+def _short(digest: bytes) -> str:
+    return digest.hex()[:8]
+
+
+def _save(gallery: Gallery, digests: set[bytes], folder: Path) -> None:
+    """Write the pictures into the new `folder`, for the owner's eyes."""
+    try:
+        folder.mkdir(mode=0o700)
+        for digest in digests:
+            data = gallery.photo(digest)
+            if data is not None:  # removed meanwhile
+                (folder / f"{_short(digest)}.jpg").write_bytes(data)
+    except OSError as error:
+        raise GalleryError(f"{folder}: cannot be written ({error.strerror}); name a new folder.") from None
 
 
 def conditions(

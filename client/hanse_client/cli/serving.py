@@ -1,9 +1,12 @@
 """The recognizer for the shop's other programs: `serve`."""
 
+import sys
+
 from hanse_client.cli.options import DEFAULT_CONFIG, ConfigOption, say_now
 from hanse_client.config import ClientConfig
 from hanse_common import commands
 from hanse_common.config import load
+from hanse_common.errors import ConfigError
 
 
 def serve(config: ConfigOption = DEFAULT_CONFIG) -> None:
@@ -20,10 +23,15 @@ def serve(config: ConfigOption = DEFAULT_CONFIG) -> None:
     from hanse_client.serving.server import serve as serve_until  # torch takes seconds to load
 
     settings = load(ClientConfig, config)
-    settings.state.mkdir(mode=0o700, parents=True, exist_ok=True)
-    log_to(settings.state / "serve.log")
+    try:
+        settings.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        log_to(settings.state / "serve.log")
+    except OSError as error:
+        raise ConfigError(
+            f"state: {settings.state} cannot be written ({error.strerror}); check the folder and the disk."
+        ) from None
     # Whoever asks waits for the answer, so other programs do not go first.
     apply(settings.resources.model_copy(update={"niceness": 0}), resolve_device(settings.device))
     with commands.until_stopped() as stop:
-        serve_until(settings, say_now, stop)
+        serve_until(settings, say_now, stop, private=sys.stdout.isatty())
         say_now("Stopped.")

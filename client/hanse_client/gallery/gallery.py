@@ -18,7 +18,7 @@ better than the nearest photo or the mean of the nearest similarities (docs/sear
 import io
 import sqlite3
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -54,6 +54,7 @@ MAX_CATEGORIES: Final = 1000
 """Bound of the categories that are listed."""
 
 _STORED = PhotoLimits(max_bytes=1 << 20, max_pixels=STORED_SIDE**2, formats=("JPEG",))
+_PAGE = 1000
 _UNIT_SLACK = 1e-3
 
 Vectors = NDArray[np.float32]
@@ -207,6 +208,13 @@ class Gallery:
         """Return at most `limit` products that match, in the order of their SKUs, the first one later than `after`."""
         with self._store.read() as db:
             return rows.listed(db, where, after, limit)
+
+    def skus(self) -> Iterator[str]:
+        """Yield all SKUs, in order, some at a time: products may come and go meanwhile."""
+        after = ""
+        while page := self.products(after=after, limit=_PAGE):
+            yield from (product.sku for product in page)
+            after = page[-1].sku
 
     def categories(self) -> list[str]:
         """Return the categories that products have, in order, at most `MAX_CATEGORIES`."""

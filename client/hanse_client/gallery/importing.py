@@ -245,13 +245,15 @@ def _columns(names: list[str], row: list[str]) -> _Columns:
     if (longest := max(map(len, row))) > MAX_FIELD:
         raise ValueError(f"found a field of {longest} characters, expected at most {MAX_FIELD}.")
     found = _Columns({}, {}, [])
-    for name, text in zip(names, (text.strip() for text in row), strict=True):
+    for name, field_ in zip(names, row, strict=True):
+        # Shop systems write line breaks, tabs and spaces that do not break into titles.
+        text = " ".join(field_.replace("\u00ad", "").split())
         if not text:
             continue
         if name in _FIELDS:
             found.fields[name] = text
         elif _PHOTO.match(name.casefold()):
-            found.photos.extend(path.strip() for path in text.split("|") if path.strip())
+            found.photos.extend(path.strip() for path in field_.split("|") if path.strip())
         elif name == "labels":
             for label in text.split(","):
                 key, equals, value = label.partition("=")

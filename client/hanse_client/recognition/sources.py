@@ -47,7 +47,8 @@ class Wanted:
         folder = recognizer_folder(config)
         if folder is None:
             raise ConfigError(
-                "recognizer: missing, and the league has released none yet; name its folder in the configuration."
+                "recognizer: missing, and the league has released none yet. Wait for its first release, which "
+                "`hanse-client update` takes, or name a recognizer's folder in the configuration."
             )
         card = read_bounded(folder / CARD_FILE, MAX_CARD_BYTES, "a recognizer's card", RecognizerError)
         return cls(folder, content_digest(card), _versions(config.personal_path))

@@ -93,6 +93,12 @@ class Listed(Value):
         return cls(matches=matches, known=found.known, threshold=found.threshold)
 
 
+class Suggested(Value):
+    """Products that may interest a shopper, the most interesting first."""
+
+    matches: tuple[Matched, ...]
+
+
 class Shelved(Product):
     """A product with the digests of its photos."""
 
@@ -157,7 +163,7 @@ class ServiceStatus(Value):
             corrections=corrections,
             threshold=status.threshold,
             rebuild=rebuild,
-            problem=None if status.problem is None else without_folders(status.problem),
+            problem=status.problem,
         )
 
 

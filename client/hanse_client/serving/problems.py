@@ -128,7 +128,7 @@ def _hanse(request: Request, error: Exception) -> Response:
     if status == 500:
         return _unforeseen(request, error)
     headers = {"Retry-After": str(RETRY_SECONDS)} if status == 503 else {}
-    return problem_response(status, code, in_words(error) if isinstance(error, HanseError) else "", headers)
+    return problem_response(status, code, in_words(error), headers)
 
 
 def _invalid(request: Request, error: Exception) -> Response:
@@ -170,7 +170,7 @@ def _unforeseen(request: Request, error: Exception) -> Response:
     return problem_response(500, "internal")
 
 
-def in_words(error: HanseError) -> str:
+def in_words(error: Exception) -> str:
     """Return an error's text in one line, with the names of files but not of the folders that they are in."""
     return one_line(without_folders(str(error)))
 

@@ -3,10 +3,12 @@
 curl --data-binary @shoe.jpg -H 'Content-Type: image/jpeg' -H "$TOKEN" http://127.0.0.1:8766/v1/search?k=3
 """
 
-from typing import Annotated
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Final
 
 from fastapi import APIRouter, Query
 
+from hanse_client.applications.personal_ranking import RecentViews
 from hanse_client.applications.similar import similar_products
 from hanse_client.gallery.gallery import Gallery
 from hanse_client.serving.answers import (
@@ -14,22 +16,28 @@ from hanse_client.serving.answers import (
     Corrected,
     CorrectionPage,
     Listed,
+    Matched,
     ServiceStatus,
+    Suggested,
     Vector,
 )
 from hanse_client.serving.catalogue import DigestInPath, SkuInPath, require
 from hanse_client.serving.openapi import NO_CONTENT, problems
 from hanse_client.serving.photos import PHOTO_BODY, Photo, decoded
-from hanse_client.serving.problems import Refused
+from hanse_client.serving.problems import Refused, without_folders
 from hanse_client.serving.schemas import (
     ClassifyQuery,
     CorrectionQuery,
     CorrectionsQuery,
     SearchQuery,
     SimilarQuery,
+    SuggestionsQuery,
     TextQuery,
 )
 from hanse_client.serving.service import Service
+
+VIEW_AGE: Final = timedelta(days=1)
+"""How much older each view counts than the one after it: a week's views weigh half."""
 
 
 def router(service: Service) -> APIRouter:
@@ -41,7 +49,8 @@ def router(service: Service) -> APIRouter:
     @routes.get("/status", responses=problems())
     def status() -> ServiceStatus:
         """Say what serves now: recognizer, classes, how many products, and what is being rebuilt."""
-        return ServiceStatus.of(recognition.status(), corrections.count())
+        told = ServiceStatus.of(recognition.status(), corrections.count())
+        return told.model_copy(update={"problem": without_folders(told.problem or "") or None})
 
     @routes.post("/classify", openapi_extra=PHOTO_BODY, responses=of_photo)
     def classify(photo: Photo, query: Annotated[ClassifyQuery, Query()]) -> Classes:
@@ -71,6 +80,15 @@ def router(service: Service) -> APIRouter:
         where = query.filter()
         found = similar_products(recognition, sku, k=query.k, where=where, diversity=query.diversity)
         return Listed.of(found)
+
+    @routes.get("/suggestions", responses=problems(409, 422, 503))
+    def suggest(query: Annotated[SuggestionsQuery, Query()]) -> Suggested:
+        """Find products like those that a shopper looked at lately. What was looked at is not kept."""
+        now, views = datetime.now(UTC), RecentViews()
+        for place, sku in reversed(list(enumerate(query.viewed))):
+            views.add(sku, now - place * VIEW_AGE)
+        found = views.suggest(recognition, k=query.k, now=now, where=query.filter())
+        return Suggested(matches=tuple(map(Matched.of, found)))
 
     @routes.post(
         "/corrections", status_code=201, openapi_extra=PHOTO_BODY, responses=of_photo | problems(409)

@@ -128,6 +128,16 @@ class SimilarQuery(Conditions):
     ] = 0.0
 
 
+class SuggestionsQuery(Conditions):
+    """The address of a question for what may interest a shopper next."""
+
+    viewed: Annotated[
+        list[Sku],
+        Field(min_length=1, max_length=50, description="SKUs that the shopper looked at, the latest first."),
+    ]
+    k: Results = 10
+
+
 class ListQuery(Conditions):
     """The address of a list of products: those after `after`, by SKU."""
 

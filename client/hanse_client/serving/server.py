@@ -39,8 +39,12 @@ SPARE_THREADS: Final = 4
 """Threads beyond those of requests, for what they do beside."""
 
 
-def serve(config: ClientConfig, tell: Callable[[str], None], stop: threading.Event) -> None:
+def serve(
+    config: ClientConfig, tell: Callable[[str], None], stop: threading.Event, *, private: bool = True
+) -> None:
     """Serve until `stop`. `tell` hears what is served and where, a line at a time.
+
+    The token is told only if what is told is `private`: a system's journal has more readers than its owner.
 
     Raises `NotServing` when a port or the certificate can't be used, and what `Service.open` raises.
     """
@@ -57,7 +61,7 @@ def serve(config: ClientConfig, tell: Callable[[str], None], stop: threading.Eve
         with _answering(context, _with_threads(app, settings.requests), bound):
             if listener is not None:
                 listener.start(service, needed)
-            for line in announcement(service, token):
+            for line in announcement(service, token if private else None):
                 tell(line)
             stop.wait()
             service.ready = False
@@ -66,8 +70,8 @@ def serve(config: ClientConfig, tell: Callable[[str], None], stop: threading.Eve
                 listener.drain(END_SECONDS)
 
 
-def announcement(service: Service, token: str) -> tuple[str, ...]:
-    """Return what is served and where, in words."""
+def announcement(service: Service, token: str | None) -> tuple[str, ...]:
+    """Return what is served and where, in words; the way into the page with the token, if there is one to tell."""
     settings, status = service.config.serve, service.recognition.status()
     host = settings.address.rpartition(":")[0].partition("://")[2]
     version = f"version {status.version}" if status.version is not None else status.recognizer.hex()[:16]
@@ -85,7 +89,8 @@ def announcement(service: Service, token: str) -> tuple[str, ...]:
         f"The recognizer is ready: {version}, {known}.",
         f"Serving to {who}: {where}.",
         asked,
-        f"Your page: {settings.address}/?token={token}",
+        f"Your page: {settings.address}/?token={token or 'TOKEN'}"
+        + ("" if token else f", with what stands in {service.config.state / 'serve.token'}"),
     )
 
 

@@ -136,11 +136,7 @@ class _TokenNeeded(grpc.ServerInterceptor):  # type: ignore[misc]
     def intercept_service(self, continuation: Callable[[Any], Any], details: Any) -> Any:
         token = self._token()
         metadata = {key: value for key, value in details.invocation_metadata or () if isinstance(value, str)}
-        if (
-            token is None
-            or details.method == _CHECK
-            or is_bearer(metadata.get("authorization", ""), token())
-        ):
+        if token is None or details.method == _CHECK or is_bearer(metadata.get("authorization", ""), token()):
             return continuation(details)
         return _REFUSED
 

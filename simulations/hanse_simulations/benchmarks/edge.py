@@ -2,9 +2,9 @@
 
     hanse-sim bench edge [--quick] [--json FILE]
 
-Heads are trained on `TRAINED` product photos of Fashion-MNIST, and judged on others. One photo of `FRAME` pixels goes
-in at a time, on one thread, in turn by each way, so that they share the machine's mood: `torch` is Pillow's resizing
-and the recognizer's own network and head; `float32` and `int8` are onnxruntime on the exported files, resizing
+Heads are trained on product photos of Fashion-MNIST, and judged on others (`FULL`, `QUICK`). One photo of `FRAME`
+pixels goes in at a time, on one thread, in turn by each way, so that they share the machine's mood: `torch` is Pillow's
+resizing and the recognizer's own network and head; `float32` and `int8` are onnxruntime on the exported files, resizing
 included. Keys, each by recipe: `megabytes`, `milliseconds` (medians) and `agreement` (the part of photos of which a
 file names the recognizer's class first) by way; `float32_over_torch` and `int8_over_torch`, medians of the ratios of
 times within one repetition; `difference`, the largest of any probability or coordinate between float32 and the
@@ -14,6 +14,7 @@ recognizer.
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -40,9 +41,25 @@ from hanse_common.vision.taxonomy import Taxonomy
 from hanse_simulations.console import console
 from hanse_simulations.datasets import default_folder, fashion_mnist
 
-TRAINED, CALIBRATED, TESTED = 1000, 64, 300
 FRAME = (640, 480)
 WAYS = ("torch", "float32", "int8")
+
+
+@dataclass(frozen=True)
+class Size:
+    """How many photos train the head, calibrate and test, how often times are taken, and which `RECIPES`."""
+
+    trained: int
+    calibrated: int
+    tested: int
+    repetitions: int
+    recipes: tuple[str, ...]
+
+
+FULL = Size(1000, 64, 300, 50, ("scattering", "efficientnet-lite0", "both"))
+QUICK = Size(200, 32, 100, 20, ("scattering", "efficientnet-lite0"))
+TINY = Size(30, 16, 5, 2, ("efficientnet-lite0",))
+"""For tests."""
 
 _SCATTER = Part(
     preprocessing=Preprocessing(size=28, channels=1),
@@ -56,8 +73,9 @@ RECIPES = {
 }
 
 
-def run(quick: bool = False) -> dict[str, Any]:
-    """Return the figures; with `quick` of the first two recipes, by fewer repetitions and photos."""
+def run(quick: bool = False, size: Size | None = None) -> dict[str, Any]:
+    """Return the figures, by `size`, or by `QUICK` or `FULL`."""
+    size = size or (QUICK if quick else FULL)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     found: dict[str, Any] = {
@@ -72,23 +90,23 @@ def run(quick: bool = False) -> dict[str, Any]:
         )
     }
     try:
-        for name in list(RECIPES)[: 2 if quick else None]:
-            for key, value in _measured(
-                RECIPES[name], 10 if quick else 50, TESTED // (3 if quick else 1)
-            ).items():
-                found[key][name] = value
+        for name in size.recipes:
+            with console.status(name):
+                for key, value in _measured(RECIPES[name], size).items():
+                    found[key][name] = value
     finally:
         torch.set_num_threads(threads)
     return found
 
 
-def _measured(recipe: Recipe, repetitions: int, tested: int) -> dict[str, Any]:
+def _measured(recipe: Recipe, size: Size) -> dict[str, Any]:
     data = fashion_mnist(default_folder())
-    photos = [Image.fromarray(image).convert("RGB") for image in data.train_images[: TRAINED + CALIBRATED]]
-    others = [Image.fromarray(image).convert("RGB") for image in data.test_images[:tested]]
-    recognizer = _trained(recipe, photos[:TRAINED], data.train_labels[:TRAINED])
+    seen = data.train_images[: size.trained + size.calibrated]
+    photos = [Image.fromarray(image).convert("RGB") for image in seen]
+    others = [Image.fromarray(image).convert("RGB") for image in data.test_images[: size.tested]]
+    recognizer = _trained(recipe, photos[: size.trained], data.train_labels[: size.trained])
     model = edge.to_onnx(recognizer)
-    small = edge.quantised(model, photos[TRAINED:])
+    small = edge.quantised(model, photos[size.trained :])
     parity, small_parity = (edge.parity(recognizer, each, others) for each in (model, small))
     frame = others[0].resize(FRAME)
     ways = {
@@ -97,7 +115,7 @@ def _measured(recipe: Recipe, repetitions: int, tested: int) -> dict[str, Any]:
         "int8": _onnxruntime(small, frame),
     }
     times: dict[str, list[float]] = {way: [] for way in ways}
-    for repetition in range(repetitions + 2):
+    for repetition in range(size.repetitions + 2):
         for way, answer in ways.items():
             begin = time.perf_counter()
             answer()

@@ -90,6 +90,17 @@ def test_a_shelf_is_counted_by_its_grid_and_empty_places_are_set_aside(
         assert np.abs(np.asarray(image).mean(axis=(0, 1)) - WALL).max() < 3
 
 
+def test_what_was_set_aside_before_stays(recognition: Recognition, tmp_path: Path) -> None:
+    Image.new("RGB", (50, 50), WALL).save(tmp_path / "wall.png")
+    (tmp_path / "unknown").mkdir()
+    (tmp_path / "unknown/000007.jpg").write_bytes(b"of yesterday")
+    found = take_inventory(recognition, [tmp_path / "wall.png"], unknown_folder=tmp_path / "unknown")
+    assert [one.picture for one in found.unknown] == [str(tmp_path / "unknown/000008.jpg")]
+    again = take_inventory(recognition, [tmp_path / "wall.png"], unknown_folder=tmp_path / "unknown")
+    assert [one.picture for one in again.unknown] == [str(tmp_path / "unknown/000009.jpg")]
+    assert (tmp_path / "unknown/000007.jpg").read_bytes() == b"of yesterday"
+
+
 def test_cells_tell_the_nearest_product_and_whether_it_is_known(
     recognition: Recognition, pictures: Pictures
 ) -> None:

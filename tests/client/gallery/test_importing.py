@@ -73,6 +73,14 @@ def test_products_come_with_all_their_fields_and_photos(gallery: Gallery, table,
     assert embed.batches == [4]
 
 
+def test_spaces_of_all_kinds_in_a_field_become_one(gallery: Gallery, table, embed) -> None:
+    title = "Suppen\u00adteller\u00a0blau,\n tief\tund weiß"
+    source = table("sku,title,photo,note", f'a,"{title}",photos/0.png,\u202f')
+    assert import_products(gallery, source, embed).problems == []
+    assert gallery.get("a") == Product(sku="a", title="Suppenteller blau, tief und weiß")
+    assert len(gallery.photos_of("a")) == 1
+
+
 def test_a_catalog_file_is_read_with_a_row_for_each_photo(gallery: Gallery, table, embed) -> None:
     source = table(
         "path,label,sku,title",

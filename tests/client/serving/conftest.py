@@ -93,7 +93,7 @@ class Served:
 
 
 @contextmanager
-def running(folder: Path, **serve: Any) -> Iterator[Served]:
+def running(folder: Path, *, private: bool = True, **serve: Any) -> Iterator[Served]:
     """Serve a shop in `folder` while entered, as the command does, in a thread."""
     written = settings_in(folder, **serve)
     source = folder / "hanse-client.yaml"
@@ -107,7 +107,7 @@ def running(folder: Path, **serve: Any) -> Iterator[Served]:
 
     def run() -> None:
         try:
-            server.serve(config, told.append, stop)
+            server.serve(config, told.append, stop, private=private)
         except BaseException as error:
             failures.append(error)
             raise

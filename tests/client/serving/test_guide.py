@@ -99,8 +99,9 @@ def test_the_guides_blocks_do_what_it_says(
     assert "1002" in similar and "1001" not in similar
     assert "Looked at 1 photo" in counted
 
-    imported, removed = types(blocks["import"])
-    assert imported == "Took in 1 products with 1 photo.\n" and removed == "Removed 1003.\n"
+    imported, checked, removed = types(blocks["import"])
+    assert "1001: show " in checked and "1003: show " in checked
+    assert imported == "Took in 1 product with 1 photo.\n" and removed == "Removed 1003.\n"
 
     answers = [json.loads(line) for line in bash(shop, blocks["rest"]).splitlines() if line]
     assert answers[0]["products"] == 2 and len(answers[1]["classes"]) == 3
@@ -108,8 +109,9 @@ def test_the_guides_blocks_do_what_it_says(
     assert [match["product"]["sku"] for match in answers[4]["matches"]] == ["1002"]
     assert answers[5]["matches"][0]["product"]["title"] == "Ankle boot"
     assert [match["product"]["sku"] for match in answers[6]["matches"]] == ["1002"]
-    assert answers[10]["price"] == "14.90" and len(answers[10]["photos"]) == 1
-    assert [each["sku"] for each in answers[11]["products"]] == ["1001"]
+    assert [match["product"]["sku"] for match in answers[7]["matches"]] == ["1002"]
+    assert answers[11]["price"] == "14.90" and len(answers[11]["photos"]) == 1
+    assert [each["sku"] for each in answers[12]["products"]] == ["1001"]
     assert [each["label"] for each in answers[-1]["corrections"]] == ["trail shoe", None]
 
     (exported,) = types(blocks["export"])
@@ -153,6 +155,7 @@ def test_commands_print_json_and_tell_what_is_wrong(shop: Served, types: Any) ->
         ("inventory", "."),
         ("classify", "boot.jpg"),
         ("products", "import", "products.csv"),
+        ("products", "check"),
         ("products", "remove", "J-1"),
     ):
         code, said = invoke(*words, "--json")
@@ -169,6 +172,7 @@ def test_commands_print_json_and_tell_what_is_wrong(shop: Served, types: Any) ->
         (22, "products", "add", "J-2", "--photo", "notes.txt"),
         (30, "products", "import", "nowhere.csv"),
         (30, "similar", "J-1"),
+        (30, "products", "check", "--pictures", "."),
         (30, "search"),
         (21, "search", "nowhere.jpg"),
         (22, "search", "notes.txt"),
@@ -196,6 +200,7 @@ def test_the_command_serves_drains_and_ends_in_order(tmp_path: Path, wait_until:
     try:
         wait_until("the service", lambda: "Your page:" in log.read_text() or process.poll() is not None)
         token = (config.state / "serve.token").read_text()
+        assert token not in log.read_text(), "what goes to a file or a journal has other readers"
         with httpx.Client(base_url=config.serve.address, timeout=WAIT) as client:
             assert client.get("/ready").status_code == 200
 

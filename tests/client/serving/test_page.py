@@ -326,7 +326,7 @@ def test_no_photo_that_was_only_looked_at_is_on_the_disk(
 
 
 def test_too_busy_is_told(visit: Visitor, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(self: Batcher, *arguments: Any) -> None:
+    def full(self: Batcher, *arguments: Any, **named: Any) -> None:
         raise Busy("Too many photos wait.")
 
     where = visit.show(picture(0))

@@ -6,13 +6,17 @@ import io
 import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from PIL import Image
 
-from .conftest import Served, photo, picture, quoted
+from hanse_client.serving import photos
+from hanse_client.serving.photos import Room
+
+from .conftest import Served, photo, picture, quoted, running
 
 Stock = Callable[[int], None]
 
@@ -41,6 +45,13 @@ def test_it_tells_its_owner_what_is_served_and_where(served: Served) -> None:
     assert f"{served.url}/v1 (REST)" in told and f"{served.authority} (gRPC)" in told
     assert "this machine alone" in told and "version 1, 3 classes" in told
     assert f"{served.url}/?token={served.token}" in told
+
+
+def test_where_others_read_it_the_token_is_not_told(tmp_path: Path) -> None:
+    with running(tmp_path, private=False) as served:
+        told = "\n".join(served.told)
+        assert served.token not in told
+        assert f"{served.url}/?token=TOKEN, with what stands in {served.config.state / 'serve.token'}" in told
 
 
 def test_the_page_is_beside_it_and_needs_the_token_too(served: Served) -> None:
@@ -103,6 +114,18 @@ def test_similar_leaves_the_product_itself_out(client: httpx.Client, stock: Stoc
     assert len(mixed["matches"]) == 2 and mixed["matches"][0] == found["matches"][0]
     problem(client.get("/v1/products/S-1/similar", params={"diversity": 1.1}), 422, "invalid")
     problem(client.get("/v1/products/S-9/similar"), 404, "not_found")
+
+
+def test_suggestions_are_like_what_was_viewed_and_not_that_itself(client: httpx.Client, stock: Stock) -> None:
+    stock(5)
+    found = client.get("/v1/suggestions", params={"viewed": ["S-1", "S-3", "gone"], "k": 2}).json()
+    assert len(found["matches"]) == 2
+    assert not {match["product"]["sku"] for match in found["matches"]} & {"S-1", "S-3"}
+    nearest = client.get("/v1/products/S-1/similar", params={"k": 1}).json()["matches"][0]
+    found = client.get("/v1/suggestions", params={"viewed": "S-1", "k": 1}).json()
+    assert found["matches"][0]["product"] == nearest["product"]
+    problem(client.get("/v1/suggestions"), 422, "invalid")
+    problem(client.get("/v1/suggestions", params={"viewed": ["x"] * 51}), 422, "invalid")
 
 
 def test_a_product_is_put_changed_and_removed(client: httpx.Client) -> None:

@@ -11,6 +11,7 @@ import httpx
 import pytest
 import yaml
 
+from hanse_client.cli import serving
 from hanse_client.config import ClientConfig
 from hanse_client.serving import recognition_pb2 as pb
 from hanse_client.serving import server
@@ -69,6 +70,13 @@ def test_a_taken_port_is_told_before_anything_is_loaded(tmp_path: Path) -> None:
 def test_without_a_recognizer_it_says_so(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="recognizer"):
         begins(tmp_path)
+
+
+def test_a_state_folder_that_is_none_is_told(tmp_path: Path) -> None:
+    (tmp_path / "hanse-client.yaml").write_text(yaml.safe_dump(settings_in(tmp_path)))
+    (tmp_path / "state").write_text("a file")
+    with pytest.raises(ConfigError, match=r"state: .* cannot be written"):
+        serving.serve(tmp_path / "hanse-client.yaml")
 
 
 def test_a_certificate_that_cannot_be_used_is_told(tmp_path: Path, keys: DevelopmentKeys) -> None:
