@@ -86,17 +86,19 @@ class QueryLog:
     def of(cls, config: "ClientConfig") -> Self | None:
         """Return the shop's log, or None unless the policy allows plans of mode `trends`.
 
-        An owner who allows it no longer gets rid of all counts, except a log that can't be used: that is named in this
-        machine's own log, and harms nothing else.
+        An owner who allows it no longer gets rid of all counts. A log that can't be used is named in this machine's own
+        log, and harms nothing else: no query is counted, and plans of mode `trends` are declined.
         """
-        path = config.state / "queries.sqlite"
-        if "trends" in config.policy.modes:
-            return cls(path, config.policy.trends_days)
-        if path.exists():
-            try:
-                cls(path, config.policy.trends_days).clear()
-            except CatalogError:
-                log.exception("Counts of queries that are no longer wanted are still there.")
+        path, allowed = config.state / "queries.sqlite", "trends" in config.policy.modes
+        if not allowed and not path.exists():
+            return None
+        try:
+            queries = cls(path, config.policy.trends_days)
+            if allowed:
+                return queries
+            queries.clear()
+        except CatalogError:
+            log.exception("The counts of queries can't be %s.", "kept" if allowed else "deleted")
         return None
 
     def clear(self) -> None:

@@ -176,7 +176,8 @@ def test_counts_are_deleted_when_the_owner_allows_trends_no_longer(
     assert again is not None and again.open_to(week)
     assert not again.open_to(asking(make_plan, today() - timedelta(days=8), serial=1))
     path.write_bytes(b"damaged" * 1000)
-    assert QueryLog.of(configured()) is None and "still there" in caplog.text
+    assert QueryLog.of(configured()) is None and "can't be deleted" in caplog.text
+    assert QueryLog.of(allowing) is None and "can't be kept" in caplog.text
 
 
 # What is contributed

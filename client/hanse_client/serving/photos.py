@@ -22,7 +22,7 @@ from starlette.requests import Request
 from hanse_client.gallery.gallery import MAX_VIEWS, Gallery
 from hanse_client.serving.problems import Refused
 from hanse_common.errors import Busy, PhotoTooLarge
-from hanse_common.vision.photo import LIMITS, PhotoLimits, decode
+from hanse_common.vision.photo import LIMITS, PhotoLimits, check, decode
 
 PHOTO_TYPES: Final = (
     *("image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp", "image/tiff"),
@@ -69,33 +69,31 @@ Photo = Annotated[bytes, Depends(_photo)]
 
 
 class Room:
-    """Room for decoded photos of `pixels` in all, of which at most `at_once` are being decoded. Threads share it.
+    """Room for photos of `pixels` in all, being decoded or decoded. Threads share it.
 
     A photo takes its place until nobody holds it any more.
     """
 
-    def __init__(self, pixels: int, at_once: int, seconds: float) -> None:
+    def __init__(self, pixels: int, seconds: float) -> None:
         self._free = pixels
-        self._at_once = at_once
         self._seconds = seconds
         self._changed = threading.Condition()
 
     def decoded(self, photo: bytes, limits: PhotoLimits) -> Image:
         """Return the photo in a file's bytes. Raises `PhotoError`, and `Busy` when no room comes in time."""
+        width, height = check(photo, limits)
+        pixels = width * height
         with self._changed:
-            if not self._changed.wait_for(lambda: self._at_once > 0 and self._free > 0, self._seconds):
+            if not self._changed.wait_for(lambda: self._free >= pixels, self._seconds):
                 raise Busy("Too many large photos at once. Send smaller ones, or fewer at a time.")
-            self._at_once -= 1
+            self._free -= pixels
         try:
             image = decode(photo, limits)
-            pixels = image.width * image.height
-            weakref.finalize(image, self._give, pixels)
-            self._give(-pixels)
-            return image
-        finally:
-            with self._changed:
-                self._at_once += 1
-                self._changed.notify_all()
+        except BaseException:
+            self._give(pixels)
+            raise
+        weakref.finalize(image, self._give, pixels)
+        return image
 
     def _give(self, pixels: int) -> None:
         with self._changed:
@@ -103,8 +101,8 @@ class Room:
             self._changed.notify_all()
 
 
-ROOM: Final = Room(pixels=4 * LIMITS.max_pixels, at_once=4, seconds=20.0)
-"""All requests' room: some 2 GB when every photo is the largest there may be."""
+ROOM: Final = Room(pixels=3 * LIMITS.max_pixels, seconds=20.0)
+"""All requests' room: a photo takes 4 bytes a pixel, and three times that while it is decoded."""
 
 
 def decoded(photo: bytes, limits: PhotoLimits = LIMITS) -> Image:

@@ -90,12 +90,15 @@ def content_digest(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()
 
 
-def check(data: bytes, limits: PhotoLimits = LIMITS, path: Path | None = None) -> None:
-    """Check the header of a photo file's bytes without decoding pixels; `path` is for the error's text.
+def check(data: bytes, limits: PhotoLimits = LIMITS, path: Path | None = None) -> tuple[int, int]:
+    """Return width and height by the header of a photo file's bytes, which is checked; no pixels are decoded.
+
+    `path` is for the error's text.
 
     Raises `PhotoUnreadable` or `PhotoTooLarge`.
     """
-    _open(data, limits, shown(path) if path else "photo").close()
+    with _open(data, limits, shown(path) if path else "photo") as image:
+        return image.size
 
 
 def decode(source: Path | bytes, limits: PhotoLimits = LIMITS, path: Path | None = None) -> Image.Image:

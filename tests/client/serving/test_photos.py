@@ -16,7 +16,7 @@ from .conftest import picture
 
 
 def test_a_photo_has_its_room_until_nobody_holds_it() -> None:
-    room = Room(pixels=100 * 100, at_once=1, seconds=0.05)
+    room = Room(pixels=100 * 100, seconds=0.05)
     held = room.decoded(picture(1, size=100), LIMITS)
     with pytest.raises(Busy):
         room.decoded(picture(2, size=10), LIMITS)
@@ -24,15 +24,16 @@ def test_a_photo_has_its_room_until_nobody_holds_it() -> None:
     assert room.decoded(picture(2, size=10), LIMITS).size == (10, 10)
 
 
-def test_what_is_no_photo_gives_its_turn_back() -> None:
-    room = Room(pixels=1, at_once=1, seconds=0.05)
-    for _ in range(3):
+def test_what_is_damaged_gives_its_room_back() -> None:
+    room = Room(pixels=100 * 100, seconds=0.05)
+    for damaged in (b"no photo", picture(1, size=100)[:-300]) * 2:
         with pytest.raises(PhotoUnreadable):
-            room.decoded(b"no photo", LIMITS)
+            room.decoded(damaged, LIMITS)
+    assert room.decoded(picture(1, size=100), LIMITS).size == (100, 100)
 
 
 def test_of_a_products_photos_one_is_large_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(photos, "ROOM", Room(pixels=1, at_once=1, seconds=0.05))
+    monkeypatch.setattr(photos, "ROOM", Room(pixels=900 * 900, seconds=0.05))
     found = references([picture(seed, size=900) for seed in range(4)])
     assert [one.size for one in found] == [(512, 512)] * 4
 

@@ -225,7 +225,7 @@ def test_an_import_takes_in_what_is_right_and_tells_what_is_not(client: httpx.Cl
 def test_of_a_lines_photos_one_is_large_at_a_time(
     client: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(photos, "ROOM", Room(pixels=1, at_once=1, seconds=0.05))
+    monkeypatch.setattr(photos, "ROOM", Room(pixels=900 * 900, seconds=0.05))
     many = line("A", *(picture(seed, size=900) for seed in range(4)))
     assert done(client, client.post("/v1/imports", content=many, headers=NDJSON))["failed"] == 0
 
