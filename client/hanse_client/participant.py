@@ -274,7 +274,7 @@ class Participant:
             if isinstance(plan.training, TrendsTraining):
                 reason = (
                     f"the searches of {plan.training.days} days from {plan.training.first_day} on can't be counted: "
-                    "these days are not over, no longer kept, or were counted under another plan."
+                    "these days are not over, no longer kept, or another plan's, or the counts can't be read."
                 )
             raise _Declines(DeclineCode.UNAVAILABLE, reason)
         return plan

@@ -150,7 +150,7 @@ def robustness(
 @app.command()
 def recognition(
     study: Annotated[Path, typer.Argument(help="The study of options, YAML.", metavar="FILE")] = Path(
-        "simulations/experiments/recognition.yaml"
+        "simulations/studies/recognition.yaml"
     ),
     grocery: Annotated[
         Path | None,

@@ -1,6 +1,6 @@
 """What each option that should make recognition robust does on real photos: with it beside without.
 
-    study = load(Study, Path("simulations/experiments/recognition.yaml"))
+    study = load(Study, Path("simulations/studies/recognition.yaml"))
     figures = run_study(study, Path("GroceryStoreDataset/dataset"), Path("results/recognition"))
     print(table(study, figures))
 

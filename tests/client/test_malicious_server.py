@@ -60,6 +60,8 @@ from hanse_common.plan import (
     LocalTraining,
     Plan,
     SignedPlan,
+    TrendsTraining,
+    dimension_of,
 )
 from hanse_common.randomness import AesCtrStream
 from hanse_common.secagg.messages import Joined
@@ -193,6 +195,10 @@ BEYOND: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "max_rounds": ({"training": local(rounds=9, local_steps=1)}, {"max_rounds": 9}),
     "max_steps": ({"training": local(local_steps=5)}, {"max_steps": 20}),
     "upload_slot": ({"cohort": Cohort(**(COHORT | {"upload_slot": 0.25}))}, {"upload_slot": 0.0}),
+    "trends_days": (
+        {"training": TrendsTraining(first_day="2026-01-05", days=14, expected_batch=20.0, noise_multiplier=40.0)},
+        {"trends_days": 14},
+    ),
 }  # fmt: skip
 """For each field of the policy, what a plan has that this field alone refuses, and how the field would allow it."""
 
@@ -205,6 +211,7 @@ STRICTER: dict[str, dict[str, Any]] = {
     "minimum_cohort": {"minimum_cohort": 4},
     "corrupt_merchants": {"corrupt_merchants": 2},
     "recipes": {"recipes": ("0" * 16,)},
+    "trends_days": {"trends_days": 7, "modes": ("trends",)},
 }
 
 
@@ -215,13 +222,12 @@ def strict(field: str) -> Policy:
 def beyond(field: str) -> Plan:
     fields: dict[str, Any] = {"training": local(), "cohort": Cohort(**COHORT)} | BEYOND[field][0]
     fields["league"] = "other" if field == "league" else "test"
-    base = seeds.plans()[0].model_dump()
     return Plan(
         league=fields["league"],
         serial=bytes(16),
         recipe=seeds.SMALL,
         taxonomy=seeds.TAXONOMY,
-        dimension=base["dimension"],
+        dimension=dimension_of(fields["training"], seeds.SMALL, len(seeds.TAXONOMY.classes)),
         training=fields["training"],
         cohort=fields["cohort"],
         delta=fields.get("delta", 1e-6),
@@ -244,7 +250,7 @@ def test_a_plan_beyond_one_field_is_refused_by_that_field_alone(tmp_path: Path, 
     assert shop.ask(invitation) == Declined(**invitation.work, code=DeclineCode.POLICY)
     assert shop.untouched()
     assert reason in shop.told[0]
-    if field != "league":  # whose directory would be another, too
+    if field not in ("league", "trends_days"):  # whose directory would be another, too; who keeps no queries
         assert isinstance(rounds.Shop(tmp_path / "loose", loose).ask(invitation), Joined)
 
 

@@ -101,9 +101,8 @@ def searched(league: Any, name: str, day: date) -> Counter[str]:
     with sqlite3.connect(config(league, name).state / "queries.sqlite") as db:  # the day goes by
         for label, count in found.items():
             now = (datetime.now(UTC).date().isoformat(), label)
-            assert db.execute("SELECT count FROM query WHERE day = ? AND class = ?", now).fetchone() == (
-                count,
-            )
+            (kept,) = db.execute("SELECT count FROM query WHERE day = ? AND class = ?", now).fetchone()
+            assert kept == count
             db.execute("UPDATE query SET day = ? WHERE day = ? AND class = ?", (day.isoformat(), *now))
     return found
 

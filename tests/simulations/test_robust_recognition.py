@@ -18,7 +18,7 @@ from hanse_simulations.grocery import Grocery
 from hanse_simulations.photos import ArrayPhoto
 from hanse_simulations.robust_recognition import Study, long_tail, run_study, table
 
-STUDY = Path(__file__).parents[2] / "simulations/experiments/recognition.yaml"
+STUDY = Path(__file__).parents[2] / "simulations/studies/recognition.yaml"
 
 
 def photo(seed: int = 1, shape: tuple[int, ...] = (60, 50, 3)) -> ArrayPhoto:

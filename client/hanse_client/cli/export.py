@@ -51,8 +51,9 @@ def export(
 ) -> None:
     """Write the recognizer as one ONNX file, from pixels to probabilities and embedding, and check it.
 
-    Your photos serve to check it and, with --int8, to find its scales. Nothing of them is in the file but the range of
-    each layer's values. A file that differs from the recognizer by more than it may is not kept.
+    Your photos serve to check it and, with --int8, to find its scales and biases. Nothing of them is in the 8-bit file
+    but the range and the average of each layer's values, and nothing at all in the other. A file that differs from the
+    recognizer by more than it may is not kept.
 
     Exit codes: 0 written and checked; 10 the extra `edge` is not installed; 14 too few photos for --int8; 15 the
     recognizer can't be exported.

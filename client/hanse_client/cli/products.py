@@ -14,6 +14,7 @@ from hanse_client.cli.options import DEFAULT_CONFIG, ConfigOption, photos, say
 from hanse_client.config import ClientConfig
 from hanse_client.gallery.gallery import Gallery
 from hanse_client.gallery.product import Filter, Product
+from hanse_client.personal.corrections import Corrections
 from hanse_common import commands
 from hanse_common.commands import err
 from hanse_common.config import load
@@ -104,12 +105,18 @@ def remove(
     config: ConfigOption = DEFAULT_CONFIG,
     as_json: Json = False,
 ) -> None:
-    """Remove products with their photos, for good.
+    """Remove products with their photos, for good, and the photos that you said show them.
 
     Exit codes: 0 all removed, 30 one of them is not there (the others are removed all the same).
     """
-    with Gallery.open(load(ClientConfig, config).gallery_path) as gallery:
+    settings = load(ClientConfig, config)
+    with (
+        Gallery.open(settings.gallery_path) as gallery,
+        Corrections(settings.corrections_path) as corrections,
+    ):
         removed = {sku: gallery.remove(sku) for sku in skus}
+        for sku in skus:
+            corrections.forget(sku)
     if as_json:
         typer.echo(json.dumps({"removed": removed}))
     else:

@@ -7,7 +7,8 @@
     done = import_products(gallery, Path("products.csv"), embed)
     print(done.products, done.photos, done.problems)
 
-The first line names the columns, in any order and case: `sku`, which must be there, `title`, `price`, `currency`,
+Fields are divided by commas, or by semicolons if there are more of these in the first line, which names the columns, in
+any order and case: `sku`, which must be there, `title`, `price`, `currency`,
 `category`, and `photo`, as often as there are photos (`photo`, `photo2`, …; or several in one field with `|` between).
 Every other column is an attribute. A product may have several rows: each adds its photos, and its fields hold where
 they are not empty. The catalog file that `hanse-client import-products` writes (`path`, `label`, `sku`, `title`) is
@@ -29,6 +30,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -198,7 +200,11 @@ def _records(
     except OSError as error:
         raise GalleryError(f"{source}: cannot be read ({error.strerror}), expected a CSV file.") from None
     with opened as file:
-        reader = csv.reader(_lines(source, file))
+        lines = _lines(source, file)
+        first = next(lines, "")
+        # Spreadsheets write semicolons where the comma is in numbers.
+        between = ";" if first.count(";") > first.count(",") else ","
+        reader = csv.reader(chain([first], lines), delimiter=between)
         names = _names(source, next(reader, []))
         count = 0
         while True:
@@ -208,7 +214,8 @@ def _records(
                 break
             except csv.Error as error:
                 done.add(
-                    reader.line_num, f"{source}:{reader.line_num}: not CSV ({error}). Mind quotes and commas."
+                    reader.line_num,
+                    f"{source}:{reader.line_num}: not CSV ({error}). Mind quotes, and what stands between fields.",
                 )
                 continue
             if not any(row):
@@ -234,14 +241,16 @@ def _names(source: Path, header: list[str]) -> list[str]:
         if names.count(name) > 1 or (name == "sku" and name not in names):
             raise GalleryError(
                 f"{source}:1: found the columns {', '.join(names)[:99]!r}, expected {name!r} once. Name the columns "
-                "sku, title, price, currency, category, photo; others are attributes. Use commas."
+                "sku, title, price, currency, category, photo; others are attributes."
             )
     return names
 
 
 def _columns(names: list[str], row: list[str]) -> _Columns:
     if len(row) != len(names):
-        raise ValueError(f"found {len(row)} fields, expected {len(names)}. Mind quotes and commas.")
+        raise ValueError(
+            f"found {len(row)} fields, expected {len(names)}. Mind quotes, and what stands between fields."
+        )
     if (longest := max(map(len, row))) > MAX_FIELD:
         raise ValueError(f"found a field of {longest} characters, expected at most {MAX_FIELD}.")
     found = _Columns({}, {}, [])

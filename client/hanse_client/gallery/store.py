@@ -153,9 +153,7 @@ class Store:
                 raise damaged("its tables are not as they were made")
             (self._salt,) = database.execute("SELECT salt FROM terms").fetchone()
         # A crash may have left the journal full of what is removed; whoever reads it now empties it sooner or later.
-        database.execute("PRAGMA busy_timeout = 0")
-        database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-        database.execute(f"PRAGMA busy_timeout = {round(1000 * LOCK_SECONDS)}")
+        self._checkpoint()
         database.create_function("token", 2, self._token, deterministic=True)
 
     def _token(self, name: str, value: str) -> int:
@@ -204,16 +202,24 @@ class Store:
         """
         until = time.monotonic() + LOCK_SECONDS
         while self._journal_is_in_use():
-            # SQLite waits for readers, but not for somebody else's checkpoint [4].
+            # SQLite would wait for readers, but not for somebody else's checkpoint [4].
             if time.monotonic() > until:
                 raise self._still_read()
             time.sleep(0.005)
 
     def _journal_is_in_use(self) -> bool:
-        """Try to empty the journal; return whether somebody hindered it."""
+        """Try to empty the journal, without waiting; return whether somebody hindered it."""
         with self._lock, self._in_words():
-            busy, _, _ = self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-            return bool(busy)
+            return self._checkpoint()
+
+    def _checkpoint(self) -> bool:
+        database = self._database
+        database.execute("PRAGMA busy_timeout = 0")  # others of this process would wait, too
+        try:
+            busy, _, _ = database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        finally:
+            database.execute(f"PRAGMA busy_timeout = {round(1000 * LOCK_SECONDS)}")
+        return bool(busy)
 
     def _still_read(self) -> GalleryError:
         return GalleryError(

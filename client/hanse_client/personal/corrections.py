@@ -213,6 +213,13 @@ class Corrections:
             db.execute("DELETE FROM correction WHERE digest = ?", (photo,))
             return db.execute("DELETE FROM photo WHERE digest = ?", (photo,)).rowcount > 0
 
+    def forget(self, sku: str) -> int:
+        """Remove the photos that, by the last word, show the product `sku`, and all that was said of them.
+
+        Return how many there were.
+        """
+        return sum(self.remove(one.photo) for one in self.list(limit=self.count() + 1) if one.sku == sku)
+
     def clear(self) -> int:
         """Remove everything, and return how many photos there were."""
         with self._transaction() as db:

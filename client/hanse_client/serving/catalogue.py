@@ -99,10 +99,9 @@ def router(service: Service) -> APIRouter:
         "/products/{sku}", status_code=204, response_class=NO_CONTENT, responses=problems(404, 409, 422)
     )
     def remove_product(sku: SkuInPath) -> None:
-        """Remove a product with its photos, for good."""
-        with service.changing:
-            if not recognition.remove(sku):
-                raise Refused(404, "not_found", "There is no product of that SKU.")
+        """Remove a product with its photos, for good, and the photos that were said to show it."""
+        if not service.remove(sku):
+            raise Refused(404, "not_found", "There is no product of that SKU.")
 
     @routes.post(
         "/products/{sku}/photos",

@@ -390,7 +390,9 @@ class Pages:
         return self._page(request, "remove", product=product, photos=[each.hex() for each in photos])
 
     def _remove(self, request: Request, fields: Mapping[str, str]) -> Response:
-        self._recognition.remove(self._existing(fields.get("sku", "")).sku)
+        sku = self._existing(fields.get("sku", "")).sku
+        self._recognition.remove(sku)
+        self._corrections.forget(sku)
         return RedirectResponse("/products", 303)
 
     # What was said, and how the recognizer is

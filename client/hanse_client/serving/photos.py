@@ -101,8 +101,8 @@ class Room:
             self._changed.notify_all()
 
 
-ROOM: Final = Room(pixels=3 * LIMITS.max_pixels, seconds=20.0)
-"""All requests' room: a photo takes 4 bytes a pixel, and three times that while it is decoded."""
+ROOM: Final = Room(pixels=2 * LIMITS.max_pixels, seconds=20.0)
+"""All requests' room: a photo takes up to 15 bytes a pixel while it is decoded and made small, as measured."""
 
 
 def decoded(photo: bytes, limits: PhotoLimits = LIMITS) -> Image:

@@ -50,6 +50,13 @@ class Service:
         self.recognition.close()
         self.corrections.close()
 
+    def remove(self, sku: str) -> bool:
+        """Remove the product, and what its owner said shows it; return whether there was one."""
+        with self.changing:
+            removed = self.recognition.remove(sku)
+            self.corrections.forget(sku)
+            return removed
+
     def product(self, sku: str) -> Product | None:
         """Return the product, None when there is none."""
         return self.recognition.gallery.get(sku)

@@ -223,8 +223,7 @@ class _Calls(recognition_pb2_grpc.RecognitionServicer):
         """Remove a product."""
 
         def remove() -> pb.RemoveProductReply:
-            with self._service.changing:
-                return pb.RemoveProductReply(removed=self._recognition.remove(request.sku))
+            return pb.RemoveProductReply(removed=self._service.remove(request.sku))
 
         return _answered(remove, context)
 

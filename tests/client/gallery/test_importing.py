@@ -73,6 +73,13 @@ def test_products_come_with_all_their_fields_and_photos(gallery: Gallery, table,
     assert embed.batches == [4]
 
 
+def test_semicolons_divide_where_a_spreadsheet_wrote_them(gallery: Gallery, table, embed) -> None:
+    source = table("sku;title;photo", "a;Shoe, red;photos/0.png", "b;Boot;photos/1.png|photos/2.png")
+    assert import_products(gallery, source, embed).problems == []
+    assert gallery.get("a") == Product(sku="a", title="Shoe, red")
+    assert [len(gallery.photos_of(sku)) for sku in "ab"] == [1, 2]
+
+
 def test_spaces_of_all_kinds_in_a_field_become_one(gallery: Gallery, table, embed) -> None:
     title = "Suppen\u00adteller\u00a0blau,\n tief\tund weiß"
     source = table("sku,title,photo,note", f'a,"{title}",photos/0.png,\u202f')

@@ -116,6 +116,14 @@ def test_similar_leaves_the_product_itself_out(client: httpx.Client, stock: Stoc
     problem(client.get("/v1/products/S-9/similar"), 404, "not_found")
 
 
+def test_with_a_product_goes_what_was_said_to_show_it(client: httpx.Client, stock: Stock) -> None:
+    stock(2)
+    client.post("/v1/products/S-1/corrections", **photo(7)).raise_for_status()
+    client.post("/v1/corrections", params={"label": "clog"}, **photo(8)).raise_for_status()
+    assert client.delete("/v1/products/S-1").status_code == 204
+    assert [each["label"] for each in client.get("/v1/corrections").json()["corrections"]] == ["clog"]
+
+
 def test_suggestions_are_like_what_was_viewed_and_not_that_itself(client: httpx.Client, stock: Stock) -> None:
     stock(5)
     found = client.get("/v1/suggestions", params={"viewed": ["S-1", "S-3", "gone"], "k": 2}).json()
