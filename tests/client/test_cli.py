@@ -514,7 +514,7 @@ def test_the_guide_and_the_views_text_name_every_exported_field(
     run("ledger", "--export", "out.jsonl")
     fields = json.loads((shop / "out.jsonl").read_text().splitlines()[0])
     guide = (root / "client" / "README.md").read_text()
-    for text in (ledger_view.__doc__, guide):
+    for text in (ledger_view.__doc__ or "", guide[guide.index("`number`") :]):
         places = [text.find(f"`{name}`") for name in fields]
         assert -1 not in places
         assert places == sorted(places), "in the order of the hash"

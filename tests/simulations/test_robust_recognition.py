@@ -103,6 +103,7 @@ def small(folder: Path, **changes: Any) -> Study:
     return load(Study, path)
 
 
+@pytest.mark.slow
 def test_a_study_is_run_once_and_shown_as_a_table(grocery: Path, tmp_path: Path) -> None:
     told: list[str] = []
     study = small(tmp_path)

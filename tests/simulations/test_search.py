@@ -191,6 +191,7 @@ def test_a_folder_without_groceries_is_refused(tmp_path: Path) -> None:
         next(grocery_trials(Study.quick(), tmp_path / "cache.sqlite", tmp_path))
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table_and_writes_it(tmp_path: Path) -> None:
     figures = tmp_path / "figures.json"
     folder = str(tmp_path / "search")

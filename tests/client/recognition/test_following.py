@@ -169,8 +169,8 @@ def test_a_request_ends_on_the_recognizer_it_began_with(
     submit, calibrate = batcher.submit, gallery.calibrate
     begun = threading.Semaphore(0)
 
-    def slow(engine: Any, image: Any) -> Any:
-        future = submit(engine, image)
+    def slow(engine: Any, image: Any, **how: Any) -> Any:
+        future = submit(engine, image, **how)
         if engine is first:
             future.result(WAIT)
             begun.release()
