@@ -150,6 +150,16 @@ class PutProductReply(_message.Message):
     photos: _containers.RepeatedScalarFieldContainer[bytes]
     def __init__(self, photos: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
+class ImportAnswer(_message.Message):
+    __slots__ = ("sku", "done", "problem")
+    SKU_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    sku: str
+    done: PutProductReply
+    problem: Problem
+    def __init__(self, sku: _Optional[str] = ..., done: _Optional[_Union[PutProductReply, _Mapping]] = ..., problem: _Optional[_Union[Problem, _Mapping]] = ...) -> None: ...
+
 class RemoveProductRequest(_message.Message):
     __slots__ = ("sku",)
     SKU_FIELD_NUMBER: _ClassVar[int]

@@ -59,6 +59,11 @@ class RecognitionStub:
                 request_serializer=hanse__client_dot_serving_dot_recognition__pb2.PutProductRequest.SerializeToString,
                 response_deserializer=hanse__client_dot_serving_dot_recognition__pb2.PutProductReply.FromString,
                 _registered_method=True)
+        self.ImportProducts = channel.stream_stream(
+                '/hanse.recognition.v1.Recognition/ImportProducts',
+                request_serializer=hanse__client_dot_serving_dot_recognition__pb2.PutProductRequest.SerializeToString,
+                response_deserializer=hanse__client_dot_serving_dot_recognition__pb2.ImportAnswer.FromString,
+                _registered_method=True)
         self.RemoveProduct = channel.unary_unary(
                 '/hanse.recognition.v1.Recognition/RemoveProduct',
                 request_serializer=hanse__client_dot_serving_dot_recognition__pb2.RemoveProductRequest.SerializeToString,
@@ -109,6 +114,14 @@ class RecognitionServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ImportProducts(self, request_iterator, context):
+        """PutProduct for many products. Each has an answer, in the order in which they came, once it is stored; one that can't
+        be taken in gets a problem for an answer, and the stream goes on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RemoveProduct(self, request, context):
         """Removes a product with its photos.
         """
@@ -152,6 +165,11 @@ def add_RecognitionServicer_to_server(servicer, server):
                     servicer.PutProduct,
                     request_deserializer=hanse__client_dot_serving_dot_recognition__pb2.PutProductRequest.FromString,
                     response_serializer=hanse__client_dot_serving_dot_recognition__pb2.PutProductReply.SerializeToString,
+            ),
+            'ImportProducts': grpc.stream_stream_rpc_method_handler(
+                    servicer.ImportProducts,
+                    request_deserializer=hanse__client_dot_serving_dot_recognition__pb2.PutProductRequest.FromString,
+                    response_serializer=hanse__client_dot_serving_dot_recognition__pb2.ImportAnswer.SerializeToString,
             ),
             'RemoveProduct': grpc.unary_unary_rpc_method_handler(
                     servicer.RemoveProduct,
@@ -299,6 +317,33 @@ class Recognition:
             '/hanse.recognition.v1.Recognition/PutProduct',
             hanse__client_dot_serving_dot_recognition__pb2.PutProductRequest.SerializeToString,
             hanse__client_dot_serving_dot_recognition__pb2.PutProductReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ImportProducts(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/hanse.recognition.v1.Recognition/ImportProducts',
+            hanse__client_dot_serving_dot_recognition__pb2.PutProductRequest.SerializeToString,
+            hanse__client_dot_serving_dot_recognition__pb2.ImportAnswer.FromString,
             options,
             channel_credentials,
             insecure,

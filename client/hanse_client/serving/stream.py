@@ -146,6 +146,8 @@ def _refuse(requests: object, context: Any) -> NoReturn:
     raise RuntimeError  # abort raises
 
 
+_ENDING: Final = "The service ends. Connect again."
+
 _REFUSED = grpc.stream_stream_rpc_method_handler(_refuse)
 
 
@@ -211,13 +213,38 @@ class _Calls(recognition_pb2_grpc.RecognitionServicer):
     def PutProduct(self, request: pb.PutProductRequest, context: Any) -> pb.PutProductReply:
         """Add or replace a product, and add photos."""
 
-        def put() -> pb.PutProductReply:
-            product = product_of(request.product)
-            images = references(request.photos)
-            with self._service.changing:
-                return pb.PutProductReply(photos=self._recognition.put(product, images))
+        return _answered(lambda: self._put(request), context)
 
-        return _answered(put, context)
+    def ImportProducts(
+        self, requests: Iterator[pb.PutProductRequest], context: Any
+    ) -> Iterator[pb.ImportAnswer]:
+        """Add or replace product after product."""
+        self._take_place(context)
+        try:
+            for request in requests:
+                if not self._service.ready:
+                    context.abort(grpc.StatusCode.UNAVAILABLE, _ENDING)
+                try:
+                    yield pb.ImportAnswer(sku=request.product.sku, done=self._put(request))
+                except Exception as error:  # told in the answer, since the stream goes on
+                    _, code, text = _told(error)
+                    problem = pb.Problem(code=code, message=text)
+                    yield pb.ImportAnswer(sku=request.product.sku, problem=problem)
+        except grpc.RpcError:  # the sender has gone
+            log.debug("a stream of products broke off")
+        finally:
+            self._streams.release()
+
+    def _put(self, request: pb.PutProductRequest) -> pb.PutProductReply:
+        product = product_of(request.product)
+        images = references(request.photos)
+        with self._service.changing:
+            return pb.PutProductReply(photos=self._recognition.put(product, images))
+
+    def _take_place(self, context: Any) -> None:
+        """Take one of the streams' places, which the stream gives back."""
+        if not self._streams.acquire(blocking=False):
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "Too many streams at once. End another first.")
 
     def RemoveProduct(self, request: pb.RemoveProductRequest, context: Any) -> pb.RemoveProductReply:
         """Remove a product."""
@@ -229,8 +256,7 @@ class _Calls(recognition_pb2_grpc.RecognitionServicer):
 
     def Recognize(self, requests: Iterator[pb.Photo], context: Any) -> Iterator[pb.Answer]:
         """Answer photo after photo."""
-        if not self._streams.acquire(blocking=False):
-            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "Too many streams at once. End another first.")
+        self._take_place(context)
         closed = threading.Event()
         context.add_callback(closed.set)
         try:
@@ -272,7 +298,7 @@ class _Calls(recognition_pb2_grpc.RecognitionServicer):
                 answer = coming.get(timeout=POLL_SECONDS)
             except queue.Empty:
                 if not self._service.ready:
-                    context.abort(grpc.StatusCode.UNAVAILABLE, "The service ends. Connect again.")
+                    context.abort(grpc.StatusCode.UNAVAILABLE, _ENDING)
                 continue
             if answer is None:
                 return

@@ -187,6 +187,21 @@ def test_a_stream_answers_in_order_and_outlives_bad_photos(
     assert answers[7].recognized.found.matches[0].similarity == pytest.approx(1, abs=1e-3)
 
 
+def test_products_are_imported_by_a_stream_and_bad_ones_told(call: Caller, client: httpx.Client) -> None:
+    products = [
+        pb.PutProductRequest(product=pb.Product(sku="I-1", price="1.50"), photos=[picture(1), picture(2)]),
+        pb.PutProductRequest(product=pb.Product(sku="I-2", price="dear")),
+        pb.PutProductRequest(product=pb.Product(sku="I-3"), photos=[b"broken"]),
+        pb.PutProductRequest(product=pb.Product(sku="I-4")),
+    ]
+    answers = list(call("ImportProducts", iter(products)))
+    assert [answer.sku for answer in answers] == ["I-1", "I-2", "I-3", "I-4"]
+    assert len(answers[0].done.photos) == 2 and answers[3].HasField("done")
+    assert [answer.problem.code for answer in answers[1:3]] == ["invalid", "photo_unreadable"]
+    kept = client.get("/v1/products").json()["products"]
+    assert [product["sku"] for product in kept] == ["I-1", "I-4"]
+
+
 def test_answers_come_while_the_sender_still_waits(call: Caller) -> None:
     go_on = threading.Event()
 
