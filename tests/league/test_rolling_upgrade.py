@@ -81,7 +81,10 @@ def test_new_merchants_train_with_a_server_of_the_release_before(
     league.edit_server(lambda service: service.pop("page"))
     text = yaml.safe_load(league.server_config.read_text())
     text["optimization"] = {"optimizer": {"name": "sgd"}}  # as it was called then
-    text["plan"]["training"].pop("proximal", None)
+    for name in ("proximal", "class_rates"):  # keys that came later
+        text["plan"]["training"].pop(name, None)
+    text["plan"]["recipe"].pop("loss", None)
+    text["plan"]["recipe"]["preprocessing"].pop("zoom", None)
     league.server_config.write_text(yaml.safe_dump(text))
     words = [*program(release_before, "hanse_server"), "run", "--json", "--config", str(league.server_config)]
     server = league._start("server", words)

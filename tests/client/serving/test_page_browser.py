@@ -225,6 +225,7 @@ def test_by_keyboard_alone(browser: Any, shop: Shop, port: int) -> None:
 
     tab_to("To the content")
     ada.page.keyboard.press("Enter")
+    ada.page.wait_for_function("location.hash !== ''")
     tab_to("file", "id")
     outline = "getComputedStyle(document.querySelector('label[for=file]')).outlineStyle"
     assert ada.page.evaluate(outline) == "solid"
