@@ -1,6 +1,7 @@
-"""What several test files need: a small plan, the folder of public data, and a SuperLink on loopback."""
+"""What several test files need: a small plan, public data, a browser, and a SuperLink on loopback."""
 
 import os
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,8 +13,11 @@ import pytest
 # Tests run side by side, one process a core; torch's threads would only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from hanse_common.plan import Cohort, LocalTraining, Plan
-from hanse_common.vision.recipe import Linear, Preprocessing, Projection, Recipe, Scattering
+from hanse_common.modes import LocalTraining
+from hanse_common.plan import Cohort, Plan
+from hanse_common.vision.recipe import Recipe
+from hanse_common.vision.recipe_features import Preprocessing, Projection, Scattering
+from hanse_common.vision.recipe_model import Linear
 from hanse_common.vision.taxonomy import Taxonomy
 from hanse_server.config import Admin, AggregatorListener, Fleet, Service, Tls
 from hanse_server.development_keys import DevelopmentKeys, make_keys
@@ -26,6 +30,8 @@ ROOT = Path(__file__).parent.parent
 
 WAIT = 60.0
 """Bound of every wait in these tests, in seconds. None comes near it unless something is broken."""
+
+CHROMIUM = Path("/usr/bin/chromium")
 
 MERCHANTS = ("alder", "birch", "cedar")
 
@@ -92,6 +98,27 @@ def wait_until() -> Callable[[str, Callable[[], Any]], Any]:
         raise AssertionError(f"waited {WAIT} s for {what}")
 
     return until
+
+
+@pytest.fixture
+def folder_in_memory(tmp_path: Path) -> Iterator[Path]:
+    """A folder in memory where there is one: what a killed process leaves does not depend on the disk."""
+    memory = Path("/dev/shm")  # noqa: S108
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else tmp_path) as name:
+        yield Path(name)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium, without a window."""
+    if not CHROMIUM.exists():
+        pytest.skip(f"{CHROMIUM} is not there")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(scope="session")

@@ -38,7 +38,14 @@ TORCH_IS_FOR = (
     "hanse_simulations/",
 )
 # The server, and the plan it signs, must work where torch is not installed.
-TORCHLESS_VISION = ("recipe.py", "taxonomy.py", "photo.py", "metrics.py")
+TORCHLESS_VISION = (
+    "recipe.py",
+    "recipe_features.py",
+    "recipe_model.py",
+    "taxonomy.py",
+    "photo.py",
+    "metrics.py",
+)
 PURE = ("hanse_common/secagg/", "hanse_common/privacy/")
 FORBIDDEN_IN_PURE = {
     "flwr", "grpc", "torch", "torchvision", "os", "io", "pathlib", "tempfile", "time", "datetime", "random",

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Self, get_args
 
-from hanse_common.plan import Plan, Unit
+from hanse_common.modes import Unit
+from hanse_common.plan import Plan
 from hanse_common.privacy import filters
 from hanse_common.privacy.filters import Filter, Use
 from hanse_common.privacy.mechanism import Mechanism

@@ -55,6 +55,15 @@ class Page(Section):
     language: Literal["en", "zh"] = "en"
 
 
+class Search(Section):
+    """How the shop's products are found by a text. `text_model` also compares meanings, in English above all.
+
+    It needs the extra `text`.
+    """
+
+    text_model: Literal["minilm"] | None = None
+
+
 class ClientConfig(Section):
     """The whole file. `state` is the folder of ledger, embeddings and holdout key, which nobody else reads.
 
@@ -78,6 +87,7 @@ class ClientConfig(Section):
     resources: Resources = Resources()
     connection: Connection | None = None
     page: Page | None = None
+    search: Search = Search()
     serve: Serve = Serve()
 
     @property

@@ -45,6 +45,10 @@ MIN_CORRELATION = 0.99
 FLAT = 3.0
 """Standard deviation of a thumbnail's brightness, of 255, below which there is nothing to compare."""
 
+SAME = 0.99
+"""Cosine of features from which on two photos are taken for copies of one picture. Of 217 photos of groceries, the
+prepared JPEG of each has over 0.999 with its original, and the most alike among 5421 others 0.98 (0.96 centred)."""
+
 _FREQUENCIES = slice(1, 9)
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
 _CHUNK = 1024

@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 from hanse_client.examples import Examples
 from hanse_client.gradients import ClippedSum, cuda_devices
 from hanse_client.head_gradients import MAX_SAMPLE, HeadSum
-from hanse_common.plan import MerchantLevelTraining
+from hanse_common.modes import MerchantLevelTraining
 from hanse_common.privacy.encoding import FineSum, Grid
 from hanse_common.vision import model as models
 from hanse_common.vision.extraction import fitting_rows, full_precision
 from hanse_common.vision.loss import Objective
 from hanse_common.vision.preprocessing import augment
-from hanse_common.vision.recipe import Linear, Loss, Recipe
+from hanse_common.vision.recipe import Recipe
+from hanse_common.vision.recipe_model import Linear, Loss
 from hanse_common.vision.taxonomy import Taxonomy
 
 _SLACK = 1 - 2.0**-30

@@ -36,7 +36,7 @@ from hanse_common.privacy.encoding import NORM_BITS
 from hanse_common.randomness import AesCtrStream
 from hanse_common.vision.extraction import full_precision
 from hanse_common.vision.loss import Objective
-from hanse_common.vision.recipe import Loss
+from hanse_common.vision.recipe_model import Loss
 
 log = logging.getLogger(__name__)
 

@@ -34,7 +34,8 @@ from hanse_common.errors import (
     WireError,
 )
 from hanse_common.messages import DeclineCode, Declined, Invitation, Start
-from hanse_common.plan import Plan, SignedPlan, TrendsTraining
+from hanse_common.modes import TrendsTraining
+from hanse_common.plan import Plan, SignedPlan
 from hanse_common.secagg import ring
 from hanse_common.secagg.faults import Fault, Refusal
 from hanse_common.secagg.merchant import Merchant

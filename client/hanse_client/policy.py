@@ -20,17 +20,17 @@ from pydantic import Field, field_validator, model_validator
 
 from hanse_client.charges import Budget
 from hanse_common.config import Section
+from hanse_common.counting import most_of_a_class
 from hanse_common.errors import PlanRefused
-from hanse_common.plan import (
+from hanse_common.modes import (
     EvaluationTraining,
     MeanTraining,
     MerchantLevelTraining,
-    Plan,
     Training,
     TrendsTraining,
     Unit,
-    noise_shares,
 )
+from hanse_common.plan import Plan, noise_shares
 from hanse_common.privacy import filters
 from hanse_common.privacy.accounting import STEPS_MAX
 from hanse_common.secagg.parameters import MAX_ROSTER
@@ -119,7 +119,8 @@ class Policy(Section):
         modes: the ways of training that are allowed. In `local` the noise that protects the photos is added
             on this machine in full, so that no one else need be trusted for it. In the others each merchant adds
             a share, and ε holds while no more members conspire with the operator than the plan reckons with.
-            Only where `trends` is among them, which by default it isn't, is it counted what shoppers search for.
+            Only where `trends` is among them, which by default it isn't, is it counted what shoppers search for;
+            `unit` must be photo then, as the ledger pays for queries, too, one by one.
         trends_days: how many days these counts are kept, and so the longest time that a plan may ask about.
         max_rounds: the most rounds one plan may have, repeats included: a bound on traffic, not on privacy.
         max_steps: the most training steps this machine may compute under one plan, repeats included: a bound on
@@ -161,6 +162,16 @@ class Policy(Section):
             raise ValueError(
                 f"minimum_verified: found {self.minimum_verified}, expected at most {len(self.verified)}, as many as "
                 "there are under verified"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _pays_for_queries(self) -> Self:
+        if "trends" in self.modes and self.unit != "photo":
+            raise ValueError(
+                f"modes: found trends with unit {self.unit}, expected unit photo: a query is paid for as one photo is, "
+                "and a ledger keeps account of one unit. Take trends out of modes; a shop that has no ledger yet may "
+                "set unit to photo instead"
             )
         return self
 
@@ -228,6 +239,8 @@ class Policy(Section):
             f"the method, apart from a failure with a chance of about 1 in {1 / plan.delta:,.0f}."
         )
         yield _SAID_OF[unit]
+        if isinstance(plan.training, TrendsTraining):
+            yield f"Of one class at most {most_of_a_class(plan):,} of your shop's queries are counted."
         yield _explain_trust(plan)
 
     def _against_choices(self, plan: Plan) -> Iterator[str]:
@@ -241,7 +254,12 @@ class Policy(Section):
                 f"days: it asks about {training.days} days, your policy keeps counts of {self.trends_days} "
                 "(trends_days)."
             )
-        if training.unit != self.unit:
+        if isinstance(training, TrendsTraining) and self.unit != "photo":
+            yield (
+                f"unit: it is paid for query by query, from a ledger whose unit is photo; yours keeps account of one "
+                f"{self.unit}, so this shop can't take part."
+            )
+        elif training.unit != self.unit:
             yield (
                 f"unit: its ε is said of one {training.unit}, your policy keeps account of one {self.unit}; the two do "
                 "not add up."

@@ -32,7 +32,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hanse_common.errors import CatalogError
-from hanse_common.plan import Plan, TrendsTraining
+from hanse_common.modes import TrendsTraining
+from hanse_common.plan import Plan
 
 if TYPE_CHECKING:
     from hanse_client.config import ClientConfig

@@ -33,12 +33,11 @@ from hanse_client.ledger import Ledger, genesis
 from hanse_client.policy import SUSPICION, posterior_bound, upward
 from hanse_common.errors import ConfigError, WireError
 from hanse_common.files import read_bounded
-from hanse_common.plan import Unit
+from hanse_common.modes import Unit
 from hanse_common.privacy import filters
 from hanse_common.vision.photo import shown
-from hanse_common.vision.recipe import HexDigest
 from hanse_common.web.pages import Language, Pages
-from hanse_common.wire import Value
+from hanse_common.wire import HexDigest, Value
 
 MAX_BYTES = 4 << 20
 """Bound of a receipt's file."""

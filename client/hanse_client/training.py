@@ -34,16 +34,16 @@ from hanse_client.exact_sums import ExactSums
 from hanse_client.examples import Examples
 from hanse_client.holdout_sums import HoldoutSums
 from hanse_client.queries import QueryLog
-from hanse_common.plan import (
+from hanse_common.counting import most_of_a_class
+from hanse_common.modes import (
     DistributedTraining,
     EvaluationTraining,
     LocalTraining,
     MeanTraining,
     MerchantLevelTraining,
-    Plan,
     TrendsTraining,
 )
-from hanse_common.privacy.encoding import FineSum
+from hanse_common.plan import Plan
 from hanse_common.privacy.mechanism import Mechanism
 from hanse_common.privacy.sampling import poisson_sample
 from hanse_common.randomness import Randomness
@@ -205,8 +205,8 @@ class ShopTrainer:
         try:
             if self._queries is not None:
                 one = round(mechanism.grid.clipping_norm / mechanism.grid.fine_unit)
-                # Cut where a FineSum cuts: coordinate by coordinate, which moves neighbours no further apart.
-                return np.minimum(self._queries.take(plan), FineSum.LARGEST // one) * one
+                # Cut coordinate by coordinate, which moves neighbours no further apart.
+                return np.minimum(self._queries.take(plan), most_of_a_class(plan)) * one
         except Exception:  # as in `_exact_sum`
             log.exception("The queries can't be counted, and noise alone is contributed.")
         return np.zeros(mechanism.dimension, dtype=np.int64)

@@ -33,7 +33,8 @@ from hanse_common.federated_report import (
     ReliabilityBin,
     RocPoint,
 )
-from hanse_common.plan import EvaluationTraining, Plan
+from hanse_common.modes import EvaluationTraining
+from hanse_common.plan import Plan
 
 _SIZES = np.linspace(0.0, 5.0, 2001)
 """Sizes of the true gaps that are tried, the size of those found being 1."""

@@ -35,7 +35,7 @@ from functools import cache
 from typing import Annotated, Any, ClassVar, TypeVar
 
 import msgpack
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from hanse_common.errors import WireError, WireVersionUnknown
 from hanse_common.protocol import WIRE_VERSION, trim
@@ -74,10 +74,16 @@ class Message(Value):
 
 Bytes32 = Annotated[bytes, Field(min_length=32, max_length=32)]
 Digest = Bytes32
+HexDigest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+"""A SHA-256 in hexadecimal, as `sha256sum` prints it."""
+
 Signature = Annotated[bytes, Field(min_length=64, max_length=64)]
 RoundNumber = Annotated[int, Field(ge=0, lt=1 << 31)]
 NAME = re.compile(r"^[a-z0-9][a-z0-9._-]{0,62}$")
 Name = Annotated[str, Field(pattern=NAME.pattern)]
+
+FromList = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
+"""Takes a list for a tuple: YAML knows lists only, a `Value` holds tuples."""
 
 M = TypeVar("M", bound=Message)
 

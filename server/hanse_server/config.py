@@ -12,15 +12,8 @@ from pydantic import Field, model_validator
 
 from hanse_common.config import ConfigPath, Section
 from hanse_common.errors import PlanRefused
-from hanse_common.plan import (
-    TRAININGS,
-    Cohort,
-    EvaluationSchedule,
-    Plan,
-    Schedule,
-    dimension_of,
-    noise_shares,
-)
+from hanse_common.modes import TRAININGS, EvaluationSchedule, Schedule
+from hanse_common.plan import Cohort, Plan, dimension_of, noise_shares
 from hanse_common.privacy.accounting import EPSILON_MAX
 from hanse_common.privacy.calibration import noise_multiplier
 from hanse_common.secagg.suite import MAX_SETUP_ROUNDS

@@ -30,7 +30,8 @@ from hanse_common.vision.backbones import load_backbone
 from hanse_common.vision.centring import centred, load_centre
 from hanse_common.vision.extraction import extract
 from hanse_common.vision.model import initial_vector
-from hanse_common.vision.recipe import Mlp, Recipe
+from hanse_common.vision.recipe import Recipe
+from hanse_common.vision.recipe_model import Mlp
 from hanse_common.vision.recognizer import Recognizer
 
 MIN_PHOTOS = 100

@@ -8,11 +8,13 @@ probability at most `FAILURE` in a round, whatever their photos are; who made a 
 With n survivors, d numbers, clipping norm C, a grid step γ, and failures for which the tails below have L = ln(1/p):
 
 - *Contributions.* In mode `merchant-level` each merchant's is clipped as a whole, then rounded: at most n times
-  the grid's sensitivity. In the other modes each photo's is clipped, or each product's, so together they are at most as
-  long as C times how many were sampled, which the server isn't told. It holds the league to `ABUNDANCE` times the
-  photos that `expected_batch` speaks of: the number sampled is a sum of independent coins with mean
-  M = ABUNDANCE·expected_batch, thus at most M + L/3 + √(L²/9 + 2ML) (Bernstein). Rounding moves each upload by at most
-  γ√d. So A bounds the length of all contributions, before noise.
+  the grid's sensitivity. In mode `trends` each merchant cuts each number at what the plan says, m
+  (`hanse_common.counting`), and nothing is rounded: at most n·m·√d, however many queries there are. In the other modes
+  each photo's is clipped, or each product's, so together they are at most as long as C times how many were sampled,
+  which the server isn't told. It holds the league to `ABUNDANCE` times the photos that `expected_batch` speaks of: the
+  number sampled is a sum of independent coins with mean M = ABUNDANCE·expected_batch, thus at most
+  M + L/3 + √(L²/9 + 2ML) (Bernstein). Rounding moves each upload by at most γ√d. So A bounds the length of all
+  contributions, before noise.
 - *Noise* of n shares is sub-Gaussian with variance V = n·σ²/h in each coordinate, as the discrete Gaussian is [1,
   Corollary 17], and independent of the contributions. Its own squared norm is at most V·(d + 2√(dL) + 2L) [2, Theorem
   2.1; for Gaussian noise 3, Lemma 1], and what it adds along them at most A·√(2VL). Together
@@ -39,7 +41,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hanse_common.plan import LocalTraining, MerchantLevelTraining, Plan
+from hanse_common.counting import most_of_a_class
+from hanse_common.modes import LocalTraining, MerchantLevelTraining, TrendsTraining
+from hanse_common.plan import Plan
 from hanse_common.secagg import ring
 from hanse_common.secagg.ring import Ring
 
@@ -73,7 +77,7 @@ class Verdict:
             f"{self.bound:.4g}. It was thrown away. Somebody uploaded what no honest merchant does; nobody can tell "
             "who, as no single upload is ever seen."
         )
-        if isinstance(plan.training, MerchantLevelTraining):
+        if isinstance(plan.training, MerchantLevelTraining | TrendsTraining):
             return text
         return (
             f"{text} Or the league has over {ABUNDANCE:g} times the photos that expected_batch "
@@ -115,6 +119,8 @@ def bound(plan: Plan, round_: int, model_norm: float, survivors: int) -> float:
     grid, dimension = mechanism.grid, plan.dimension
     if isinstance(plan.training, MerchantLevelTraining):
         contributions = survivors * grid.sensitivity * grid.step
+    elif isinstance(plan.training, TrendsTraining):
+        contributions = survivors * most_of_a_class(plan) * grid.clipping_norm * math.sqrt(dimension)
     else:
         sampled = _at_most(ABUNDANCE * plan.training.expected_batch, tail)
         contributions = sampled * grid.clipping_norm + survivors * grid.step * math.sqrt(dimension)

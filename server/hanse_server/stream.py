@@ -1,75 +1,52 @@
 """The aggregator's end of merchants' streams: gRPC over TLS 1.3, one authenticated stream a merchant.
 
-    with StreamServer(host, port, certificate, key, {identity: "alder"}, max_record_bytes) as server:
+    with StreamServer(host, port, certificate, key, lambda: {identity: "alder"}) as server:
         server.open_block(block, max_record_bytes)
         server.wait(30, lambda connected: len(connected) >= 3)
         for merchant, reply in server.exchange("join", payloads, deadline=60): ...
         server.close_block()
 
-An asyncio loop in a thread of its own serves the streams; the methods are for one other thread. Each stream
-alternates: one ask, then its answer. Nothing else is read, so a merchant that floods or dawdles fills its own
-flow-control window and nobody's memory. Of an answer longer than a frame no more than the first is read before
-`hanse_server.reception` has room for all of it; that room is free again when the next reply is asked for, so memory
-does not grow with merchants that upload at once. See `hanse_common.session` for what is said.
+An asyncio loop in a thread of its own serves the streams; the methods are for one other thread. What is said over a
+stream is in `hanse_server.greeting` and `hanse_server.conversation`: one ask, then its answer. Nothing else is read, so
+a merchant that floods or dawdles fills its own flow-control window and nobody's memory. The room that a large answer
+takes is free again when the next reply is asked for, so memory does not grow with merchants that upload at once.
 
 By a method of its own merchants fetch the league's released recognizer, `releases`, whether a block is open or not.
 """
 
 import asyncio
 import logging
-import os
 import queue
 import resource
 import socket
 import ssl
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Self
 from urllib.parse import unquote
 
 import grpc
 
-from hanse_common import wire
 from hanse_common.credentials import fingerprint
 from hanse_common.directory import MAX_MEMBERS
 from hanse_common.errors import ConfigError, RunStopped, SignatureInvalid, StorageError, WireError
-from hanse_common.session import (
-    FRAME_BYTES,
-    MAX_HELLO_BYTES,
-    METHOD,
-    NO_BLOCK,
-    RELEASE_METHOD,
-    Answer,
-    Ask,
-    Challenge,
-    Hello,
-    RecordReader,
-    frames,
-)
+from hanse_common.session import FRAME_BYTES, METHOD, NO_BLOCK, RELEASE_METHOD, frames
 from hanse_common.wire import Buffer
+from hanse_server.conversation import Block, Ending, Trip, Violation
 from hanse_server.distribution import Distribution, Shelf
+from hanse_server.greeting import HELLO_SECONDS, MAX_PENDING, Crowded, Greeter
 from hanse_server.rates import origin_of
-from hanse_server.reception import STALL_SECONDS, Place, Room
+from hanse_server.reception import STALL_SECONDS, Room
 
 log = logging.getLogger(__name__)
-
-HELLO_SECONDS = 10.0
-"""How long a stream may take to say who it is."""
-
-MAX_PENDING = 512
-"""Streams at once that have not said who they are."""
-
-MAX_PENDING_PER_ADDRESS = 32
-"""Of these, from one network address: a flood from one place shuts nobody else out."""
 
 STOP_SECONDS = 2.0
 
 _NOBODY = object()
 """What the queue of replies holds when a run was stopped."""
+
+_STATUSES = {Ending.CLOSED: grpc.StatusCode.OK, Ending.LOST: grpc.StatusCode.ABORTED}
 
 _OPTIONS = (
     ("grpc.max_receive_message_length", FRAME_BYTES),
@@ -93,43 +70,6 @@ _OPTIONS = (
 )
 
 
-@dataclass
-class _Stream:
-    """One authenticated stream. `over` is done when it must end, with the status that the merchant is to see.
-
-    `place` is where its answer comes in, if that is large.
-    """
-
-    name: str
-    over: "asyncio.Future[grpc.StatusCode]"
-    wake: asyncio.Event = field(default_factory=asyncio.Event)
-    last_trip: int = 0
-    place: Place | None = None
-
-
-@dataclass
-class _Trip:
-    """The question that is open: what each merchant is asked, who has answered, and where large answers are."""
-
-    number: int
-    payloads: Mapping[str, bytes]
-    until: float
-    replies: "queue.SimpleQueue[Any]"
-    answered: set[str] = field(default_factory=set)
-    places: list[Place] = field(default_factory=list)
-
-
-@dataclass
-class _Block:
-    """The open block and its streams by merchant."""
-
-    id: bytes
-    max_record_bytes: int
-    streams: dict[str, _Stream] = field(default_factory=dict)
-    trip: _Trip | None = None
-    trips: int = 0
-
-
 class StreamServer:
     """Implements `hanse_server.blocks.Streams`. `identities` returns the merchants' names, as of now, by their
     directory identities.
@@ -151,11 +91,9 @@ class StreamServer:
         self._host = host
         self._certificate = certificate
         self._key = key
-        self._fingerprint = fingerprint(certificate)
-        self._identities = identities
+        self._greeter = Greeter(fingerprint(certificate), identities)
         self._distribution = Distribution(releases)
-        self._pending: Counter[str] = Counter()
-        self._block: _Block | None = None
+        self._block: Block | None = None
         self._room = Room(self._slice)
         self._replies: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._changed = threading.Condition()
@@ -188,13 +126,14 @@ class StreamServer:
         if block == NO_BLOCK:
             raise ValueError("Expected a block's own number.")
         self.close_block()
-        self._block = _Block(block, max_record_bytes)
+        self._block = Block(block, max_record_bytes, self._room, self._changed)
 
     def close_block(self) -> None:
         """End the block's streams, with status OK."""
         block, self._block = self._block, None
         if block is not None:
-            self._loop.call_soon_threadsafe(_end_all, block)
+            block.closed = True
+            self._loop.call_soon_threadsafe(block.end)
 
     def connected(self) -> tuple[str, ...]:
         """Return the merchants that have a stream now, sorted."""
@@ -229,8 +168,8 @@ class StreamServer:
         self._replies = replies
         block.trips += 1
         number = block.trips
-        trip = _Trip(number, dict(payloads), until, replies)
-        self._loop.call_soon_threadsafe(self._ask, block, trip)
+        trip = Trip(number, dict(payloads), until, replies)
+        self._loop.call_soon_threadsafe(block.ask, trip)
         left = len(payloads)
         try:
             while left:
@@ -248,7 +187,7 @@ class StreamServer:
                 if place is not None:
                     self._loop.call_soon_threadsafe(self._room.leave, place)
         finally:
-            self._loop.call_soon_threadsafe(self._close_trip, block, trip)
+            self._loop.call_soon_threadsafe(block.close_trip, trip)
 
     def abort(self) -> None:
         """Make `wait` and `exchange`, running or later, raise `RunStopped` until `resume`. For any thread."""
@@ -317,16 +256,14 @@ class StreamServer:
         if block is None or block.id != wanted:
             await context.abort(grpc.StatusCode.NOT_FOUND, "no such block")
             return  # never reached: abort raises
-        stream = self._join(block, name)
+        stream = block.join(name)
         try:
-            status = await self._converse(block, stream, context)
-        except (WireError, _Violation) as error:
+            status = _STATUSES[await block.converse(stream, _Line(context))]
+        except (WireError, Violation) as error:
             log.warning("%s: the stream was ended: %s", stream.name, error)
             status = grpc.StatusCode.INVALID_ARGUMENT
         finally:
-            self._leave(block, stream)
-            if stream.place is not None:
-                self._room.leave(stream.place)
+            block.leave(stream)
         if status is not grpc.StatusCode.OK:
             await context.abort(status, "")
 
@@ -354,142 +291,38 @@ class StreamServer:
     async def _met(self, context: Any) -> tuple[str, bytes]:
         """Return who opened the stream, once it has proven it, and for which block. Aborts the stream otherwise."""
         address = _address(context.peer())
-        if self._pending[address] >= MAX_PENDING_PER_ADDRESS or self._pending.total() >= MAX_PENDING:
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many streams")
-        self._pending[address] += 1
         try:
-            return await asyncio.wait_for(self._meet(context), HELLO_SECONDS)
-        except (TimeoutError, WireError, SignatureInvalid) as error:
-            log.info("A stream from %s was refused: %s", address, _reason(error))
-            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "no valid hello")
+            with self._greeter.place(address):
+                try:
+                    return await self._greeter.meet(_Line(context))
+                except (TimeoutError, WireError, SignatureInvalid) as error:
+                    log.info("A stream from %s was refused: %s", address, _reason(error))
+                    await context.abort(grpc.StatusCode.UNAUTHENTICATED, "no valid hello")
+                    raise  # never reached: abort raises
+        except Crowded:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many streams")
             raise  # never reached: abort raises
-        finally:
-            self._pending[address] -= 1
-            if not self._pending[address]:
-                del self._pending[address]  # addresses are not collected
-
-    async def _meet(self, context: Any) -> tuple[str, bytes]:
-        """Return the merchant's name, once it has proven who it is, and the block that it is here for.
-
-        Raises `SignatureInvalid`, `WireError`.
-        """
-        nonce = os.urandom(32)
-        await _write(context, wire.encode(Challenge(nonce=nonce)))
-        record = RecordReader(MAX_HELLO_BYTES).add(await _read(context))
-        if record is None:
-            raise WireError("a hello of more than a frame")
-        hello = wire.decode(Hello, record, MAX_HELLO_BYTES)
-        name = self._identities().get(hello.identity)
-        if name is None:
-            raise SignatureInvalid("not a merchant of this league")
-        hello.verify(nonce, self._fingerprint)
-        return name, hello.block
-
-    def _join(self, block: _Block, name: str) -> _Stream:
-        """Make the stream the merchant's only one: a reconnect must not wait until the old one is missed."""
-        stream = _Stream(name, asyncio.get_running_loop().create_future())
-        with self._changed:
-            older = block.streams.get(name)
-            block.streams[name] = stream
-            self._changed.notify_all()
-        if older is not None:
-            _end(older, grpc.StatusCode.ABORTED)
-        if block is not self._block:
-            _end(stream, grpc.StatusCode.OK)  # closed since the hello
-        return stream
-
-    def _leave(self, block: _Block, stream: _Stream) -> None:
-        with self._changed:
-            if block.streams.get(stream.name) is stream:
-                del block.streams[stream.name]
-                self._changed.notify_all()
-
-    async def _converse(self, block: _Block, stream: _Stream, context: Any) -> grpc.StatusCode:
-        """Ask and hear answers until the stream is over, and return the status to end it with.
-
-        Raises `WireError` and `_Violation` for what the merchant said.
-        """
-        reader = RecordReader(block.max_record_bytes)
-        while True:
-            trip = await self._next_trip(block, stream)
-            if trip is None:
-                return stream.over.result()
-            stream.last_trip = trip.number
-            talk = asyncio.ensure_future(self._question(context, stream, trip, reader))
-            talk.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody else may look
-            await asyncio.wait({talk, stream.over}, return_when=asyncio.FIRST_COMPLETED)
-            if not talk.done():
-                # Cancelling it would cancel the stream, and the merchant would not see the status.
-                return stream.over.result()
-            answer, payload = wire.decode_tailed((Answer,), talk.result(), block.max_record_bytes)
-            if answer.trip != trip.number:
-                raise _Violation(f"answered trip {answer.trip}, was asked {trip.number}")
-            place, stream.place = stream.place, None
-            if place is not None:
-                place.done = True
-            if trip is block.trip and stream.name not in trip.answered:
-                trip.answered.add(stream.name)
-                trip.places += [] if place is None else [place]
-                trip.replies.put((stream.name, payload, place))
-            elif place is not None:
-                self._room.leave(place)
-            del talk, payload  # while the next question is waited for
-
-    async def _question(self, context: Any, stream: _Stream, trip: _Trip, reader: RecordReader) -> memoryview:
-        """Ask the merchant the trip's question and return the record that it answers, read in its turn."""
-        payload = trip.payloads[stream.name]
-        await _write(context, wire.head(Ask(trip=trip.number, payload=b""), len(payload)), payload)
-        while True:
-            record = reader.add(await _read(context))
-            if record is not None:
-                return record
-            if stream.place is None:
-                size = wire.announced_bytes(Answer, reader.received)
-                reader.expect(size)
-                lose = partial(_end, stream, grpc.StatusCode.ABORTED)
-                stream.place = self._room.line_up(stream.name, size, lose)
-                await stream.place.granted
-            else:
-                stream.place.progress()
-
-    async def _next_trip(self, block: _Block, stream: _Stream) -> _Trip | None:
-        """Return the next question for this stream, or None when it is over."""
-        while not stream.over.done():
-            trip = block.trip
-            if (
-                trip
-                and trip.number > stream.last_trip
-                and stream.name in trip.payloads.keys() - trip.answered
-            ):
-                return trip
-            stream.wake.clear()
-            await stream.wake.wait()
-        return None
-
-    def _ask(self, block: _Block, trip: _Trip) -> None:
-        block.trip = trip
-        self._room.forget()
-        for name in trip.payloads:
-            if name in block.streams:
-                block.streams[name].wake.set()
-
-    def _close_trip(self, block: _Block, trip: _Trip) -> None:
-        if block.trip is trip:
-            block.trip = None
-        for place in trip.places:
-            self._room.leave(place)
 
     def _slice(self) -> float:
-        """Return the length of a merchant's turn to upload, in seconds: its share of the time that is left."""
         trip = self._block.trip if self._block else None
-        if trip is None:
-            return STALL_SECONDS
-        left = len(trip.payloads) - len(trip.answered)
-        return (trip.until - time.monotonic()) / max(left, 1)
+        return STALL_SECONDS if trip is None else trip.slice_seconds()
 
 
-class _Violation(Exception):
-    """A merchant broke the stream's rules."""
+class _Line:
+    """One of gRPC's streams, as a `Line`."""
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+
+    async def read(self) -> bytes:
+        frame = await self._context.read()
+        if frame is grpc.aio.EOF:
+            raise WireError("the merchant ended the stream")
+        return bytes(frame)
+
+    async def write(self, *pieces: Buffer) -> None:
+        for frame in frames(*pieces):
+            await self._context.write(frame)
 
 
 class _Handler(grpc.GenericRpcHandler):  # type: ignore[misc]
@@ -500,31 +333,6 @@ class _Handler(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
         return self._methods.get(handler_call_details.method)
-
-
-def _end_all(block: _Block) -> None:
-    block.trip = None
-    for stream in block.streams.values():
-        _end(stream, grpc.StatusCode.OK)
-
-
-def _end(stream: _Stream, status: grpc.StatusCode) -> None:
-    if not stream.over.done():
-        stream.over.set_result(status)
-        stream.wake.set()
-
-
-async def _write(context: Any, *pieces: Buffer) -> None:
-    for frame in frames(*pieces):
-        await context.write(frame)
-
-
-async def _read(context: Any) -> bytes:
-    """Return the next frame. Raises `WireError` when the merchant ends the stream."""
-    frame = await context.read()
-    if frame is grpc.aio.EOF:
-        raise WireError("the merchant ended the stream")
-    return bytes(frame)
 
 
 def _address(peer: str) -> str:

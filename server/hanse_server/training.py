@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from hanse_common import messages, wire
 from hanse_common.errors import ConfigError, RecognizerError, SignatureInvalid, WireError
 from hanse_common.files import PUBLIC, read_bounded, write_atomically
-from hanse_common.plan import EvaluationTraining, MeanTraining, Plan, SignedPlan, TrendsTraining
+from hanse_common.modes import EvaluationTraining, MeanTraining, TrendsTraining
+from hanse_common.plan import Plan, SignedPlan
 from hanse_common.signing import load_public
 from hanse_server.config import ServerConfig, Service
 from hanse_server.league import RoundReport, Rounds, train

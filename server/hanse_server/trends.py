@@ -2,7 +2,7 @@
 
     for report in trends(state):
         for each in report.classes:
-            print(report.first_day, each.name, each.queries.value, each.growth)
+            print(report.first_day, each.name, each.queries.value, each.may_be_more, each.growth)
 
 Counts are the league's sums as they were opened, so their 95 % intervals are for the noise alone, which is a discrete
 Gaussian of known variance: one share of each merchant in the sum, and a quarter of a grid step's square for each
@@ -10,6 +10,10 @@ rounding. Growth is against the plan whose days end where these begin, of the sa
 against a day's. Its interval is for chance, too: as many queries as a count has vary by its root (a Poisson number), so
 growth outside of zero is more than noise and chance make. It is Fieller's interval of a ratio [1]. Where the earlier
 count may well be none, there is no growth.
+
+A merchant contributes no more queries of one class than its plan says (`hanse_common.counting`). Where the sum over all
+merchants is below that, nothing was cut; else some may have been, and then the count is of those that were contributed,
+and has no growth: nobody can tell whether one merchant had them or many.
 
 [1] Fieller 1954, "Some Problems in Interval Estimation".
 """
@@ -23,9 +27,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hanse_common import wire
+from hanse_common.counting import most_of_a_class
 from hanse_common.evaluation_sums import DEVIATIONS, VISIBLE, count
 from hanse_common.federated_report import Count, Figure
-from hanse_common.plan import MAX_PLAN_BYTES, Plan, SignedPlan, TrendsTraining
+from hanse_common.modes import TrendsTraining
+from hanse_common.plan import MAX_PLAN_BYTES, Plan, SignedPlan
 from hanse_common.wire import Value
 
 if TYPE_CHECKING:
@@ -33,21 +39,29 @@ if TYPE_CHECKING:
 
 
 class ClassTrend(Value):
-    """How many queries of one class there were, and by which share more than before, −1 being none any more."""
+    """How many queries of one class there were, and by which share more than before, −1 being none any more.
+
+    `may_be_more` where some of a merchant with very many may not be counted.
+    """
 
     name: str
     queries: Count
+    may_be_more: bool
     growth: Figure | None
 
 
 class TrendsReport(Value):
-    """What shoppers of `merchants` merchants searched for on `days` days from `first_day` on, under ε and δ a query."""
+    """What shoppers of `merchants` merchants searched for on `days` days from `first_day` on, under ε and δ a query.
+
+    Each merchant contributed at most `most` queries of one class.
+    """
 
     league: str
     plan: str
     first_day: str
     days: int
     merchants: int
+    most: int
     epsilon: float
     delta: float
     queries: Count
@@ -75,6 +89,10 @@ class Counted:
         mechanism = self.plan.mechanism(1)
         shares = max(self.merchants, mechanism.shares)
         return shares * (mechanism.noise.share**2 + 0.25) * mechanism.grid.step**2
+
+    def may_be_more(self, index: int) -> bool:
+        """Return whether a merchant may have had more queries of the class `index` than it contributed."""
+        return float(self.counts[index]) > most_of_a_class(self.plan) - VISIBLE * math.sqrt(self.variance)
 
     def begins_after(self, other: "Counted") -> bool:
         """Return whether `other` has the days right before, in the same league and by the same classes."""
@@ -132,13 +150,14 @@ def _report(each: Counted, before: Counted | None) -> TrendsReport:
     classes = []
     for index, name in enumerate(plan.taxonomy.classes):
         grown = None
-        if before is not None:
+        may_be_more = each.may_be_more(index)
+        if before is not None and not (may_be_more or before.may_be_more(index)):
             ratio = before.training.days / training.days
             grown = growth(
                 float(each.counts[index]), float(before.counts[index]), variance, before.variance, ratio
             )
         queries = count(float(each.counts[index]), math.sqrt(variance))
-        classes.append(ClassTrend(name=name, queries=queries, growth=grown))
+        classes.append(ClassTrend(name=name, queries=queries, may_be_more=may_be_more, growth=grown))
     total = count(float(each.counts.sum()), math.sqrt(variance * len(each.counts)))
     return TrendsReport(
         league=plan.league,
@@ -146,6 +165,7 @@ def _report(each: Counted, before: Counted | None) -> TrendsReport:
         first_day=training.first_day,
         days=training.days,
         merchants=each.merchants,
+        most=most_of_a_class(plan),
         epsilon=plan.epsilon(),
         delta=plan.delta,
         queries=total,

@@ -17,7 +17,8 @@ from PIL import Image
 from hanse_common.errors import RecognizerError
 from hanse_common.vision.backbones import raw_features
 from hanse_common.vision.extraction import extract
-from hanse_common.vision.recipe import PublicWhitening, Recipe
+from hanse_common.vision.recipe import Recipe
+from hanse_common.vision.recipe_features import PublicWhitening
 from hanse_common.vision.whitening import Whitening
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hanse_common.federated_report import FederatedReport
-from hanse_common.plan import MeanTraining, TrendsTraining
+from hanse_common.modes import MeanTraining, TrendsTraining
 from hanse_server.blocks import BlockTransport
 from hanse_server.coordinator import MaskedRounds, RoundOutcome
 from hanse_server.deadlines import ObservedDeadlines

@@ -23,7 +23,8 @@ from hanse_client.exact_sums import ExactSums
 from hanse_client.examples import Examples
 from hanse_client.ledger import Ledger
 from hanse_common.errors import ConfigError
-from hanse_common.plan import DistributedTraining, MeanTraining, Plan, SignedPlan
+from hanse_common.modes import DistributedTraining, MeanTraining
+from hanse_common.plan import Plan, SignedPlan
 from hanse_server.coordinator import RoundOutcome
 from hanse_server.league import RoundReport
 from hanse_server.storage import Progress, State

@@ -12,7 +12,7 @@ import torch
 from hanse_client.examples import Examples
 from hanse_common.errors import ConfigError
 from hanse_common.files import write_atomically
-from hanse_common.plan import MeanSchedule, MerchantLevelSchedule
+from hanse_common.modes import MeanSchedule, MerchantLevelSchedule
 from hanse_common.vision.centring import Centre
 from hanse_common.vision.recognizer import CENTRE_FILE
 from hanse_server.config import PrivacyTarget

@@ -24,7 +24,8 @@ from PIL import Image
 from hanse_client.examples import Examples
 from hanse_client.training import ShopTrainer
 from hanse_common.errors import ConfigError, HanseError
-from hanse_common.plan import DistributedSchedule, LocalSchedule, MerchantLevelSchedule, Plan
+from hanse_common.modes import DistributedSchedule, LocalSchedule, MerchantLevelSchedule
+from hanse_common.plan import Plan
 from hanse_common.randomness import OsRandomness
 from hanse_common.vision import model as models
 from hanse_common.vision.backbones import raw_features

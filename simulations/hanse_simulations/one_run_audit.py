@@ -32,8 +32,11 @@ from scipy.optimize import brentq
 
 from hanse_client.examples import Examples
 from hanse_client.training import ShopTrainer
-from hanse_common.plan import Cohort, DistributedTraining, Plan
-from hanse_common.vision.recipe import Linear, Projection, Recipe, Scattering
+from hanse_common.modes import DistributedTraining
+from hanse_common.plan import Cohort, Plan
+from hanse_common.vision.recipe import Recipe
+from hanse_common.vision.recipe_features import Projection, Scattering
+from hanse_common.vision.recipe_model import Linear
 from hanse_common.vision.taxonomy import Taxonomy
 from hanse_simulations.console import bar
 from hanse_simulations.seeded import SeededRandomness, seed_for

@@ -26,7 +26,8 @@ from hanse_client.exact_sums import ExactSums
 from hanse_client.examples import Examples
 from hanse_common.config import ConfigPath, Section
 from hanse_common.files import write_atomically
-from hanse_common.plan import Cohort, DistributedSchedule, DistributedTraining, Plan, SignedPlan
+from hanse_common.modes import DistributedSchedule, DistributedTraining
+from hanse_common.plan import Cohort, Plan, SignedPlan
 from hanse_common.vision import model as models
 from hanse_common.vision.fusion import fused
 from hanse_common.vision.imbalance import class_offsets, class_rates, class_weights

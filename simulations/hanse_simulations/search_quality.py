@@ -5,8 +5,9 @@
 
 Columns are the *backbone*'s features as they are; the *league*'s embedding, features seen from the centre that the
 league learned under privacy (`hanse_common.vision.centring`); on top of it a *personal* metric that a shop learns of
-its own products (`hanse_client.personal.metric`), which leaves it never and is used where the shop's own photos prefer
-it; and a league *projection* to 256 numbers, a candidate that the product does not have: docs/search.md says why.
+its own products (`hanse_client.personal.metric`), which leaves it never and is used where the shop's own photos and its
+owner's corrections speak for it; the same metric *always*, whatever these say; and a league *projection* to 256
+numbers, a candidate that the product does not have: docs/search.md says why.
 
 Rows are recall at 1 and 5, and the area under the ROC curve of rejection: the best match's similarity tells photos of
 products in the catalog from photos of others. *Same shop*: gallery and queries are photos of one style. *Across shops*:
@@ -34,6 +35,8 @@ from scipy import stats
 from hanse_client.exact_sums import ExactSums
 from hanse_client.examples import Examples
 from hanse_client.gallery.rejection import auroc
+from hanse_client.personal.metric import PersonalMetric
+from hanse_client.personal.metric_judging import Asked
 from hanse_client.personal.metric_learning import learned_from
 from hanse_common.privacy.calibration import noise_multiplier
 from hanse_common.privacy.mechanism import Mechanism
@@ -51,7 +54,7 @@ from hanse_simulations.search_trials import (
 )
 from hanse_simulations.seeded import SeededRandomness
 
-COLUMNS = ("backbone", "league", "personal", "projection")
+COLUMNS = ("backbone", "league", "personal", "always", "projection")
 METRICS = ("recall_at_1", "recall_at_5", "rejection_auroc")
 
 DELTA = 1e-5
@@ -90,13 +93,24 @@ class Row:
     intervals: dict[str, float]
 
 
+@dataclass(frozen=True)
+class Measured:
+    """The scores of each column in one trial, and whether the personal metric serves."""
+
+    scores: dict[str, Scores]
+    serves: bool
+
+
 @dataclass
 class _Found:
     scores: dict[str, list[Scores]] = field(default_factory=lambda: {column: [] for column in COLUMNS})
+    serves: int = 0
 
 
 def run_study(study: Study, folder: Path, fashion: Path, grocery: Path | None) -> dict[str, Any]:
     """Return the table's `rows`, as `Row` has them, and the `study`'s numbers; photos' features stay in `folder`.
+
+    `personal` says in how many repetitions the personal metric serves.
 
     Fashion-MNIST is in, or fetched to, `fashion`; the Grocery Store Dataset in `grocery`, and left out without. Raises
     `DatasetUnavailable` when either cannot be had.
@@ -110,15 +124,30 @@ def run_study(study: Study, folder: Path, fashion: Path, grocery: Path | None) -
     for name, each in trials:
         for number, (situation, league, trial) in enumerate(each):
             kept = found.setdefault((name, situation), _Found())
-            for column, scores in measured(study, league, trial, f"{name} {number}").items():
+            one = measured(study, league, trial, f"{name} {number}")
+            kept.serves += one.serves
+            for column, scores in one.scores.items():
                 kept.scores[column].append(scores)
     rows = [row for (name, situation), kept in found.items() for row in _rows(name, situation, kept.scores)]
     numbers = {key: value for key, value in vars(study).items() if not isinstance(value, Recipe)}
-    return {"rows": [asdict(row) for row in rows], "study": numbers | {"delta": DELTA}}
+    personal = [
+        {
+            "data": name,
+            "situation": situation,
+            "repetitions": len(kept.scores["personal"]),
+            "serves": kept.serves,
+        }
+        for (name, situation), kept in found.items()
+    ]
+    return {
+        "rows": [asdict(row) for row in rows],
+        "personal": personal,
+        "study": numbers | {"delta": DELTA},
+    }
 
 
-def measured(study: Study, league: League, trial: Trial, name: str) -> dict[str, Scores]:
-    """Return the scores of each column. `name` keeps the noise of trials apart."""
+def measured(study: Study, league: League, trial: Trial, name: str) -> Measured:
+    """Return what is measured of one trial. `name` keeps the noise of trials apart."""
     centre = learned_centre(study, league.photos, SeededRandomness(study.seed, f"centre {name}"))
 
     def seen(features: Floats) -> Floats:
@@ -127,14 +156,31 @@ def measured(study: Study, league: League, trial: Trial, name: str) -> dict[str,
     projection = learned_projection(
         study, seen(league.photos), seen(league.views), SeededRandomness(study.seed, f"projection {name}")
     )
-    metric = learned_from(seen(trial.own), trial.own_products, bytes(32)).metric
-    personal = metric if metric is not None and metric.record.judgement.better else None
-    return {
+    metric = learned_metric(trial, seen)
+
+    def moved(features: Floats) -> Floats:
+        return seen(features) if metric is None else metric.apply(seen(features))
+
+    serves = metric is not None and metric.record.serves
+    scores = {
         "backbone": scored(trial, unit),
         "league": scored(trial, seen),
-        "personal": scored(trial, lambda rows: personal.apply(seen(rows)) if personal else seen(rows)),
+        "personal": scored(trial, moved if serves else seen),
+        "always": scored(trial, moved),
         "projection": scored(trial, lambda rows: unit((seen(rows) @ projection).astype(np.float32))),
     }
+    return Measured(scores, serves)
+
+
+def learned_metric(trial: Trial, seen: Embedding) -> PersonalMetric | None:
+    """Return what the shop learns and judges by its own photos and its corrections, None where these are too few."""
+    corrections, corrected = seen(trial.corrections), trial.corrected_products
+    asked = Asked(corrections, corrected, seen(trial.gallery), trial.gallery_products)
+    rows, products = (
+        np.concatenate([seen(trial.own), corrections]),
+        np.concatenate([trial.own_products, corrected]),
+    )
+    return learned_from(rows, products, bytes(32), asked).metric
 
 
 def learned_centre(study: Study, features: Floats, randomness: SeededRandomness) -> Centre:
@@ -198,7 +244,10 @@ def unit(rows: Floats) -> Floats:
 
 
 def table(figures: Mapping[str, Any]) -> str:
-    """Return the rows as a Markdown table, in per cent; in brackets the difference to the backbone."""
+    """Return the rows as a Markdown table, in per cent; in brackets the difference to the backbone.
+
+    Below it, where the personal metric serves.
+    """
     names = {"recall_at_1": "recall@1", "recall_at_5": "recall@5", "rejection_auroc": "rejection AUROC"}
     lines = [
         f"| photos | search | figure | {' | '.join(COLUMNS)} |",
@@ -212,6 +261,11 @@ def table(figures: Mapping[str, Any]) -> str:
         ]
         first = [row["data"], row["situation"], names[row["metric"]]]
         lines.append(f"| {' | '.join(first + cells)} |")
+    lines += ["", "The personal metric serves"]
+    lines += [
+        f"- {each['data']}, {each['situation']}: in {each['serves']} of {each['repetitions']}"
+        for each in figures["personal"]
+    ]
     return "\n".join(lines)
 
 

@@ -5,12 +5,16 @@
 
 *Fashion-MNIST*: each article is a product, photographed by invented shops (`search_styles`). The gallery is one shop's,
 queries of the situation "across shops" are in the style of another, a new one in each repetition; the league's shops
-are others again. Whoever asks shows articles that nobody learned from.
+are others again. Whoever asks shows articles that nobody learned from. The shop learned from other articles, in its own
+style and in the asking one.
 
 *Groceries* (`grocery`): fine classes are products. In each repetition some coarse classes are strangers, others are new
 to league and shop, and so is a third of the fine classes of the rest. The league learned from training photos of what
 is left. Queries are test photos, from other stores, of the new products, and they look for these among all products but
 strangers. The gallery has three phone photos of each product, or, "across shops", its picture from a web shop.
+
+*Corrections*: of some photos in the style of those that ask, of products that are in the gallery and are not
+asked for, the shop's owner has said what they show. The shop learns from them, and judges by them.
 """
 
 import csv
@@ -24,7 +28,8 @@ from numpy.typing import NDArray
 
 from hanse_client.embeddings import EmbeddingCache, Photo, embed
 from hanse_common.errors import DatasetUnavailable
-from hanse_common.vision.recipe import EfficientNetLite0, Preprocessing, Recipe, Scattering
+from hanse_common.vision.recipe import Recipe
+from hanse_common.vision.recipe_features import EfficientNetLite0, Preprocessing, Scattering
 from hanse_simulations.console import bar
 from hanse_simulations.datasets import fashion_mnist
 from hanse_simulations.grocery import Grocery, GroceryPhoto
@@ -56,7 +61,7 @@ class Study:
 
     Of Fashion-MNIST, `league` photos teach the league, `products` are in the gallery, and each of `repetitions` asks
     for `queries` of these and for as many others, after a shop learned from `own` products of two photos. Groceries are
-    divided anew in each of `grocery_repetitions`; all photos are used.
+    divided anew in each of `grocery_repetitions`; all photos are used. The shop has `corrections` of either.
     """
 
     fashion: Recipe = FASHION
@@ -65,6 +70,7 @@ class Study:
     products: int = 10_000
     queries: int = 300
     own: int = 300
+    corrections: int = 30
     repetitions: int = 5
     grocery_repetitions: int = 6
     dimensions: int = 256
@@ -77,8 +83,8 @@ class Study:
         """Return a study of seconds: another backbone and few photos, so other figures."""
         small = Recipe(preprocessing=Preprocessing(size=8, channels=1), backbone=Scattering(groups=None))
         return cls(
-            fashion=small, grocery=small, league=100, products=60, queries=15, own=10, repetitions=2,
-            grocery_repetitions=2, dimensions=16,
+            fashion=small, grocery=small, league=100, products=60, queries=15, own=10, corrections=8,
+            repetitions=2, grocery_repetitions=2, dimensions=16,
         )  # fmt: skip
 
 
@@ -92,10 +98,10 @@ class League:
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """One search: features (…, F) of gallery, queries, strangers and the shop's own other products.
+    """One search: features (…, F) of gallery, queries, strangers, the shop's own other products and its corrections.
 
-    `gallery_products`, `query_products` and `own_products` number the products that they show; `strangers` show none
-    of the gallery's.
+    `gallery_products`, `query_products`, `own_products` and `corrected_products` number the products that they show;
+    `strangers` show none of the gallery's. Queries show none of the own products, nor of those of corrections.
     """
 
     gallery: Floats
@@ -105,6 +111,8 @@ class Trial:
     strangers: Floats
     own: Floats
     own_products: Numbers
+    corrections: Floats
+    corrected_products: Numbers
 
 
 def fashion_trials(study: Study, cache: Path, folder: Path) -> Iterator[tuple[Situation, League, Trial]]:
@@ -128,22 +136,27 @@ def fashion_trials(study: Study, cache: Path, folder: Path) -> Iterator[tuple[Si
         for place, index in enumerate(members)
     ]
     home = LEAGUE_SHOPS
-    asked = [rng.permutation(study.products)[: study.queries] for _ in range(study.repetitions)]
+    orders = [rng.permutation(study.products) for _ in range(study.repetitions)]
+    asked = [order[: study.queries] for order in orders]
+    corrected = [order[study.queries :][: study.corrections] for order in orders]
     parts: dict[str, Sequence[Photo]] = {
         "league": photos,
         "views": [OtherView(photo) for photo in photos],
         "gallery": styled(data.test_images[: study.products], home, 0),
         "own": styled(data.train_images[own], home, 0),
     }
-    for repetition, (queried, strange) in enumerate(zip(asked, strangers, strict=True)):
+    for repetition, (queried, said, strange) in enumerate(zip(asked, corrected, strangers, strict=True)):
         for situation, shop in (("same shop", home), ("across shops", home + 1 + repetition)):
             name, shot = f"{situation} {repetition}", 1 + repetition
             parts[f"own, {name}"] = styled(data.train_images[own], shop, shot)
             parts[f"queries, {name}"] = styled(data.test_images[queried], shop, shot)
+            parts[f"corrections, {name}"] = styled(data.test_images[said], shop, shot)
             parts[f"strangers, {name}"] = styled(data.train_images[strange], shop, shot)
     features = _features(parts, study.fashion, cache)
     league = League(features["league"], features["views"])
-    for repetition, queried in enumerate(asked):
+    # Numbered after the gallery's, which they are not in.
+    others = study.products + np.arange(len(own))
+    for repetition, (queried, said) in enumerate(zip(asked, corrected, strict=True)):
         for situation in SITUATIONS:
             name = f"{situation} {repetition}"
             yield (
@@ -155,8 +168,12 @@ def fashion_trials(study: Study, cache: Path, folder: Path) -> Iterator[tuple[Si
                     queries=features[f"queries, {name}"],
                     query_products=queried,
                     strangers=features[f"strangers, {name}"],
-                    own=np.concatenate([features["own"], features[f"own, {name}"]]),
-                    own_products=np.tile(np.arange(len(own)), 2),
+                    own=np.concatenate(
+                        [features["own"], features[f"own, {name}"], features["gallery"][said]]
+                    ),
+                    own_products=np.concatenate([others, others, said]),
+                    corrections=features[f"corrections, {name}"],
+                    corrected_products=said,
                 ),
             )
 
@@ -191,6 +208,7 @@ def grocery_trials(study: Study, cache: Path, folder: Path) -> Iterator[tuple[Si
                 for product in np.unique(of_train[~np.isin(of_train, strangers)])
             ]
         )
+        said = rng.permutation(np.flatnonzero(~asked & ~strange))[: study.corrections]
         shown, taught = ~np.isin(of_web, strangers), ~np.isin(of_web, [*strangers, *new])
         galleries: tuple[tuple[Situation, Floats, Numbers, Floats, Numbers], ...] = (
             ("same shop", train[shelf], of_train[shelf], train[known], of_train[known]),
@@ -214,6 +232,8 @@ def grocery_trials(study: Study, cache: Path, folder: Path) -> Iterator[tuple[Si
                     strangers=test[strange],
                     own=own,
                     own_products=own_products,
+                    corrections=test[said],
+                    corrected_products=of_test[said],
                 ),
             )
 

@@ -37,16 +37,15 @@ from hanse_common.charter import SignedCharter, founded
 from hanse_common.directory import Directory, Entry, SignedDirectory
 from hanse_common.errors import ConfigError, WireError
 from hanse_common.messages import MAX_MESSAGE_BYTES, Start
-from hanse_common.plan import (
+from hanse_common.modes import (
     EvaluationSchedule,
     EvaluationTraining,
     MeanSchedule,
     MeanTraining,
-    Plan,
-    SignedPlan,
     TrendsSchedule,
     TrendsTraining,
 )
+from hanse_common.plan import Plan, SignedPlan
 from hanse_common.vision import model as models
 from hanse_server.config import PrivacyTarget, make_plan
 from hanse_server.coordinator import LeagueDirectory, MaskedRounds

@@ -25,7 +25,9 @@ from hanse_common.errors import RecognizerError
 from hanse_common.vision.backbones import load_backbone
 from hanse_common.vision.extraction import extract
 from hanse_common.vision.model import build, load_vector, to_vector
-from hanse_common.vision.recipe import Linear, Preprocessing, Recipe, Scattering
+from hanse_common.vision.recipe import Recipe
+from hanse_common.vision.recipe_features import Preprocessing, Scattering
+from hanse_common.vision.recipe_model import Linear
 from hanse_common.vision.recognizer import Recognizer
 from hanse_common.vision.taxonomy import Taxonomy
 

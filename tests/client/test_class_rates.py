@@ -16,7 +16,7 @@ from hanse_common.plan import Plan
 from hanse_common.privacy.mechanism import Mechanism
 from hanse_common.privacy.sampling import thinned
 from hanse_common.randomness import AesCtrStream
-from hanse_common.vision.recipe import Loss
+from hanse_common.vision.recipe_model import Loss
 
 MakePlan = Callable[..., Plan]
 RATES = (0.4, 0.1, 0.02)

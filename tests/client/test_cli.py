@@ -28,7 +28,8 @@ from hanse_client.ledger import Ledger
 from hanse_client.policy import posterior_bound
 from hanse_common import signing, wire
 from hanse_common.config import load
-from hanse_common.plan import DistributedTraining, Plan, SignedPlan
+from hanse_common.modes import DistributedTraining
+from hanse_common.plan import Plan, SignedPlan
 from hanse_common.vision.recognizer import Recognizer
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))

@@ -35,15 +35,9 @@ from hanse_common.vision.backbones import load_backbone
 from hanse_common.vision.centring import Centre
 from hanse_common.vision.extraction import extract
 from hanse_common.vision.metrics import ClassificationReport
-from hanse_common.vision.recipe import (
-    Linear,
-    Preprocessing,
-    Projection,
-    PublicWhitening,
-    Recipe,
-    Scattering,
-    SmallCnn,
-)
+from hanse_common.vision.recipe import Recipe
+from hanse_common.vision.recipe_features import Preprocessing, Projection, PublicWhitening, Scattering
+from hanse_common.vision.recipe_model import Linear, SmallCnn
 from hanse_common.vision.recognizer import Recognizer
 from hanse_common.vision.taxonomy import Taxonomy
 from hanse_common.vision.whitening import Whitening

@@ -27,7 +27,7 @@ from hanse_common import signing, wire
 from hanse_common.errors import ConfigError, RunStopped
 from hanse_common.plan import Cohort, Plan, SignedPlan
 from hanse_common.session import Assignment, BlockReport, ReportCode
-from hanse_common.vision.recipe import Projection, Scattering
+from hanse_common.vision.recipe_features import Projection, Scattering
 from hanse_common.wire import MAX_DOCUMENT_BYTES
 from hanse_server.development_keys import DevelopmentKeys
 from hanse_server.stream import StreamServer

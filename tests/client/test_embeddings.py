@@ -15,7 +15,9 @@ from hanse_client import embeddings
 from hanse_client.embeddings import CHUNK, EmbeddingCache, embed, embed_ahead
 from hanse_common.errors import CatalogError, PhotoUnreadable
 from hanse_common.vision.extraction import network_rows
-from hanse_common.vision.recipe import Linear, Preprocessing, Projection, Recipe, Scattering, SmallCnn
+from hanse_common.vision.recipe import Recipe
+from hanse_common.vision.recipe_features import Preprocessing, Projection, Scattering
+from hanse_common.vision.recipe_model import Linear, SmallCnn
 
 RECIPE = Recipe(
     preprocessing=Preprocessing(size=8, channels=1),

@@ -9,10 +9,12 @@ from hanse_client import exact_sums
 from hanse_client.exact_sums import ExactSums
 from hanse_client.examples import Examples
 from hanse_common.errors import RecognizerError
-from hanse_common.plan import MerchantLevelTraining
+from hanse_common.modes import MerchantLevelTraining
 from hanse_common.privacy.encoding import Grid
 from hanse_common.vision import model as models
-from hanse_common.vision.recipe import Augmentation, Preprocessing, Recipe, SmallCnn
+from hanse_common.vision.recipe import Recipe
+from hanse_common.vision.recipe_features import Preprocessing
+from hanse_common.vision.recipe_model import Augmentation, SmallCnn
 from hanse_common.vision.taxonomy import Taxonomy
 
 RECIPE = Recipe(

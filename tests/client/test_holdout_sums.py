@@ -18,7 +18,8 @@ from hanse_client.holdout_sums import CHUNK, HoldoutSums
 from hanse_client.shop import Shop
 from hanse_client.training import ShopTrainer
 from hanse_common.evaluation import Layout
-from hanse_common.plan import Cohort, EvaluationTraining, Plan
+from hanse_common.modes import EvaluationTraining
+from hanse_common.plan import Cohort, Plan
 from hanse_common.privacy.mechanism import Mechanism
 from hanse_common.randomness import AesCtrStream
 from hanse_common.secagg import ring

@@ -11,15 +11,13 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tests.crashes import dies_at, run
 
 from hanse_client import ledger as ledger_module
 from hanse_client.charges import Budget, Charge
@@ -45,41 +43,6 @@ def use_photos(ledger: Ledger, folder: Path, round_: int, plan: int = 0) -> None
     (folder / f"touched-{round_}").touch()
 
 
-def dies_at(point: int, opcodes: bool, action: Callable[[], object]) -> bool:
-    """Run `action` in a child that is killed at the `point`-th line (or bytecode) of the ledger's code.
-
-    Returns whether there was such a point.
-    """
-    child = os.fork()
-    if child == 0:
-        left = point
-
-        def trace(frame, event, arg):
-            nonlocal left
-            if frame.f_code.co_filename != ledger_module.__file__:
-                return None
-            frame.f_trace_opcodes = opcodes
-            if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            left -= 1
-            return trace
-
-        try:
-            sys.settrace(trace)
-            action()
-            sys.settrace(None)
-            os._exit(0)
-        except BaseException as error:
-            print(repr(error), file=sys.stderr, flush=True)
-            os._exit(1)
-    _, status = os.waitpid(child, 0)
-    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
-        return True
-    if status != 0:
-        raise RuntimeError(f"the child failed at point {point}")
-    return False
-
-
 def crash_in_every_charge(
     folder: Path, filter_name: str, opcodes: bool = False, plan: int = 0
 ) -> list[tuple[list[int], list[int], bool]]:
@@ -102,7 +65,10 @@ def crash_in_every_charge(
         shutil.copy(before, path)
         ledger = Ledger(path, budget(filter_name))
         crashed = dies_at(
-            len(found), opcodes, lambda ledger=ledger, place=place: use_photos(ledger, place, 1, plan)
+            len(found),
+            lambda ledger=ledger, place=place: use_photos(ledger, place, 1, plan),
+            ledger_module.__file__,
+            opcodes,
         )
         after = Ledger(path, budget(filter_name))
         rounds = [event.charge.round for event in after.events()]
@@ -125,7 +91,9 @@ def crash_in_every_birth(folder: Path, filter_name: str) -> list[bool]:
     while crashed:
         place = folder / "place"
         path = place / "ledger"
-        crashed = dies_at(len(found), False, lambda path=path: Ledger(path, budget(filter_name)))
+        crashed = dies_at(
+            len(found), lambda path=path: Ledger(path, budget(filter_name)), ledger_module.__file__
+        )
         found.append(path.exists())
         if path.exists():
             for reason, wrong in others.items():
@@ -159,29 +127,13 @@ def kill_at_any_time(folder: Path, filter_name: str) -> tuple[list[int], list[in
     return rounds, [int(file.name.removeprefix("touched-")) for file in folder.glob("touched-*")]
 
 
-@pytest.fixture
-def folder(tmp_path) -> Iterator[Path]:
-    """In memory where there is such a place: what a killed process leaves does not depend on the disk."""
-    memory = Path("/dev/shm")  # noqa: S108
-    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else tmp_path) as name:
-        yield Path(name)
-
-
-def run(what: str, folder: Path, filter_name: str):
-    """Run this file as a program."""
-    command = [sys.executable, __file__, what, str(folder), filter_name]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout)
-
-
 BOTH_FILTERS = pytest.mark.parametrize("filter_name", FILTERS)
 
 
 @BOTH_FILTERS
 @pytest.mark.parametrize("what", ["lines", "second plan", pytest.param("opcodes", marks=pytest.mark.slow)])
-def test_no_photo_is_touched_without_a_charge_wherever_the_crash(folder, what, filter_name):
-    found = run(what, folder, filter_name)
+def test_no_photo_is_touched_without_a_charge_wherever_the_crash(folder_in_memory, what, filter_name):
+    found = run(__file__, what, folder_in_memory, filter_name)
     assert len(found) > 50
     assert all(rounds in ([0], [0, 1]) for rounds, _, _ in found)  # there or not, and the row before stays
     assert all(set(touched) <= set(rounds) for rounds, touched, _ in found)
@@ -193,17 +145,17 @@ def test_no_photo_is_touched_without_a_charge_wherever_the_crash(folder, what, f
 
 
 @BOTH_FILTERS
-def test_a_crash_while_the_ledger_is_made_leaves_none_or_a_sound_one(folder, filter_name):
-    found = run("birth", folder, filter_name)
+def test_a_crash_while_the_ledger_is_made_leaves_none_or_a_sound_one(folder_in_memory, filter_name):
+    found = run(__file__, "birth", folder_in_memory, filter_name)
     assert len(found) > 20
     assert found == sorted(found)
     assert set(found) == {False, True}
 
 
 @BOTH_FILTERS
-def test_no_photo_is_touched_without_a_charge_whenever_the_kill(folder, filter_name):
+def test_no_photo_is_touched_without_a_charge_whenever_the_kill(folder_in_memory, filter_name):
     """Kills from outside fall inside SQLite and the system's calls too; one ledger survives all of them."""
-    charged, touched = run("any time", folder, filter_name)
+    charged, touched = run(__file__, "any time", folder_in_memory, filter_name)
     assert charged == list(range(len(charged)))
     assert set(touched) <= set(charged)
     assert len(touched) > 20

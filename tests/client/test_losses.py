@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 
 from hanse_client.exact_sums import ExactSums
 from hanse_client.examples import Examples
-from hanse_common.plan import MerchantLevelTraining
+from hanse_common.modes import MerchantLevelTraining
 from hanse_common.privacy.encoding import Grid
 from hanse_common.vision import model as models
-from hanse_common.vision.recipe import Linear, Loss, Mlp, Model, Preprocessing, Recipe, Scattering, SmallCnn
+from hanse_common.vision.recipe import Recipe
+from hanse_common.vision.recipe_features import Preprocessing, Scattering
+from hanse_common.vision.recipe_model import Linear, Loss, Mlp, Model, SmallCnn
 from hanse_common.vision.taxonomy import Taxonomy
 
 TAXONOMY = Taxonomy(classes=("shirt", "shoe", "bag"))

@@ -54,21 +54,16 @@ from hanse_common.credentials import load_node_key
 from hanse_common.errors import HanseError, PhotoError, PhotoTooLarge, RecognizerError
 from hanse_common.files import read_bounded
 from hanse_common.messages import DeclineCode, Declined
-from hanse_common.plan import (
-    Cohort,
-    DistributedTraining,
-    LocalTraining,
-    Plan,
-    SignedPlan,
-    TrendsTraining,
-    dimension_of,
-)
+from hanse_common.modes import DistributedTraining, LocalTraining, TrendsTraining
+from hanse_common.plan import Cohort, Plan, SignedPlan, dimension_of
 from hanse_common.randomness import AesCtrStream
 from hanse_common.secagg.messages import Joined
 from hanse_common.session import Answer, Ask, Assignment, BlockReport, ReportCode, frames, record_bytes
 from hanse_common.vision import photo
 from hanse_common.vision.centring import Centre
-from hanse_common.vision.recipe import Mlp, Preprocessing, Recipe, Scattering
+from hanse_common.vision.recipe import Recipe
+from hanse_common.vision.recipe_features import Preprocessing, Scattering
+from hanse_common.vision.recipe_model import Mlp
 from hanse_common.vision.recognizer import CARD_FILE, MODEL_FILE, Card, Recognizer
 from hanse_common.vision.taxonomy import Taxonomy
 from hanse_common.vision.whitening import Whitening

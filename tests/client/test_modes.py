@@ -11,7 +11,8 @@ from scipy import stats
 from hanse_client.exact_sums import ExactSums
 from hanse_client.examples import Examples
 from hanse_client.training import ShopTrainer
-from hanse_common.plan import Cohort, DistributedTraining, MerchantLevelTraining, Plan
+from hanse_common.modes import DistributedTraining, MerchantLevelTraining
+from hanse_common.plan import Cohort, Plan
 from hanse_common.privacy.mechanism import Mechanism
 from hanse_common.randomness import AesCtrStream
 from hanse_common.secagg import ring

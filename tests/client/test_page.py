@@ -1,9 +1,7 @@
 """The owner's page: who may see it, what it shows of good and damaged files, and a person at it in a real browser."""
 
-import asyncio
 import functools
 import html
-import os
 import re
 import signal
 import socket
@@ -19,7 +17,7 @@ from typing import Any
 import httpx
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from starlette.types import ASGIApp
+from tests.browser import SCREENSHOTS, Person, Visitor
 
 from hanse_client import page as pages
 from hanse_client.approvals import Approvals, Standing
@@ -41,7 +39,8 @@ from hanse_common.errors import ConfigError
 from hanse_common.fingerprint import words
 from hanse_common.league_card import LeagueCard
 from hanse_common.membership import SignedRequest
-from hanse_common.plan import Plan, SignedPlan, TrendsTraining
+from hanse_common.modes import TrendsTraining
+from hanse_common.plan import Plan, SignedPlan
 from hanse_common.privacy.mechanism import Mechanism
 from hanse_common.vision.taxonomy import Taxonomy
 from hanse_common.web.languages import Languages
@@ -80,41 +79,8 @@ def source(tmp_path: Path) -> Path:
     return path
 
 
-class Visitor:
-    """A browser of few words: what it asks for, its cookies, and the key of its session's forms."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-        self.cookies = httpx.Cookies()
-
-    def ask(self, method: str, path: str, **options: Any) -> httpx.Response:
-        async def ask() -> httpx.Response:
-            async with httpx.AsyncClient(
-                transport=httpx.ASGITransport(self._app),
-                base_url=f"http://127.0.0.1:{PORT}",
-                cookies=self.cookies,
-            ) as client:
-                answer = await client.request(method, path, **options)
-                self.cookies = client.cookies
-                return answer
-
-        return asyncio.run(ask())
-
-    def get(self, path: str, **options: Any) -> httpx.Response:
-        return self.ask("GET", path, **options)
-
-    def key(self) -> str:
-        found = re.search(r'name="key" value="([^"]+)"', self.get("/settings").text)
-        assert found
-        return found[1]
-
-    def post(self, path: str, headers: dict[str, str] | None = None, **fields: str) -> httpx.Response:
-        headers = {"Sec-Fetch-Site": "same-origin"} if headers is None else headers
-        return self.ask("POST", path, data={"key": self.key()} | fields, headers=headers)
-
-
 def stranger(config: ClientConfig, source: Path) -> Visitor:
-    return Visitor(build(config, source, PORT))
+    return Visitor(build(config, source, PORT), f"http://127.0.0.1:{PORT}", form="/settings")
 
 
 @pytest.fixture
@@ -828,70 +794,11 @@ def test_a_port_that_is_taken_is_told(written: Callable[[int], Path]) -> None:
 
 # -- a person at a real browser -----------------------------------------------------------------------------------
 
-CHROMIUM = Path("/usr/bin/chromium")
-SCREENSHOTS = os.environ.get("HANSE_SCREENSHOTS")
-"""A folder to put pictures of the pages into, for people to look at."""
 
-FAULTS = (Path(__file__).parent.parent / "page_faults.js").read_text(encoding="utf-8")
+class Owner(Person):
+    """The shop's owner at a browser."""
 
-CONTRASTS = (Path(__file__).parent.parent / "page_contrasts.js").read_text(encoding="utf-8")
-
-
-class Person:
-    """Somebody at a browser, who notes what it complains of and whatever it asks elsewhere."""
-
-    def __init__(self, browser: Any, origin: str, **options: Any) -> None:
-        self.origin = origin
-        self.context = browser.new_context(**({"viewport": {"width": 1100, "height": 800}} | options))
-        self.page = self.context.new_page()
-        self.complaints: list[str] = []
-        self.page.on("console", lambda message: self.complaints.append(message.text))
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("request", lambda request: self._watch(request.url))
-        self.page.on("requestfailed", self._failed)
-
-    def _watch(self, url: str) -> None:
-        if not url.startswith((f"{self.origin}/", "data:", "file:")):
-            self.complaints.append(f"asked elsewhere: {url}")
-
-    def _failed(self, request: Any) -> None:
-        if request.failure != "net::ERR_ABORTED":  # by leaving the page
-            self.complaints.append(f"failed: {request.url}")
-
-    def enter(self, address: str) -> None:
-        self.page.goto(address)
-        self.page.wait_for_url(f"{self.origin}/")
-
-    def look(self, name: str) -> None:
-        """Check the page that is open, and keep a picture of it when somebody wants one."""
-        assert self.page.evaluate(FAULTS) == []
-        assert self.page.evaluate(CONTRASTS) == []
-        if SCREENSHOTS:
-            self.page.screenshot(path=f"{SCREENSHOTS}/page-{name}.png", full_page=True)
-
-    def press(self, name: str) -> None:
-        self.page.get_by_role("button", name=name).click()
-        self.page.wait_for_load_state()
-
-    def follow(self, name: str) -> None:
-        self.page.get_by_role("link", name=name, exact=True).first.click()
-        self.page.wait_for_load_state()
-
-    def text(self) -> str:
-        found: str = self.page.inner_text("body")
-        return found
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if not CHROMIUM.exists():
-        pytest.skip("/usr/bin/chromium is not there")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
-        yield browser
-        browser.close()
+    pictures = "page-"
 
 
 @pytest.fixture
@@ -940,7 +847,7 @@ def served(
 def test_a_person_at_the_page(browser: Any, served: tuple[ClientConfig, str], tmp_path: Path) -> None:
     config, origin = served
     control = Control(config.state)
-    ada = Person(browser, origin)
+    ada = Owner(browser, origin)
     ada.enter(opener(tmp_path, address(config)).as_uri())
     assert ada.page.url == f"{origin}/"
     assert "Round 55 of 60 was done last." in ada.text()
@@ -996,7 +903,7 @@ def test_a_person_at_the_page(browser: Any, served: tuple[ClientConfig, str], tm
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_narrow_window(browser: Any, served: tuple[ClientConfig, str], scheme: str) -> None:
     config, origin = served
-    ada = Person(browser, origin, viewport={"width": 360, "height": 740}, color_scheme=scheme)
+    ada = Owner(browser, origin, viewport={"width": 360, "height": 740}, color_scheme=scheme)
     ada.enter(address(config))
     for path in PAGES:
         if path != "/status":
@@ -1009,7 +916,7 @@ def test_a_narrow_window(browser: Any, served: tuple[ClientConfig, str], scheme:
 def test_it_keeps_itself_up_to_date(browser: Any, served: tuple[ClientConfig, str]) -> None:
     config, origin = served
     control = Control(config.state)
-    ada = Person(browser, origin)
+    ada = Owner(browser, origin)
     ada.enter(address(config))
     control.publish(status(state=State.WAITING, photos=77))
     ada.page.locator("#state").get_by_text("Waiting for the league").wait_for()
@@ -1030,7 +937,7 @@ def test_it_keeps_itself_up_to_date(browser: Any, served: tuple[ClientConfig, st
 @pytest.mark.slow
 def test_without_scripts(browser: Any, served: tuple[ClientConfig, str]) -> None:
     config, origin = served
-    ada = Person(browser, origin, java_script_enabled=False, color_scheme="dark")
+    ada = Owner(browser, origin, java_script_enabled=False, color_scheme="dark")
     ada.enter(address(config))
     ada.press("Pause until I resume")
     assert "Pausing." in ada.text()
@@ -1047,30 +954,21 @@ def test_without_scripts(browser: Any, served: tuple[ClientConfig, str]) -> None
 @pytest.mark.slow
 def test_by_keyboard_alone(browser: Any, served: tuple[ClientConfig, str]) -> None:
     config, origin = served
-    ada = Person(browser, origin)
+    ada = Owner(browser, origin)
     ada.enter(address(config))
 
-    def tab_to(name: str) -> None:
-        for _ in range(40):
-            ada.page.keyboard.press("Tab")
-            if ada.page.evaluate("document.activeElement.innerText").split("\n")[0].startswith(name):
-                outline = ada.page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
-                assert outline == "solid"
-                return
-        raise AssertionError(f"no way to {name}")
-
-    tab_to("To the content")
+    ada.tab_to("To the content")
     ada.page.keyboard.press("Enter")
-    tab_to("Pause for 1 hour")  # the first button behind the skipped head
+    ada.tab_to("Pause for 1 hour")  # the first button behind the skipped head
     ada.page.keyboard.press("Enter")
     ada.page.get_by_text("Pausing.").wait_for()
-    tab_to("Resume now")
+    ada.tab_to("Resume now")
     ada.page.keyboard.press("Space")
     ada.page.get_by_role("button", name="Pause for 1 hour").wait_for()
-    tab_to("Approve")
+    ada.tab_to("Approve")
     ada.page.keyboard.press("Enter")
     ada.page.get_by_text("You approved this plan.").wait_for()
-    tab_to("History")
+    ada.tab_to("History")
     ada.page.keyboard.press("Enter")
     ada.page.get_by_role("heading", name="History").wait_for()
     assert ada.complaints == []
@@ -1094,7 +992,7 @@ def test_a_server_of_another_user_cannot_have_the_browser_act(
             f'<form method="post" action="{origin}/pause"><input name="length" value="1h"><button>Win</button></form>'
         )
 
-    ada = Person(browser, origin)
+    ada = Owner(browser, origin)
     ada.enter(address(config))
     with listen(0) as listening, serving(Starlette(routes=[Route("/", evil)]), listening):
         ada.page.goto(f"http://127.0.0.1:{listening.getsockname()[1]}/")
@@ -1126,7 +1024,7 @@ def joining(tmp_path: Path, keys: DevelopmentKeys) -> Iterator[tuple[Wizard, str
             yield wizard, entrance(port, token), card
 
 
-def join(ada: Person, card: LeagueCard, folder: Path, look: Callable[[str], None]) -> None:
+def join(ada: Owner, card: LeagueCard, folder: Path, look: Callable[[str], None]) -> None:
     """Go from the card to the request, with a slip at each step."""
     page = ada.page
     look("card")
@@ -1171,7 +1069,7 @@ def test_a_person_joins(
 ) -> None:
     wizard, where, card = joining
     viewport = {"width": 1100 if scripts else 360, "height": 800}
-    ada = Person(browser, where.partition("/?")[0], java_script_enabled=scripts, viewport=viewport)
+    ada = Owner(browser, where.partition("/?")[0], java_script_enabled=scripts, viewport=viewport)
     ada.page.goto(where)
     ada.page.wait_for_url("**/card")
     join(ada, card, tmp_path, lambda name: ada.look(f"wizard-{name}") if scripts else None)
@@ -1196,7 +1094,7 @@ def test_the_card_is_chosen_as_a_file_and_the_rest_in_chinese_and_dark(
     _, where, card = joining
     (tmp_path / "league.yaml").write_text(card.to_yaml())
     viewport = {"width": 360, "height": 740}
-    ada = Person(browser, where.partition("/?")[0], color_scheme="dark", viewport=viewport)
+    ada = Owner(browser, where.partition("/?")[0], color_scheme="dark", viewport=viewport)
     ada.page.goto(where)
     ada.page.wait_for_url("**/card")
     ada.press("中文")

@@ -15,17 +15,18 @@ from hanse_client.charges import Budget
 from hanse_client.policy import Policy, posterior_bound
 from hanse_common.config import load
 from hanse_common.errors import ConfigError, PlanRefused
-from hanse_common.plan import (
-    Cohort,
+from hanse_common.modes import (
     DistributedTraining,
     EvaluationTraining,
     LocalTraining,
     MeanTraining,
     MerchantLevelTraining,
-    Plan,
     TrendsTraining,
 )
-from hanse_common.vision.recipe import Linear, Preprocessing, Projection, Recipe, Scattering
+from hanse_common.plan import Cohort, Plan
+from hanse_common.vision.recipe import Recipe
+from hanse_common.vision.recipe_features import Preprocessing, Projection, Scattering
+from hanse_common.vision.recipe_model import Linear
 from hanse_common.vision.taxonomy import Taxonomy
 
 TAXONOMY = Taxonomy(classes=("Bag", "Coat", "Dress"))
@@ -349,12 +350,34 @@ def test_what_shoppers_search_for_is_counted_where_the_owner_says_so_alone():
         "asks to count what shoppers search for, by a recognizer of 3 classes",
         "it counts the photos that your shoppers searched by, by class, on 28 days from 2026-02-23 on",
         "costs each photo that a shopper searched by ε =",
+        "Of one class at most 1,000 of your shop's queries are counted.",
         "suspected with 1 % that somebody searched your shop by a given photo could",
         "A shopper who searched a hundred times is covered a hundred times less",
         "that hides your shoppers' queries is added",
     ):
         assert part in text, part
     assert "catalog" not in text
+
+
+@pytest.mark.parametrize("unit", ["product", "merchant"])
+def test_trends_with_a_ledger_of_another_unit_are_refused_before_any_query_is_kept(unit, tmp_path):
+    file = tmp_path / "policy.yaml"
+    text = f"league: textiles\nepsilon: 2\nunit: {unit}\n"
+    file.write_text(text + "modes: [local, trends]\n")
+    with pytest.raises(ConfigError, match=f"found trends with unit {unit}, expected unit photo") as caught:
+        load(Policy, file)
+    assert "Take trends out of modes" in str(caught.value)
+    file.write_text(text)
+    policy = load(Policy, file)
+    asked = plan(
+        training=TrendsTraining(first_day="2026-02-23", days=7, expected_batch=500.0, noise_multiplier=20.0),
+        dimension=3,
+    )
+    (reason,) = [each for each in policy.reasons(asked, asked.taxonomy) if each.startswith("unit")]
+    assert reason == (
+        "unit: it is paid for query by query, from a ledger whose unit is photo; yours keeps account of one "
+        f"{unit}, so this shop can't take part."
+    )
 
 
 def test_the_explanation_says_that_a_shop_may_sit_a_round_out():

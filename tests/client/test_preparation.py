@@ -17,7 +17,8 @@ from hanse_client.preparation import MAX_NEW_RECIPES, NEW_RECIPE_SECONDS, Prepar
 from hanse_client.shop import Shop
 from hanse_common.errors import CatalogError, PlanRefused
 from hanse_common.plan import Plan
-from hanse_common.vision.recipe import Projection, Recipe, Scattering
+from hanse_common.vision.recipe import Recipe
+from hanse_common.vision.recipe_features import Projection, Scattering
 
 Until = Callable[[str, Callable[[], Any]], Any]
 

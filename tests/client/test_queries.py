@@ -17,8 +17,10 @@ from hanse_client.config import ClientConfig
 from hanse_client.examples import Examples
 from hanse_client.queries import QueryLog, today
 from hanse_client.training import ShopTrainer
+from hanse_common.counting import most_of_a_class
 from hanse_common.errors import CatalogError
-from hanse_common.plan import Cohort, Plan, TrendsTraining
+from hanse_common.modes import TrendsTraining
+from hanse_common.plan import Cohort, Plan
 from hanse_common.privacy.mechanism import Mechanism
 from hanse_common.randomness import AesCtrStream
 from hanse_common.secagg import ring
@@ -219,15 +221,38 @@ def test_one_query_more_changes_the_exact_sum_by_norm_one(
     assert one * grid.fine_unit == grid.clipping_norm == 1
 
 
-def test_more_queries_than_the_sum_holds_are_cut_and_nothing_fails(
+def test_queries_beyond_the_most_that_the_plan_says_are_cut_class_by_class(
     make_plan: MakePlan, tmp_path: Path, bare: list[NDArray[np.int64]]
 ) -> None:
+    """So neighbouring logs stay as near as they were, and the league's sum has a bound."""
     plan = asking(make_plan)
-    log = noted(tmp_path / "q", Clock(), {MONDAY: ["shoe"]})
-    with sqlite3.connect(tmp_path / "q") as db:
-        db.execute("UPDATE query SET count = ?", (1 << 60,))
-    found = contribution(plan, log)
-    assert bare[0][1] == 2**62 and abs(found[1]) <= plan.limit
+    one, most = int(1 / plan.mechanism(1).grid.fine_unit), most_of_a_class(plan)
+    assert most == 100  # twice the 50 that are expected
+    log = noted(tmp_path / "q", Clock(), {MONDAY: ["shirt", "shoe", "bag"]})
+    for kept, count in enumerate((99, 100, 101, 1 << 60)):
+        with sqlite3.connect(tmp_path / "q") as db:
+            db.execute("UPDATE query SET count = ? WHERE class = 'shoe'", (count,))
+        found = contribution(plan, log)
+        assert bare[kept].tolist() == [one, one * min(count, most), one]
+        assert np.abs(found).max() <= plan.limit
+
+
+@pytest.mark.parametrize(("merchants", "noise"), [(7, 2.0), (300, 1e4)], ids=["integers", "noise"])
+def test_the_most_has_room_in_the_sum_whatever_is_expected(
+    make_plan: MakePlan, merchants: int, noise: float
+) -> None:
+    plan = asking(make_plan)
+    training = plan.training.model_copy(update={"expected_batch": 1e9, "noise_multiplier": noise})
+    cohort = Cohort(min_merchants=3, max_merchants=merchants, max_corrupt=1)
+    plan = plan.model_copy(update={"training": training, "cohort": cohort})
+    mechanism, most = plan.mechanism(1), most_of_a_class(plan)
+    fine = np.full(3, round(most / mechanism.grid.fine_unit))
+    steps = mechanism.contribute(fine, plan.limit, AesCtrStream(bytes(32)))
+    free = mechanism.contribute(fine, 1 << 60, AesCtrStream(bytes(32)))
+    assert steps.tolist() == free.tolist() and np.abs(steps).max() <= plan.limit, "nothing more is cut"
+    one = round(1 / mechanism.grid.step)
+    room = 2**62 * mechanism.grid.fine_unit if merchants == 7 else mechanism.room(plan.limit) // one
+    assert most == room, "as much as the exact sum has room for, or the masked one beside its noise"
 
 
 def test_after_the_charge_nothing_raises(

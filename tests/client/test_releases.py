@@ -6,7 +6,6 @@ import json
 import os
 import resource
 import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -36,16 +35,9 @@ def recognizers(tmp_path_factory: pytest.TempPathFactory) -> list[Made]:
 
 
 @pytest.fixture
-def folder() -> Iterator[Path]:
-    """A folder in memory where there is one: every step is synced to the disk, and there are hundreds."""
-    memory = Path("/dev/shm")  # noqa: S108
-    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as name:
-        yield Path(name)
-
-
-@pytest.fixture
-def releases(folder: Path) -> Releases:
-    return releases_in(folder / "recognizers")
+def releases(folder_in_memory: Path) -> Releases:
+    # Every step is synced to the disk, and there are hundreds.
+    return releases_in(folder_in_memory / "recognizers")
 
 
 def take(releases: Releases, made: Made, number: int, **changes: Any) -> Path:
@@ -466,17 +458,17 @@ def swap(releases: Releases, made: Made, number: int, reaper: Reaper) -> None:
 
 @pytest.mark.parametrize("back", [False, True], ids=["forward", "back"])
 def test_a_crash_at_any_step_leaves_one_whole_recognizer_and_the_next_attempt_ends_well(
-    folder: Path, recognizers: list[Made], *, back: bool
+    folder_in_memory: Path, recognizers: list[Made], *, back: bool
 ) -> None:
     """Forward deletes the oldest, too; back finds what it needs on the disk."""
     target = recognizers[1] if back else recognizers[4]
     steps = 0
     log: list[str] = []
-    before = releases_in(folder / "before")
+    before = releases_in(folder_in_memory / "before")
     for number, made in enumerate(recognizers[:3], 1):
         take(before, made, number)
     for at in range(1, 1000):
-        releases = releases_in(folder / str(at))
+        releases = releases_in(folder_in_memory / str(at))
         shutil.copytree(before.path, releases.path, symlinks=True)
         with reaped(at) as reaper:
             swap(releases, target, 4, reaper)

@@ -24,7 +24,9 @@ from hanse_common.secagg.aggregator import Aggregator
 from hanse_common.secagg.merchant import Merchant
 from hanse_common.secagg.messages import Agreed, Joined, Ready, Shares, Unmasked, Upload
 from hanse_common.secagg.suite import Setup
-from hanse_common.vision.recipe import Projection, PublicWhitening, Recipe, Scattering, SmallCnn
+from hanse_common.vision.recipe import Recipe
+from hanse_common.vision.recipe_features import Projection, PublicWhitening, Scattering
+from hanse_common.vision.recipe_model import SmallCnn
 from hanse_common.vision.taxonomy import Taxonomy
 
 KEY, LEAGUE_KEY, *PEERS = (Ed25519PrivateKey.from_private_bytes(bytes([n]) * 32) for n in range(1, 5))

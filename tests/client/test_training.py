@@ -18,7 +18,9 @@ from hanse_common.privacy.mechanism import Mechanism
 from hanse_common.privacy.sampling import poisson_sample
 from hanse_common.randomness import AesCtrStream, Randomness
 from hanse_common.vision import model as models
-from hanse_common.vision.recipe import Augmentation, Linear, Preprocessing, Recipe, SmallCnn
+from hanse_common.vision.recipe import Recipe
+from hanse_common.vision.recipe_features import Preprocessing
+from hanse_common.vision.recipe_model import Augmentation, Linear, SmallCnn
 
 MakePlan = Callable[..., Plan]
 Update = NDArray[np.float64]

@@ -45,8 +45,7 @@ from hanse_common.session import (
     ReportCode,
     frames,
 )
-from hanse_server import distribution
-from hanse_server import stream as server_stream
+from hanse_server import distribution, greeting
 from hanse_server.development_keys import DevelopmentKeys
 from hanse_server.stream import StreamServer
 
@@ -409,7 +408,7 @@ def test_a_flood_of_streams_that_say_no_name_is_bounded(
     server: StreamServer, shelf: Shelf, shop: Shop, keys: DevelopmentKeys, recognizers: list[Made],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(server_stream, "MAX_PENDING_PER_ADDRESS", 2)
+    monkeypatch.setattr(greeting, "MAX_PENDING_PER_ADDRESS", 2)
     root = grpc.ssl_channel_credentials(keys.authority.read_bytes())
     said: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
     with grpc.secure_channel(f"localhost:{server.port}", root) as channel:

@@ -13,7 +13,8 @@ from hanse_common.evaluation import LOSS_BOUND, Layout
 from hanse_common.evaluation_estimate import estimate
 from hanse_common.evaluation_sums import Sums
 from hanse_common.federated_report import FederatedReport, Figure
-from hanse_common.plan import Cohort, EvaluationTraining, Plan
+from hanse_common.modes import EvaluationTraining
+from hanse_common.plan import Cohort, Plan
 from hanse_common.vision.metrics import ClassificationReport
 from hanse_common.vision.taxonomy import Taxonomy
 

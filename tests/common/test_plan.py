@@ -12,19 +12,14 @@ from hanse_common import messages, signing, wire
 from hanse_common.errors import SignatureInvalid, WireError
 from hanse_common.evaluation import Layout
 from hanse_common.messages import DeclineCode, Declined, Start
-from hanse_common.plan import (
-    TRAININGS,
-    Cohort,
-    EvaluationTraining,
-    MeanTraining,
-    Plan,
-    SignedPlan,
-    TrendsTraining,
-)
+from hanse_common.modes import TRAININGS, EvaluationTraining, MeanTraining, TrendsTraining
+from hanse_common.plan import Cohort, Plan, SignedPlan
 from hanse_common.secagg import ring
 from hanse_common.secagg.messages import Upload
 from hanse_common.secagg.ring import Ring
-from hanse_common.vision.recipe import Mlp, Preprocessing, Recipe, TorchvisionBackbone
+from hanse_common.vision.recipe import Recipe
+from hanse_common.vision.recipe_features import Preprocessing, TorchvisionBackbone
+from hanse_common.vision.recipe_model import Mlp
 
 MakePlan = Callable[..., Plan]
 

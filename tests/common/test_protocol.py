@@ -13,7 +13,8 @@ from pydantic import Field
 
 from hanse_common import wire
 from hanse_common.errors import WireError, WireVersionUnknown
-from hanse_common.plan import LocalSchedule, LocalTraining, Plan
+from hanse_common.modes import LocalSchedule, LocalTraining
+from hanse_common.plan import Plan
 from hanse_common.protocol import WIRE_VERSION, Since, unsaid
 from hanse_common.wire import Message, Value
 

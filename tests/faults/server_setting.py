@@ -16,7 +16,8 @@ from hanse_client.policy import Policy
 from hanse_common import signing
 from hanse_common.directory import Directory, Entry, SignedDirectory
 from hanse_common.evaluation import Layout
-from hanse_common.plan import EvaluationTraining, Plan, SignedPlan, dimension_of
+from hanse_common.modes import EvaluationTraining
+from hanse_common.plan import Plan, SignedPlan, dimension_of
 from hanse_server.config import (
     AggregatorListener,
     Blocks,

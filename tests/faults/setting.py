@@ -19,8 +19,11 @@ from hanse_client.policy import Policy
 from hanse_common import signing
 from hanse_common.charter import founded
 from hanse_common.directory import Directory, Entry, SignedDirectory
-from hanse_common.plan import Cohort, LocalTraining, Plan, SignedPlan
-from hanse_common.vision.recipe import Linear, Preprocessing, Projection, Recipe, Scattering
+from hanse_common.modes import LocalTraining
+from hanse_common.plan import Cohort, Plan, SignedPlan
+from hanse_common.vision.recipe import Recipe
+from hanse_common.vision.recipe_features import Preprocessing, Projection, Scattering
+from hanse_common.vision.recipe_model import Linear
 from hanse_common.vision.taxonomy import Taxonomy
 from hanse_server.coordinator import LeagueDirectory
 

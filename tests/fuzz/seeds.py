@@ -18,18 +18,15 @@ from hanse_common.charter import CharterFile, SignedCharter, founded
 from hanse_common.directory import Directory, Entry, SignedDirectory
 from hanse_common.membership import Request, SignedRequest
 from hanse_common.messages import DeclineCode, Declined, Invitation, Start
-from hanse_common.plan import (
-    Cohort,
+from hanse_common.modes import (
     DistributedTraining,
     EvaluationTraining,
     LocalTraining,
     MeanTraining,
     MerchantLevelTraining,
-    Plan,
-    SignedPlan,
     TrendsTraining,
-    dimension_of,
 )
+from hanse_common.plan import Cohort, Plan, SignedPlan, dimension_of
 from hanse_common.release import Release, ReleasedFile, SignedRelease
 from hanse_common.secagg.messages import (
     Agreed,
@@ -67,21 +64,18 @@ from hanse_common.session import (
     _Statement,
     frames,
 )
-from hanse_common.vision.recipe import (
-    Augmentation,
+from hanse_common.vision.recipe import Recipe
+from hanse_common.vision.recipe_features import (
     Concatenation,
     EfficientNetLite0,
-    Linear,
-    Mlp,
     Part,
     Preprocessing,
     Projection,
     PublicWhitening,
-    Recipe,
     Scattering,
-    SmallCnn,
     TorchvisionBackbone,
 )
+from hanse_common.vision.recipe_model import Augmentation, Linear, Mlp, SmallCnn
 from hanse_common.vision.taxonomy import Taxonomy
 from hanse_common.wire import Message
 

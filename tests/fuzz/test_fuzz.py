@@ -2,7 +2,6 @@
 
 import random
 import signal
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,14 +25,6 @@ QUICK = 1500
 PART = 25_000
 TARGETS = {target.name: target for target in parsers.targets()}
 PARTS = [(name, part) for name, target in TARGETS.items() for part in range(-(-target.inputs // PART))]
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """A folder in memory where there is one: files are written for each input."""
-    memory = Path("/dev/shm")  # noqa: S108
-    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as name:
-        yield Path(name)
 
 
 def kept(target: Target) -> list[bytes]:
@@ -95,10 +86,10 @@ def mutations(target: Target, seed: int, number: int) -> Iterator[bytes]:
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_valid_inputs_are_taken(name: str, folder: Path) -> None:
+def test_valid_inputs_are_taken(name: str, folder_in_memory: Path) -> None:
     """Else the rest would show little: what is near a valid input gets furthest."""
     target = TARGETS[name]
-    with target.opened(folder) as parse:
+    with target.opened(folder_in_memory) as parse:
         for data in target.seeds()[
             : -1 if name.startswith("message-") else None
         ]:  # a message's last one is bare
@@ -111,10 +102,10 @@ def test_every_message_has_a_seed() -> None:
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_inputs_that_were_kept_and_some_more(name: str, folder: Path) -> None:
+def test_inputs_that_were_kept_and_some_more(name: str, folder_in_memory: Path) -> None:
     target = TARGETS[name]
-    run(target, folder, iter(kept(target)))
-    run(target, folder / "more", mutations(target, -1, min(QUICK, target.inputs // 20)))
+    run(target, folder_in_memory, iter(kept(target)))
+    run(target, folder_in_memory / "more", mutations(target, -1, min(QUICK, target.inputs // 20)))
 
 
 def test_a_million_inputs_are_tried() -> None:
@@ -124,10 +115,10 @@ def test_a_million_inputs_are_tried() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "part"), PARTS)
-def test_a_million_inputs(name: str, part: int, folder: Path) -> None:
+def test_a_million_inputs(name: str, part: int, folder_in_memory: Path) -> None:
     target = TARGETS[name]
     number = min(PART, target.inputs - PART * part)
-    assert run(target, folder, mutations(target, part, number)) == number
+    assert run(target, folder_in_memory, mutations(target, part, number)) == number
     print(f"{target.name}: {number} inputs, of {sum(each.inputs for each in TARGETS.values())} in all")
 
 
@@ -147,21 +138,21 @@ def test_the_corpus_is_small_and_of_targets_that_there_are() -> None:
         (lambda data: require(len(data) < 3, "too long"), "Broken: too long"),
     ],
 )
-def test_what_breaks_is_reported_with_its_input(parse: Parse, words: str, folder: Path) -> None:
+def test_what_breaks_is_reported_with_its_input(parse: Parse, words: str, folder_in_memory: Path) -> None:
     target = Target("x", 1, mutate.BYTES, lambda: [b"abc"], plain(parse), (ValueError,))
     with pytest.raises(pytest.fail.Exception, match=words) as caught:
-        run(target, folder, iter([b"abcd"]))
+        run(target, folder_in_memory, iter([b"abcd"]))
     assert b"abcd".hex() in str(caught.value)
 
 
-def test_an_input_that_takes_long_is_noticed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_input_that_takes_long_is_noticed(folder_in_memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.fuzz.test_fuzz.SECONDS", 0.05)
     target = Target("x", 1, mutate.BYTES, list, plain(lambda _: threading.Event().wait(20)), ())
     with pytest.raises(pytest.fail.Exception, match="one input takes more than"):
-        run(target, folder, iter([b""]))
+        run(target, folder_in_memory, iter([b""]))
 
 
-def test_an_input_that_takes_much_memory_is_noticed(folder: Path) -> None:
+def test_an_input_that_takes_much_memory_is_noticed(folder_in_memory: Path) -> None:
     target = Target("x", 1, mutate.BYTES, list, plain(lambda _: b"x" * 2 * MEMORY_BYTES), ())
     with pytest.raises(AssertionError, match="memory grew by"):
-        run(target, folder, iter([b""]))
+        run(target, folder_in_memory, iter([b""]))

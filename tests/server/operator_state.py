@@ -15,8 +15,11 @@ from hanse_common.evaluation import Layout
 from hanse_common.evaluation_estimate import estimate
 from hanse_common.federated_report import FederatedReport
 from hanse_common.messages import DeclineCode
-from hanse_common.plan import Cohort, DistributedTraining, EvaluationTraining, Plan, SignedPlan, dimension_of
-from hanse_common.vision.recipe import Linear, Preprocessing, Projection, Recipe, Scattering
+from hanse_common.modes import DistributedTraining, EvaluationTraining
+from hanse_common.plan import Cohort, Plan, SignedPlan, dimension_of
+from hanse_common.vision.recipe import Recipe
+from hanse_common.vision.recipe_features import Preprocessing, Projection, Scattering
+from hanse_common.vision.recipe_model import Linear
 from hanse_common.vision.taxonomy import Taxonomy
 from hanse_server.coordinator import RoundOutcome
 from hanse_server.evaluations import described

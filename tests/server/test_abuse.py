@@ -35,9 +35,12 @@ from hanse_client.stream import Limits, serve_block
 from hanse_common import wire
 from hanse_common.credentials import fingerprint
 from hanse_common.flower import from_record, to_record
-from hanse_common.plan import Cohort, LocalTraining, Plan, SignedPlan
+from hanse_common.modes import LocalTraining
+from hanse_common.plan import Cohort, Plan, SignedPlan
 from hanse_common.session import METHOD, Assignment, BlockReport, Challenge, Hello, record_bytes
-from hanse_common.vision.recipe import Linear, Preprocessing, Projection, Recipe, Scattering
+from hanse_common.vision.recipe import Recipe
+from hanse_common.vision.recipe_features import Preprocessing, Projection, Scattering
+from hanse_common.vision.recipe_model import Linear
 from hanse_common.vision.taxonomy import Taxonomy
 from hanse_server import flower_link, listener
 from hanse_server import stream as server_stream

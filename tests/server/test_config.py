@@ -11,7 +11,8 @@ from pydantic import BaseModel, Field
 from hanse_common.config import load
 from hanse_common.errors import ConfigError, PlanRefused
 from hanse_common.privacy.calibration import noise_multiplier
-from hanse_common.vision.recipe import EfficientNetLite0, SmallCnn, TorchvisionBackbone
+from hanse_common.vision.recipe_features import EfficientNetLite0, TorchvisionBackbone
+from hanse_common.vision.recipe_model import SmallCnn
 from hanse_server.config import Blocks, Optimization, ServerConfig, make_plan
 from hanse_server.optimizers import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedYogi, create
 

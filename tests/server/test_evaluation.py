@@ -11,7 +11,9 @@ from sklearn.metrics import accuracy_score
 
 from hanse_common.errors import RecognizerError
 from hanse_common.vision.preprocessing import preprocess
-from hanse_common.vision.recipe import Linear, Preprocessing, Projection, Recipe, Scattering, SmallCnn
+from hanse_common.vision.recipe import Recipe
+from hanse_common.vision.recipe_features import Preprocessing, Projection, Scattering
+from hanse_common.vision.recipe_model import Linear, SmallCnn
 from hanse_common.vision.recognizer import Recognizer
 from hanse_common.vision.taxonomy import Taxonomy
 from hanse_server import evaluation

@@ -278,7 +278,7 @@ def test_trends_are_counted_by_a_run_and_shown(folder: Path, typed: Type) -> Non
     file = folder / "hanse-server.yaml"
     config = yaml.safe_load(file.read_text())
     assert "Nothing was counted yet" in typed("trends")[1]
-    for first_day, counts in (("2026-11-02", [900.0, 400.0, 3.0]), ("2026-11-09", [1800.0, 410.0, -2.0])):
+    for first_day, counts in (("2026-11-02", [900.0, 400.0, 3.0]), ("2026-11-09", [1800.0, 4100.0, -2.0])):
         config["plan"]["training"] = {
             "mode": "trends", "first_day": first_day, "days": 7, "expected_batch": 2000,
         }  # fmt: skip
@@ -308,10 +308,14 @@ def test_trends_are_counted_by_a_run_and_shown(folder: Path, typed: Type) -> Non
     assert "shirt" in first and "%" not in first
     shirt = next(line for line in second.splitlines() if "shirt" in line)
     assert "1,800" in shirt and "+100 %" in shirt
+    shoe = next(line for line in second.splitlines() if "shoe" in line)
+    assert "4,100" in shoe and shoe.endswith("), or more") and "%" not in shoe
+    assert "at most 4,000 queries of a class. In the next plan, say a larger expected_batch." in second
+    assert "or more" not in first.lower()
     bag = next(line for line in second.splitlines() if "bag" in line)
     assert " 0 (0 to " in bag and "%" not in bag
     found = json.loads(typed("trends", "--json")[1])
-    assert [one["queries"]["value"] for one in found[1]["classes"]] == [1800.0, 410.0, 0.0]
+    assert [one["queries"]["value"] for one in found[1]["classes"]] == [1800.0, 4100.0, 0.0]
     assert found[1]["classes"][0]["growth"]["value"] == 1.0 and found[0]["classes"][0]["growth"] is None
     code, _, error = typed("finish")
     assert code != 0 and "no round of this plan is done that a recognizer could be made of" in " ".join(

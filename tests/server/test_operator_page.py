@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.browser import FORM
 
 from hanse_common.federated_report import ClassReport, Count, FederatedReport
 from hanse_common.web.pages import STATIC, faults
@@ -24,7 +25,7 @@ from hanse_server.storage.schema import ParticipantRecord
 from hanse_server.templates import FOLDER, STYLE
 
 from .operator_state import CLASSES, KEY, MARKUP, NAMES, Story
-from .visitor import CHROMIUM, FORM, TOKEN, Person, Visitor
+from .visitor import TOKEN, Person, Visitor
 
 PATHS = ("/", "/rounds", "/figures", "/privacy", "/versions", "/audit")
 PORT = 9094
@@ -347,18 +348,6 @@ def test_the_pages_own_style_uses_the_themes_colours() -> None:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if not CHROMIUM.exists():
-        pytest.skip("/usr/bin/chromium is not there")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture(scope="module")
 def origin(story: Story, live: Live) -> Iterator[str]:
     with listen(0) as listening:
         port = listening.getsockname()[1]
@@ -460,26 +449,17 @@ def test_by_keyboard_alone(browser: Any, origin: str) -> None:
     ada.page.keyboard.press("Enter")
     ada.page.wait_for_url(f"{origin}/")
 
-    def tab_to(name: str) -> None:
-        for _ in range(60):
-            ada.page.keyboard.press("Tab")
-            if ada.page.evaluate("document.activeElement.innerText").split("\n")[0].startswith(name):
-                outline = ada.page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
-                assert outline == "solid"
-                return
-        raise AssertionError(f"no way to {name}")
-
-    tab_to("To the content")
+    ada.tab_to("To the content")
     ada.page.keyboard.press("Enter")
-    tab_to("Look at its figures")
+    ada.tab_to("Look at its figures")
     ada.page.keyboard.press("Enter")
     ada.page.get_by_role("heading", name="Figures", exact=True).wait_for()
-    tab_to("All evaluations as a table")
+    ada.tab_to("All evaluations as a table")
     ada.page.keyboard.press("Enter")
-    tab_to("Evaluation 1")
+    ada.tab_to("Evaluation 1")
     ada.page.keyboard.press("Enter")
     ada.page.get_by_text("Shown is the model after round 15").wait_for()
-    tab_to("Log out")
+    ada.tab_to("Log out")
     ada.page.keyboard.press("Enter")
     ada.page.wait_for_url(f"{origin}/login")
     assert ada.complaints == []

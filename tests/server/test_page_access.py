@@ -10,6 +10,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
+from tests.browser import FORM
 
 from hanse_common.errors import ConfigError
 from hanse_common.web.languages import Languages
@@ -29,7 +30,7 @@ from hanse_server.page_access import (
 )
 from hanse_server.tokens import metrics_token, read_token
 
-from .visitor import FORM, TOKEN, Visitor
+from .visitor import TOKEN, Visitor
 
 LANGUAGES = Languages(templates.FOLDER, "en")
 

@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 
 from hanse_client.examples import Examples
 from hanse_client.training import ShopTrainer
+from hanse_common.counting import most_of_a_class
 from hanse_common.errors import RoundFailed
 from hanse_common.evaluation import CLIPPING_NORM
 from hanse_common.messages import Start
-from hanse_common.plan import TRAININGS, Cohort, Plan
+from hanse_common.modes import TRAININGS
+from hanse_common.plan import Cohort, Plan
 from hanse_common.secagg import ring
-from hanse_common.vision.recipe import Linear
+from hanse_common.vision.recipe_model import Linear
 from hanse_server import plausibility
 from hanse_server.plausibility import ABUNDANCE, Verdict, judge
 from hanse_simulations.seeded import SeededRandomness
@@ -93,12 +95,16 @@ def worst_honest_sum(
             total += Aligned(plan, pull, rng, math.floor(league)).contribution(plan, 0, model)
             continue
         mechanism = plan.mechanism(1)
+        randomness = SeededRandomness(int(rng.integers(1 << 60)), "honest")
+        if training.mode == "trends":  # as many queries of each class as a merchant may have
+            most = np.full(plan.dimension, round(most_of_a_class(plan) / mechanism.grid.fine_unit))
+            total += ring.residues(mechanism.contribute(most, plan.limit, randomness))
+            continue
         photos = 1 if training.mode == "merchant-level" else math.floor(league / merchants)
         fine = np.trunc(np.ldexp(mechanism.clipping_norm * pull, -mechanism.grid.fine_exponent)).astype(
             np.int64
         )
         sampled = int(rng.binomial(photos, training.sampling_rate))
-        randomness = SeededRandomness(int(rng.integers(1 << 60)), "honest")
         total += ring.residues(mechanism.contribute(sampled * fine, plan.limit, randomness))
     return model, total
 

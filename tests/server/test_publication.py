@@ -9,7 +9,8 @@ from hanse_common.errors import ReleaseRefused
 from hanse_common.evaluation import Layout
 from hanse_common.evaluation_estimate import estimate
 from hanse_common.federated_report import FederatedReport
-from hanse_common.plan import Cohort, EvaluationTraining, Plan
+from hanse_common.modes import EvaluationTraining
+from hanse_common.plan import Cohort, Plan
 from hanse_server.config import Publication
 from hanse_server.publication import judge
 

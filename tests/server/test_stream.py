@@ -36,8 +36,7 @@ from hanse_common.session import (
     ReportCode,
     frames,
 )
-from hanse_server import reception
-from hanse_server import stream as server_stream
+from hanse_server import greeting, reception
 from hanse_server.development_keys import make_keys
 from hanse_server.stream import StreamServer
 
@@ -750,8 +749,8 @@ def _resident_bytes() -> int:
 def test_one_address_cannot_have_all_places_before_the_hello(
     pki: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server_stream, "MAX_PENDING_PER_ADDRESS", 3)
-    monkeypatch.setattr(server_stream, "HELLO_SECONDS", 4.0)
+    monkeypatch.setattr(greeting, "MAX_PENDING_PER_ADDRESS", 3)
+    monkeypatch.setattr(greeting, "HELLO_SECONDS", 4.0)
     with make_server(pki) as server:
         server.open_block(BLOCK, RECORD_BYTES)
         with ExitStack() as stack:

@@ -22,16 +22,9 @@ from hanse_common.vision.backbones import load_backbone
 from hanse_common.vision.centring import Centre
 from hanse_common.vision.extraction import extract
 from hanse_common.vision.model import build, load_vector
-from hanse_common.vision.recipe import (
-    Augmentation,
-    Linear,
-    Mlp,
-    Preprocessing,
-    Projection,
-    Recipe,
-    Scattering,
-    SmallCnn,
-)
+from hanse_common.vision.recipe import Recipe
+from hanse_common.vision.recipe_features import Preprocessing, Projection, Scattering
+from hanse_common.vision.recipe_model import Augmentation, Linear, Mlp, SmallCnn
 from hanse_common.vision.recognizer import Recognizer
 from hanse_common.vision.taxonomy import Taxonomy
 from hanse_server.config import PlanSettings, make_plan

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from hanse_common.errors import RecognizerError
-from hanse_common.plan import EvaluationTraining, MeanTraining, Plan, SignedPlan, dimension_of
+from hanse_common.modes import EvaluationTraining, MeanTraining
+from hanse_common.plan import Plan, SignedPlan, dimension_of
 from hanse_common.vision.centring import Centre, load_centre
 from hanse_common.vision.recognizer import Recognizer
 from hanse_server.config import Optimization, ServerConfig, Service

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from hanse_common.plan import Cohort, Plan, TrendsTraining
+from hanse_common.modes import TrendsTraining
+from hanse_common.plan import Cohort, Plan
 from hanse_common.privacy.encoding import Grid
 from hanse_common.randomness import AesCtrStream
 from hanse_common.secagg import ring
@@ -20,8 +21,14 @@ COUNTS = np.array([400, 35, 0])
 SURVIVORS = 6
 
 
-def asking(make_plan: MakePlan, first_day: str = "2026-11-02", days: int = 7, league: str = "test") -> Plan:
-    training = TrendsTraining(first_day=first_day, days=days, expected_batch=500.0, noise_multiplier=3.0)
+def asking(
+    make_plan: MakePlan,
+    first_day: str = "2026-11-02",
+    days: int = 7,
+    league: str = "test",
+    expected: float = 5000.0,
+) -> Plan:
+    training = TrendsTraining(first_day=first_day, days=days, expected_batch=expected, noise_multiplier=3.0)
     cohort = Cohort(min_merchants=5, max_merchants=7, max_corrupt=1)
     plan = make_plan(cohort=cohort, dimension=3, league=league)
     return plan.model_copy(update={"training": training})
@@ -93,3 +100,19 @@ def test_growth_is_against_the_days_right_before_of_the_same_league_and_classes(
     for each in (gap, other):
         assert all(one.growth is None for one in reports([week, each])[1].classes)
     assert TrendsReport.model_validate_json(second.model_dump_json()) == second
+
+
+def test_a_count_that_one_merchant_may_have_been_cut_in_has_no_growth_and_says_so(
+    make_plan: MakePlan,
+) -> None:
+    """Below a merchant's most, with room for the noise, nothing was cut: a sum is no less than each of its parts."""
+    week = Counted(asking(make_plan, expected=500.0), np.array([1000.0, 400.0, 0.0]), 6)
+    after = Counted(asking(make_plan, "2026-11-09", expected=500.0), np.array([500.0, 400.0, 2000.0]), 6)
+    first, second = reports([week, after])
+    assert (first.most, first.merchants) == (1000, 6)
+    assert [each.may_be_more for each in first.classes] == [True, False, False]
+    assert [each.may_be_more for each in second.classes] == [False, False, True]
+    assert [each.growth is None for each in second.classes] == [True, False, True]
+    near = 1000 - 4 * np.sqrt(week.variance)
+    for count, cut in ((near - 1, False), (near + 1, True)):
+        assert replace(week, counts=np.array([count])).may_be_more(0) is cut

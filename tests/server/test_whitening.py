@@ -11,7 +11,9 @@ from PIL import Image
 from hanse_common.errors import RecognizerError
 from hanse_common.vision.backbones import load_backbone
 from hanse_common.vision.extraction import extract
-from hanse_common.vision.recipe import Preprocessing, Projection, Recipe, Scattering, SmallCnn
+from hanse_common.vision.recipe import Recipe
+from hanse_common.vision.recipe_features import Preprocessing, Projection, Scattering
+from hanse_common.vision.recipe_model import SmallCnn
 from hanse_server.whitening import fit_whitening
 
 RECIPE = Recipe(

@@ -17,7 +17,8 @@ from hanse_common.errors import ConfigError, RoundFailed
 from hanse_common.evaluation import Layout
 from hanse_common.federated_report import FederatedReport
 from hanse_common.messages import DeclineCode
-from hanse_common.plan import EvaluationTraining, SignedPlan
+from hanse_common.modes import EvaluationTraining
+from hanse_common.plan import SignedPlan
 from hanse_common.vision.metrics import ClassificationReport
 from hanse_server.evaluation import Evaluator
 from hanse_server.federated_evaluation import evaluate

@@ -9,7 +9,7 @@ import pytest
 
 from hanse_client.examples import Examples
 from hanse_common.errors import ConfigError
-from hanse_common.plan import DistributedSchedule
+from hanse_common.modes import DistributedSchedule
 from hanse_common.randomness import OsRandomness
 from hanse_server.config import ServerConfig, make_plan
 from hanse_simulations.central import CentralRounds

@@ -1,6 +1,7 @@
 """The study of options on a small scale, degraded photos, and the reader of the Grocery Store Dataset."""
 
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,14 +12,16 @@ from typer.testing import CliRunner
 
 from hanse_common.config import load
 from hanse_common.errors import ConfigError, DatasetUnavailable
+from hanse_common.vision.recipe_model import Augmentation
 from hanse_simulations import robust_recognition
 from hanse_simulations.cli import app
 from hanse_simulations.degradations import Degraded, Name
 from hanse_simulations.grocery import Grocery
 from hanse_simulations.photos import ArrayPhoto
-from hanse_simulations.robust_recognition import Study, long_tail, run_study, table
+from hanse_simulations.robust_recognition import Metric, Study, Test, long_tail, run_name, run_study, table
 
-STUDY = Path(__file__).parents[2] / "simulations/studies/recognition.yaml"
+ROOT = Path(__file__).parents[2]
+STUDY = ROOT / "simulations/studies/recognition.yaml"
 
 
 def photo(seed: int = 1, shape: tuple[int, ...] = (60, 50, 3)) -> ArrayPhoto:
@@ -155,6 +158,44 @@ def test_a_long_tail_falls_by_its_ratio_and_another_seed_puts_other_classes_at_i
     assert (counts.max(), counts.min()) == (3000, 30)
     assert counts.tolist() != long_tail(data, 10, 2).tolist()
     assert sorted(counts) == sorted(long_tail(data, 10, 2))
+
+
+def test_each_augmentation_is_tried_on_clean_photos_and_on_what_it_is_against() -> None:
+    study = load(Study, STUDY)
+    tried: dict[str, dict[str, set[str]]] = {}
+    for row in study.rows:
+        changed = study.arms[row.with_].recipe
+        if changed.augmentation is None:
+            continue
+        assert changed.model_copy(update={"augmentation": None}) == study.arms[row.without].recipe
+        assert changed.augmentation != Augmentation()
+        for name in changed.augmentation.model_fields_set:
+            tried.setdefault(name, {}).setdefault(row.against, set()).add(row.test)
+    assert tried == {
+        "erasing": {"occlusion": {"clean", "occlusion"}},
+        "brightness": {"light": {"clean", "light"}},
+        "contrast": {"light": {"clean", "light"}},
+        "rotation": {"viewpoint": {"clean", "viewpoint"}},
+        "crop_padding": {"viewpoint": {"clean", "viewpoint"}},
+    }
+
+
+def test_the_document_shows_each_row_of_the_shipped_study() -> None:
+    study = load(Study, STUDY)
+    figures = {
+        run_name(arm, epsilon, seed, test): dict.fromkeys(get_args(Metric), 0.0)
+        for arm, epsilon, seed, test in product(study.arms, study.epsilons, study.seeds, get_args(Test))
+    }
+
+    def named(lines: list[str]) -> list[list[str]]:
+        cells = [line.strip("| ").split(" | ") for line in lines]
+        return [[*each[:3], each[-1]] for each in cells]
+
+    expected = table(study, figures).splitlines()
+    shown = (ROOT / "docs/recognition.md").read_text(encoding="utf-8").splitlines()
+    first = shown.index(expected[0])
+    assert named(shown[first + 2 : first + len(expected)]) == named(expected[2:])
+    assert not shown[first + len(expected)]
 
 
 def test_the_command_writes_what_it_prints(

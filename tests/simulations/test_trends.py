@@ -36,16 +36,16 @@ BUDGET = PrivacyTarget(epsilon=4, delta=1e-5)
 
 
 @pytest.fixture
-def experiment(write_experiment: Write) -> Callable[[date], Experiment]:
-    def make(first: date) -> Experiment:
-        training = {"mode": "trends", "first_day": first.isoformat(), "days": 7, "expected_batch": 2000}
+def experiment(write_experiment: Write) -> Callable[..., Experiment]:
+    def make(first: date, expected: float = 2000) -> Experiment:
+        training = {"mode": "trends", "first_day": first.isoformat(), "days": 7, "expected_batch": expected}
         changes: dict[str, Any] = {
             "data.merchants": MERCHANTS,
             "plan.training": training,
             "plan.privacy": {"epsilon": 2, "delta": 1e-6},
             "plan.cohort": {"min_merchants": MERCHANTS, "max_merchants": MERCHANTS},
         }
-        return load(Experiment, write_experiment(changes, f"{first}.yaml"))
+        return load(Experiment, write_experiment(changes, f"{first}-{expected:g}.yaml"))
 
     return make
 
@@ -93,7 +93,7 @@ def counted(
 
 
 def test_two_weeks_are_counted_once_and_compared(
-    experiment: Callable[[date], Experiment], queries: dict[str, QueryLog], tmp_path: Path
+    experiment: Callable[..., Experiment], queries: dict[str, QueryLog], tmp_path: Path
 ) -> None:
     for first in WEEKS:
         league = counted(experiment(first), tmp_path, queries)
@@ -117,8 +117,29 @@ def test_two_weeks_are_counted_once_and_compared(
         counted(experiment(MONDAY + timedelta(days=1)), tmp_path, queries)
 
 
+@pytest.mark.parametrize(("expected", "most"), [(150.0, None), (60.0, 120)])
+def test_more_queries_than_were_expected_are_counted_all_the_same(
+    experiment: Callable[..., Experiment],
+    queries: dict[str, QueryLog],
+    tmp_path: Path,
+    expected: float,
+    most: int | None,
+) -> None:
+    """1350 queries, for a plan that knows of 150 or 60: what was paid for is used, and what was cut is told."""
+    counted(experiment(MONDAY, expected), tmp_path, queries)
+    with State.open(tmp_path / "server") as state:
+        (report,) = trends(state)
+    found = {each.name: each for each in report.classes}
+    for name, count in WEEKS[MONDAY].items():
+        true, figure = MERCHANTS * min(count, most or count), found[name].queries
+        deviation = (figure.high - figure.value) / 1.96
+        assert abs(figure.value - true) <= 6 * deviation, (name, figure)
+        assert found[name].may_be_more, "more than one merchant's most: nobody can tell whether it is one's"
+    assert not found["Dress"].may_be_more
+
+
 def test_the_ledger_is_charged_before_the_log_is_read(
-    experiment: Callable[[date], Experiment],
+    experiment: Callable[..., Experiment],
     queries: dict[str, QueryLog],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -139,7 +160,7 @@ def test_the_ledger_is_charged_before_the_log_is_read(
 
 
 def test_nobody_answers_before_the_days_are_over_or_without_a_log(
-    experiment: Callable[[date], Experiment], queries: dict[str, QueryLog], tmp_path: Path
+    experiment: Callable[..., Experiment], queries: dict[str, QueryLog], tmp_path: Path
 ) -> None:
     for number, (first, logs) in enumerate(((MONDAY + timedelta(days=8), queries), (MONDAY, None))):
         told: list[str] = []

@@ -22,7 +22,7 @@ photo shows the *class* that its label says is for `hanse_client.suspects`.
 """
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -108,6 +108,12 @@ def look_alike_photos(gallery: "Gallery") -> list[tuple[Placed, ...]]:
         return []
     groups = look_alikes(np.stack([thumbnail(_decoded(gallery, one.photo)) for one in placed]))
     return [tuple(placed[index] for index in group) for group in groups]
+
+
+def twins(groups: Sequence[tuple[Placed, ...]]) -> list[tuple[str, ...]]:
+    """Return the SKUs of each of the `groups` of photos that look the same, where these are several products'."""
+    found = {tuple(sorted({one.sku for one in group})) for group in groups}
+    return sorted(skus for skus in found if len(skus) > 1)
 
 
 def misplaced_photos(recognition: "Recognition") -> list[Misplaced]:

@@ -28,7 +28,8 @@ from pydantic import AwareDatetime, Field, TypeAdapter, ValidationError
 
 from hanse_client.applications.similar import mean_vectors
 from hanse_client.gallery.gallery import MAX_RESULTS
-from hanse_client.gallery.product import Filter, Sku
+from hanse_client.gallery.product import MAX_SKU, Filter, Sku
+from hanse_client.gallery.spelling import composed
 from hanse_common.errors import GalleryError
 
 if TYPE_CHECKING:  # it brings torch
@@ -63,6 +64,7 @@ class RecentViews:
         """Note that `sku` was looked at; `when` has a time zone. The product seen longest ago makes room."""
         if when.tzinfo is None:
             raise ValueError("when: found a time without a zone, expected one, such as datetime.now(UTC).")
+        sku = composed(sku, MAX_SKU)
         self._seen[sku] = max(when.astimezone(UTC), self._seen.get(sku, when))
         if len(self._seen) > self._limit:
             del self._seen[min(self._seen, key=lambda one: self._seen[one])]

@@ -1,8 +1,11 @@
-"""What the commands share: the configuration's option, and how text is printed."""
+"""What the commands share: the configuration's option, options that several have, and how text is printed."""
 
+import inspect
+from collections.abc import Callable
 from datetime import datetime
+from functools import wraps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,6 +15,28 @@ ConfigOption = Annotated[
     Path, typer.Option("--config", "-c", help="Your configuration.", show_default=True, metavar="FILE")
 ]
 DEFAULT_CONFIG = Path("hanse-client.yaml")
+
+
+def with_options(name: str, made: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Return a decorator of a command that has, in place of its parameter `name`, the options that `made` takes.
+
+    The command gets what `made` returns for them. Errors that `made` raises are the command's.
+    """
+    options = inspect.signature(made).parameters
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @wraps(command)
+        def called(**given: Any) -> None:
+            said = {option: given.pop(option) for option in options}
+            command(**given, **{name: made(**said)})
+
+        own = inspect.signature(command).parameters.values()
+        taken = [option for one in own for option in (options.values() if one.name == name else (one,))]
+        signed: Any = called
+        signed.__signature__ = inspect.Signature(taken)
+        return called
+
+    return decorate
 
 
 def say(text: str) -> None:

@@ -18,6 +18,7 @@ from hanse_common.errors import ConfigError
 if TYPE_CHECKING:
     from hanse_client.personal.head import Judgement
     from hanse_client.personal.learning import Learned
+    from hanse_client.personal.metric import MetricRecord
     from hanse_client.personal.metric_learning import LearnedMetric
 
 _NAMED = 8
@@ -43,8 +44,10 @@ def personalize(
     """Learn a head and a search metric of your own, from your labels, your corrections and your products.
 
     Your labels may be finer than the league's classes. What is learned stays on this machine, so nothing is sent and
-    nothing is charged. It is used only where it does better on photos that you hold out; else the league's recognizer
-    serves as before. Run it again when you have labelled more, and after a league update that changes the embedding.
+    nothing is charged. It is used only where it does better: the head on photos that you hold out, the metric on
+    photos that search was asked with, which are your corrections, and on your products' own photos. Else the league's
+    recognizer serves as before. Run it again when you have labelled or corrected more, and after a league update that
+    changes the embedding.
 
     Exit codes: 0 learned, used or not; 14 there is no labelled photo; 15 the recognizer cannot be used.
     """
@@ -146,24 +149,58 @@ def _print_metric(learned: "LearnedMetric") -> None:
             f"{metrics.MIN_PRODUCTS} to learn from. Search is by the league's embedding."
         )
         return
-    judged = learned.metric.record.judgement
+    record = learned.metric.record
+    judged, asked = record.judgement, record.asked
     say(
         f"Search: of {photos(judged.photos)} of {learned.products} products, {_of(judged.shared_right, judged)} find "
         f"their product first by the league's embedding, {_of(judged.own_right, judged)} with a metric of your own, "
         "learned from other products than theirs."
     )
-    say(_conclusion(judged, "your own metric"))
+    if asked.photos:
+        say(
+            f"Of {photos(asked.photos)} that search was asked with, as you corrected them, "
+            f"{_of(asked.shared_right, asked)} find their product first by the league's embedding, "
+            f"{_of(asked.own_right, asked)} with your own metric."
+        )
+    say(metric_conclusion(record))
+
+
+def metric_conclusion(record: "MetricRecord") -> str:
+    judged, asked = record.judgement, record.asked
+    used = "is used from now on" if record.serves else "is not used"
+    if asked.better or asked.photos >= metrics.ENOUGH:
+        return (
+            f"So your own metric {used}, judged by {photos(asked.photos)} that search was asked with. "
+            f"({_chance(asked)}.)"
+        )
+    if asked.own_right < asked.shared_right:
+        return f"So your own metric {used}: it does worse on photos like those that search is asked with."
+    if not record.serves:
+        return _conclusion(judged, "your own metric")
+    if asked.photos:
+        return (
+            f"So your own metric {used}, judged by your products' own photos, and no worse on "
+            f"{photos(asked.photos)} that search was asked with. ({_chance(judged)}.)"
+        )
+    return (
+        f"So your own metric {used}, judged by your products' own photos alone. ({_chance(judged)}.) Photos in another "
+        "style, such as your customers', may do worse with it: where search was asked with such photos, say on the "
+        "page of `serve` which products they show, and run this again."
+    )
 
 
 def _conclusion(judged: "Judgement", name: str) -> str:
-    chance = f"Chance alone makes such a difference with a probability of {100 * judged.p_value:.2g} %"
     if judged.better:
-        return f"So {name} is used from now on. ({chance}.)"
+        return f"So {name} is used from now on. ({_chance(judged)}.)"
     return (
-        f"{chance}, so {name} is not used."
+        f"{_chance(judged)}, so {name} is not used."
         if judged.own_right > judged.shared_right
         else f"So {name} is not used."
     )
+
+
+def _chance(judged: "Judgement") -> str:
+    return f"Chance alone makes such a difference with a probability of {100 * judged.p_value:.2g} %"
 
 
 def _of(right: int, judged: "Judgement") -> str:
@@ -186,7 +223,8 @@ def _json(head: "Learned", metric: "LearnedMetric") -> dict[str, Any]:
         "metric": {
             "products": metric.products,
             "judgement": metric.metric.record.judgement.model_dump() if metric.metric else None,
-            "used": bool(metric.metric and metric.metric.record.judgement.better),
+            "asked": metric.metric.record.asked.model_dump() if metric.metric else None,
+            "used": bool(metric.metric and metric.metric.record.serves),
         },
         "problems": [*head.problems, *metric.problems],
     }

@@ -1,7 +1,7 @@
 """The shop's products, among which photos are looked up: `products`, with a command for each thing to do."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 from pydantic import BaseModel, ValidationError
 
-from hanse_client.cli.options import DEFAULT_CONFIG, ConfigOption, photos, say
+from hanse_client.cli.options import DEFAULT_CONFIG, ConfigOption, photos, say, with_options
 from hanse_client.config import ClientConfig
 from hanse_client.gallery.gallery import Gallery
-from hanse_client.gallery.product import Filter, Product
+from hanse_client.gallery.product import MAX_NAME, Filter, Product
+from hanse_client.gallery.spelling import composed
 from hanse_client.personal.corrections import Corrections
 from hanse_common import commands
 from hanse_common.commands import err
@@ -27,6 +28,7 @@ if TYPE_CHECKING:  # torch takes seconds to load
 app = commands.new_app("Your products with their reference photos: a photo is looked up among them.")
 
 M = TypeVar("M", bound=BaseModel)
+Put = Callable[[Product], Sequence[bytes]]
 
 Sku = Annotated[str, typer.Argument(help="Your number of the product.", metavar="SKU", show_default=False)]
 Title = Annotated[str | None, typer.Option(help="Its title.", metavar="TEXT")]
@@ -47,41 +49,72 @@ PriceMax = Annotated[str | None, typer.Option(help="At this price or below.", me
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-@app.command()
-def add(
-    sku: Sku,
-    photo: Photos = None,
+def conditions(
+    category: CategoryIs = None,
+    price_min: PriceMin = None,
+    price_max: PriceMax = None,
+    attribute: Attributes = None,
+) -> Filter | None:
+    """Return the condition that these options say, None when there is none. Raises `GalleryError`."""
+    where = _valid(
+        Filter,
+        category=category,
+        price_min=_decimal("--price-min", price_min),
+        price_max=_decimal("--price-max", price_max),
+        attributes=_pairs(attribute),
+    )
+    return None if where == Filter() else where
+
+
+def _fields(
     title: Title = None,
     price: Price = None,
     currency: Currency = None,
     category: Category = None,
     attribute: Attributes = None,
+) -> dict[str, Any]:
+    """Return the fields that were given."""
+    fields = {
+        "title": title,
+        "price": _decimal("--price", price),
+        "currency": currency,
+        "category": category,
+        "attributes": _pairs(attribute) or None,
+    }
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+@app.command()
+@with_options("fields", _fields)
+def add(
+    sku: Sku,
+    fields: dict[str, Any],
+    photo: Photos = None,
     config: ConfigOption = DEFAULT_CONFIG,
     as_json: Json = False,
 ) -> None:
     """Add a product with its photos: from then on it is found. No training is needed.
 
+    Without a photo it is found by its words alone, and no recognizer is needed.
+
     Exit codes: 0 added, 21 to 23 a photo can't be used, 30 there is such a product already, or a value is wrong.
     """
-    product = _valid(Product, sku=sku, **_fields(title, price, currency, category, attribute))
-    with _recognition(config) as recognition:
-        if recognition.gallery.get(sku) is not None:
+    product = _valid(Product, sku=sku, **fields)
+    with _shelf(config, photo) as (gallery, put):
+        if gallery.get(sku) is not None:
             raise GalleryError(
                 f"Product {sku!r}: there is one already; change it with hanse-client products update."
             )
-        added = recognition.put(product, [decode(path) for path in photo or ()])
-    _tell(product, f"Added {sku} with {photos(len(added))}.", [digest.hex() for digest in added], as_json)
+        added = put(product)
+    _tell(product, f"Added {product.sku} with {photos(len(added))}.", added, as_json)
 
 
 @app.command()
+@with_options("fields", _fields)
 def update(
     sku: Sku,
+    fields: dict[str, Any],
     photo: Photos = None,
-    title: Title = None,
-    price: Price = None,
-    currency: Currency = None,
-    category: Category = None,
-    attribute: Attributes = None,
     config: ConfigOption = DEFAULT_CONFIG,
     as_json: Json = False,
 ) -> None:
@@ -89,14 +122,13 @@ def update(
 
     Exit codes: 0 changed, 21 to 23 a photo can't be used, 30 there is no such product, or a value is wrong.
     """
-    changes = _fields(title, price, currency, category, attribute)
-    with _recognition(config) as recognition:
-        before = _known(recognition.gallery, sku)
-        attributes = before.attributes | changes.pop("attributes", {})
-        product = _valid(Product, **dict(before) | changes | {"attributes": attributes})
-        recognition.put(product, [decode(path) for path in photo or ()])
-        added = [digest.hex() for digest in recognition.gallery.photos_of(sku)]
-    _tell(product, f"Changed {sku}; it has {photos(len(added))}.", added, as_json)
+    with _shelf(config, photo) as (gallery, put):
+        before = _known(gallery, sku)
+        attributes = before.attributes | fields.pop("attributes", {})
+        product = _valid(Product, **dict(before) | fields | {"attributes": attributes})
+        put(product)
+        there = gallery.photos_of(sku)
+    _tell(product, f"Changed {product.sku}; it has {photos(len(there))}.", there, as_json)
 
 
 @app.command()
@@ -134,21 +166,18 @@ def show(sku: Sku, config: ConfigOption = DEFAULT_CONFIG, as_json: Json = False)
     """Show a product. Exit codes: 0, 30 there is none."""
     with Gallery.open(load(ClientConfig, config).gallery_path) as gallery:
         product = _known(gallery, sku)
-        digests = [digest.hex() for digest in gallery.photos_of(sku)]
+        digests = gallery.photos_of(sku)
     _tell(product, f"{described(product)}; {photos(len(digests))}", digests, as_json)
 
 
 @app.command("list")
+@with_options("where", conditions)
 def list_products(
-    category: CategoryIs = None,
-    price_min: PriceMin = None,
-    price_max: PriceMax = None,
-    attribute: Attributes = None,
+    where: Filter | None,
     config: ConfigOption = DEFAULT_CONFIG,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object for each product.")] = False,
 ) -> None:
     """List your products by SKU."""
-    where = conditions(category, price_min, price_max, attribute)
     with Gallery.open(load(ClientConfig, config).gallery_path) as gallery:
         after, count = "", 0
         while found := gallery.products(where, after, 500):
@@ -209,6 +238,7 @@ def check(
         skus = list(recognition.gallery.skus())
         best = {sku: photo for sku in skus if (photo := display.best_photo(recognition, sku)) is not None}
         alike = display.look_alike_photos(recognition.gallery)
+        twins = display.twins(alike)
         misplaced = display.misplaced_photos(recognition)
         if pictures is not None:
             named = {*best.values(), *(one.photo for group in alike for one in group)}
@@ -217,6 +247,7 @@ def check(
         facts = {
             "best": {sku: photo.hex() for sku, photo in best.items()},
             "alike": [[{"sku": one.sku, "photo": one.photo.hex()} for one in group] for group in alike],
+            "twins": twins,
             "misplaced": [
                 {"sku": one.placed.sku, "photo": one.placed.photo.hex(), "instead": one.instead}
                 for one in misplaced
@@ -230,6 +261,10 @@ def check(
         )
     for group in alike:
         say("These look the same: " + ", ".join(f"{_short(one.photo)} of {one.sku}" for one in group) + ".")
+    if twins:
+        count = len({sku for skus in twins for sku in skus})
+        told = "; ".join(" and ".join(skus) for skus in twins)
+        say(f"{count} products look the same under several SKUs: {told}. No photo tells one from the other.")
     for sku, photo in best.items():
         say(f"{sku}: show {_short(photo)} first.")
     if not best:
@@ -252,20 +287,6 @@ def _save(gallery: Gallery, digests: set[bytes], folder: Path) -> None:
         raise GalleryError(f"{folder}: cannot be written ({error.strerror}); name a new folder.") from None
 
 
-def conditions(
-    category: str | None, price_min: str | None, price_max: str | None, attribute: list[str] | None
-) -> Filter | None:
-    """Return the condition of a command's options, None when there is none. Raises `GalleryError`."""
-    where = _valid(
-        Filter,
-        category=category,
-        price_min=_decimal("--price-min", price_min),
-        price_max=_decimal("--price-max", price_max),
-        attributes=_pairs(attribute),
-    )
-    return None if where == Filter() else where
-
-
 def described(product: Product) -> str:
     """Return a product in one line."""
     price = "" if product.price is None else f"{product.price:f} {product.currency or ''}".strip()
@@ -281,6 +302,18 @@ def _recognition(config: Path) -> "Iterator[Recognition]":
         yield recognition
 
 
+@contextmanager
+def _shelf(config: Path, photos: Sequence[Path] | None) -> Iterator[tuple[Gallery, Put]]:
+    """Yield the gallery, and what puts a product with the `photos` there: a recognizer, where there are any."""
+    if not photos:
+        with Gallery.open(load(ClientConfig, config).gallery_path) as gallery:
+            yield gallery, gallery.put
+        return
+    images = [decode(path) for path in photos]
+    with _recognition(config) as recognition:
+        yield recognition.gallery, lambda product: recognition.put(product, images)
+
+
 def _known(gallery: Gallery, sku: str) -> Product:
     product = gallery.get(sku)
     if product is None:
@@ -288,29 +321,12 @@ def _known(gallery: Gallery, sku: str) -> Product:
     return product
 
 
-def _tell(product: Product, text: str, digests: list[str], as_json: bool) -> None:
+def _tell(product: Product, text: str, digests: Sequence[bytes], as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps(product.model_dump(mode="json") | {"photos": digests}))
+        named = [digest.hex() for digest in digests]
+        typer.echo(json.dumps(product.model_dump(mode="json") | {"photos": named}))
     else:
         say(text)
-
-
-def _fields(
-    title: str | None,
-    price: str | None,
-    currency: str | None,
-    category: str | None,
-    attribute: list[str] | None,
-) -> dict[str, Any]:
-    """Return the fields that were given."""
-    fields = {
-        "title": title,
-        "price": _decimal("--price", price),
-        "currency": currency,
-        "category": category,
-        "attributes": _pairs(attribute) or None,
-    }
-    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _decimal(option: str, text: str | None) -> Decimal | None:
@@ -327,7 +343,7 @@ def _pairs(texts: list[str] | None) -> dict[str, str]:
     for name, sign, _ in pairs:
         if not (name and sign):
             raise GalleryError(f"--attribute: found {name[:40]!r}, expected NAME=VALUE.")
-    return {name: value for name, _, value in pairs}
+    return {composed(name, MAX_NAME): value for name, _, value in pairs}
 
 
 def _valid(model: type[M], **fields: Any) -> M:

@@ -10,9 +10,10 @@ import typer
 
 from hanse_client.applications.inventory import WHOLE, Grid, photos_in, take_inventory
 from hanse_client.applications.similar import similar_products
-from hanse_client.cli.options import DEFAULT_CONFIG, ConfigOption, photos, say
-from hanse_client.cli.products import Attributes, CategoryIs, Json, PriceMax, PriceMin, conditions, described
+from hanse_client.cli.options import DEFAULT_CONFIG, ConfigOption, photos, say, with_options
+from hanse_client.cli.products import Json, conditions, described
 from hanse_client.config import ClientConfig
+from hanse_client.gallery.product import Filter
 from hanse_client.recognition.answers import ranked
 from hanse_client.releases import recognizer_folder
 from hanse_common import commands
@@ -111,6 +112,7 @@ def _tell_classes(engine: "Engine", together: "Mapping[Path, Seen]", top: int, a
         say(f"{', '.join(map(shown, paths))}: {listed}")
 
 
+@with_options("where", conditions)
 def search(
     paths: Annotated[
         list[Path] | None, typer.Argument(help="Photos to look up.", metavar="[PHOTO]...")
@@ -119,10 +121,7 @@ def search(
         str | None, typer.Option(help="What the title says; alone, or beside photos.", metavar="TEXT")
     ] = None,
     k: Results = 5,
-    category: CategoryIs = None,
-    price_min: PriceMin = None,
-    price_max: PriceMax = None,
-    attribute: Attributes = None,
+    where: Filter | None = None,
     config: ConfigOption = DEFAULT_CONFIG,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object for each photo.")] = False,
 ) -> None:
@@ -134,7 +133,6 @@ def search(
 
     if not paths and text is None:
         raise GalleryError("search: found neither a photo nor --text, expected one of them.")
-    where = conditions(category, price_min, price_max, attribute)
     failed: PhotoError | None = None
     with Recognition.open(load(ClientConfig, config)) as recognition:
         if not paths:
@@ -151,6 +149,7 @@ def search(
         raise typer.Exit(failed.exit_code)
 
 
+@with_options("where", conditions)
 def similar(
     sku: Annotated[str, typer.Argument(help="The product.", metavar="SKU", show_default=False)],
     k: Results = 5,
@@ -163,17 +162,13 @@ def similar(
             metavar="SHARE",
         ),
     ] = 0.0,
-    category: CategoryIs = None,
-    price_min: PriceMin = None,
-    price_max: PriceMax = None,
-    attribute: Attributes = None,
+    where: Filter | None = None,
     config: ConfigOption = DEFAULT_CONFIG,
     as_json: Json = False,
 ) -> None:
     """Find the products that look most like one of yours. Exit codes: 0, 30 there is no such product."""
     from hanse_client.recognition.service import Recognition
 
-    where = conditions(category, price_min, price_max, attribute)
     with Recognition.open(load(ClientConfig, config)) as recognition:
         _tell("", similar_products(recognition, sku, k=k, where=where, diversity=diversity), as_json)
 

@@ -3,7 +3,7 @@
     with store.read() as db:
         pieces = sampled(db, embedding)
     with store.read() as db, followed.following(db) as index:
-        genuine, impostor = of_own(db, embedding, index, pieces[0])
+        found = of_own(db, embedding, index, pieces[0])    # found.genuine, found.impostor, found.twins
 
 A photo of the gallery stands in for two that a shopper might take. *Leave its product out*, and it shows something that
 is not in the catalog: the best similarity among the others is an impostor's. *Leave only the photo out*, and it shows
@@ -12,16 +12,20 @@ Photos from elsewhere that show nothing of the gallery are impostors as well.
 
 Each piece of the photos is looked at in a transaction of its own, so that searches need not wait for all of it.
 
-Products that look the same under two SKUs make the gallery's own impostors look like its products, and the threshold
-strict. Photos taken as shoppers take them tell more than catalog pictures do.
+*Twins* show one picture under several SKUs (`hanse_client.duplicates.SAME`). A photo of one is no impostor to the other
+and would push the threshold up, so it is left out with its twins: what is promised is of photos that show nothing of
+the gallery. Products that look alike in different pictures still make the threshold strict. Photos taken as shoppers
+take them tell more than catalog pictures do.
 """
 
 import sqlite3
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hanse_client.duplicates import SAME
 from hanse_client.gallery import rows
 from hanse_client.gallery.index import VectorIndex, spread
 from hanse_client.gallery.rejection import Rejection
@@ -36,6 +40,15 @@ PIECE: Final = 16
 _NEAREST = 40
 
 
+@dataclass(slots=True)
+class OwnPhotos:
+    """Similarities that the gallery's own photos reach, and the numbers of products that have a twin among others."""
+
+    genuine: list[float] = field(default_factory=list)
+    impostor: list[float] = field(default_factory=list)
+    twins: set[int] = field(default_factory=set)
+
+
 def sampled(db: sqlite3.Connection, embedding: bytes) -> list[list[int]]:
     """Return at most `PHOTOS` of the gallery's photos that have a vector, spread evenly, in pieces of `PIECE`."""
     found = db.execute(
@@ -47,29 +60,33 @@ def sampled(db: sqlite3.Connection, embedding: bytes) -> list[list[int]]:
     return [chosen[start : start + PIECE] for start in range(0, len(chosen), PIECE)]
 
 
-def of_own(
-    db: sqlite3.Connection, embedding: bytes, index: VectorIndex, photos: list[int]
-) -> tuple[list[float], list[float]]:
-    """Return the genuine and the impostors' similarities that the gallery's own `photos` tell."""
-    genuine: list[float] = []
-    impostor: list[float] = []
+def of_own(db: sqlite3.Connection, embedding: bytes, index: VectorIndex, photos: list[int]) -> OwnPhotos:
+    """Return what the gallery's own `photos` tell."""
+    found = OwnPhotos()
     for photo in photos:
         query, owners = _shown(db, embedding, photo)
-        others = None if query is None else _best_other(db, embedding, index, query, owners)
-        if query is None or others is None:
+        if query is None:
             continue
-        impostor.append(others)
+        others, twins = _best_other(db, embedding, index, query, owners)
+        if len(owners) + len(twins) > 1:
+            found.twins |= {*owners, *twins}
+        if others is None:
+            continue
+        found.impostor.append(others)
         own = max((_left_out(db, embedding, owner, photo, query) for owner in owners), default=-2.0)
         if own > -2.0:
-            genuine.append(max(own, others))
-    return genuine, impostor
+            found.genuine.append(max(own, others))
+    return found
 
 
 def of_others(
     db: sqlite3.Connection, embedding: bytes, index: VectorIndex, impostors: NDArray[np.float32]
 ) -> list[float]:
-    """Return the similarities that vectors (m, d) of photos which show nothing of the gallery reach."""
-    found = (_best_other(db, embedding, index, query, []) for query in impostors)
+    """Return the similarities that vectors (m, d) of photos which show nothing of the gallery reach.
+
+    A photo that is a product's own picture does show it; what it reaches is with that product left out.
+    """
+    found = (_best_other(db, embedding, index, query, [])[0] for query in impostors)
     return [similarity for similarity in found if similarity is not None]
 
 
@@ -109,12 +126,23 @@ def _best_other(
     index: VectorIndex,
     query: NDArray[np.float32],
     owners: list[int],
-) -> float | None:
-    """Return the best similarity among all products but `owners`, or None when there is no other."""
+) -> tuple[float | None, list[int]]:
+    """Return the best similarity among all products but `owners` and their twins, None when there is none; and these.
+
+    A twin has a photo that is the same picture as the query; it is looked for among what is more similar than the best.
+    """
     (ids,), _ = index.search(query[None], _NEAREST + len(owners))
     numbers, vectors = rows.prototypes(db, ids.tolist(), None, index.dimension)
-    others = ~np.isin(numbers, owners)
-    return float(np.max(vectors[others] @ query)) if others.any() else None
+    similarities = vectors @ query
+    twins: list[int] = []
+    for place in np.argsort(-similarities):
+        number = numbers[place]
+        if number in owners:
+            continue
+        if not any(view @ query >= SAME for _, _, view in rows.views(db, embedding, [number])):
+            return float(similarities[place]), twins
+        twins.append(number)
+    return None, twins
 
 
 def _left_out(

@@ -9,7 +9,8 @@ what does not match is left out, and it is asked for more again as long as too f
 enough, all that match are compared after all. So k products come whenever k match.
 
 With a text, products near in picture and products near in words are scored by both:
-(1 − w) · similarity + w · cosine of the words, w = `TEXT_WEIGHT`.
+(1 − w) · similarity + w · cosine of the words, w = `TEXT_WEIGHT`. Where there is a text model, what was found is put in
+order by the mean of that cosine and the nearness in meaning (`hanse_client.gallery.meanings`) instead.
 """
 
 import sqlite3
@@ -26,6 +27,7 @@ from hanse_client.gallery.index import VectorIndex
 from hanse_client.gallery.product import Filter, Product
 
 if TYPE_CHECKING:
+    from hanse_client.gallery.meanings import Meanings
     from hanse_client.gallery.titles import Titles
 
 SCANNED: Final = 2000
@@ -61,11 +63,15 @@ class Match:
 
 
 class Finder:
-    """Searches, with the products' words in memory once a text was searched for. Safe to share between threads."""
+    """Searches, with the products' words in memory once a text was searched for. Safe to share between threads.
 
-    def __init__(self) -> None:
+    With `meanings` a text also ranks by what it means.
+    """
+
+    def __init__(self, meanings: "Meanings | None" = None) -> None:
         self._lock = threading.Lock()
         self._titles: Titles | None = None
+        self._meanings = meanings
 
     def search(
         self,
@@ -90,6 +96,7 @@ class Finder:
             ]
         words = self._scores(db, text)
         named = _named(db, words, wanted, where)
+        words = self._by_meaning(db, text, words, {*named, *(number for near in found for number in near)})
         results = []
         for query, near in zip(queries, found, strict=True):
             others = [number for number in named if number not in near]
@@ -106,7 +113,9 @@ class Finder:
     def search_text(self, db: sqlite3.Connection, text: str, k: int, where: Filter | None) -> list[Match]:
         """Return the k products whose words are nearest to `text`; see `Gallery.search_text`."""
         words = self._scores(db, text)
-        numbers = _named(db, words, k, where)
+        numbers = _named(db, words, max(ASKED * k, FEWEST) if self._meanings else k, where)
+        words = self._by_meaning(db, text, words, numbers)
+        numbers = sorted(numbers, key=lambda number: (-words[number], number))[:k]
         products = rows.products(db, numbers)
         first = rows.first_photos(db, numbers)
         return [Match(products[number], 0.0, first.get(number, b""), words[number]) for number in numbers]
@@ -123,6 +132,23 @@ class Finder:
             numbers, scores = self._titles.scores(text)
         near = scores > 0
         return dict(zip(numbers[near].tolist(), scores[near].tolist(), strict=True))
+
+    def _by_meaning(
+        self, db: sqlite3.Connection, text: str, words: dict[int, float], numbers: Iterable[int]
+    ) -> dict[int, float]:
+        """Return the scores of `numbers` by words and meaning; those of the words where there is no text model."""
+        if self._meanings is None:
+            return words
+        from hanse_client.gallery.meanings import described
+        from hanse_client.gallery.titles import MAX_TEXT
+
+        products = rows.products(db, numbers)
+        texts = [described(product) for product in products.values()]
+        nearness = self._meanings.nearness(text[:MAX_TEXT], texts).tolist()
+        return {
+            number: (words.get(number, 0.0) + near) / 2
+            for number, near in zip(products, nearness, strict=True)
+        }
 
 
 def _nearest(

@@ -11,8 +11,9 @@ while the old one serves.
 
 The file beside the database (`<embedding>.index`) only saves the building. It is written while the database is locked
 for writers and the index holds just what the database does, and it is unlinked in the transaction of every removal,
-before that commits: so no file ever holds a vector that is removed. A file that is damaged, or does not hold the very
-vectors of the database once it has followed, is not used.
+before that commits: so no file ever holds a vector that is removed. It is kept under a key that only the database has,
+of this embedding alone. A file that is damaged, larger than it can be, or from elsewhere, or that does not hold the
+very vectors of the database once it has followed, is not used.
 """
 
 import logging
@@ -47,6 +48,7 @@ class Followed:
     def __init__(self, store: Store, folder: Path, embedding: bytes) -> None:
         self.path = folder / f"{embedding.hex()}{SUFFIX}"
         self._store, self._embedding = store, embedding
+        self._key = store.key(b"index" + embedding)
         self._lock = threading.RLock()
         self._number: int | None = None  # the embedding's in the database; another after it was forgotten
         self._index: VectorIndex | None = None
@@ -126,15 +128,13 @@ class Followed:
     def _loaded(self, db: sqlite3.Connection, number: int, dimension: int) -> VectorIndex | None:
         """Return the kept index, if there is one that holds just the database's vectors once it has followed."""
         ids = rows.prototype_ids(db, number)
-        if len(ids) * dimension <= indexes.EXACT_NUMBERS:
+        if len(ids) * dimension <= indexes.EXACT_NUMBERS or not self.path.exists():
             return None
         try:
-            index = VectorIndex.load(self.path)
+            index = VectorIndex.load(self.path, self._key, indexes.most_bytes(len(ids), dimension))
             if index.dimension != dimension:
                 raise ValueError("Expected an index of the embedding's dimension.")
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError) as error:
+        except (GalleryError, ValueError) as error:
             log.warning("The index %s cannot be used (%s) and is built anew.", self.path, error)
             return None
         self._changed = self._catch_up(db, number, index)
@@ -193,7 +193,7 @@ class Followed:
                 index = self._follow(db)
                 if index is None or not index.approximate:
                     return
-                data = index.to_bytes()
+                data = index.to_bytes(self._key)
                 self._changed = False
             # Nobody else saves while the database is locked: what lies there a crash left.
             for left in self.path.parent.glob(f".{self.path.name}.*"):

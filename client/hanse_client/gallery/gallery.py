@@ -16,12 +16,13 @@ better than the nearest photo or the mean of the nearest similarities (docs/sear
 """
 
 import io
+import logging
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +38,11 @@ from hanse_client.gallery.store import Store, damaged
 from hanse_common.errors import GalleryError, PhotoError
 from hanse_common.vision import photo as photos_
 from hanse_common.vision.photo import PhotoLimits
+
+if TYPE_CHECKING:
+    from hanse_client.gallery.meanings import Meanings
+
+log = logging.getLogger(__name__)
 
 MAX_VIEWS: Final = 64
 """Bound of a product's photos."""
@@ -64,20 +70,21 @@ class Gallery:
     """A gallery in a folder. Safe to share between threads; several processes may have one folder open.
 
     Every method raises `GalleryError` when the database is damaged, locked or full. Vectors are float32 rows of length
-    one, or all zeros where an embedding sees nothing; an embedding is named by 32 bytes.
+    one, or all zeros where an embedding sees nothing; an embedding is named by 32 bytes. With `meanings`, texts that
+    are searched for are also compared by meaning.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, meanings: "Meanings | None" = None) -> None:
         self._folder = folder
         self._store = Store(folder / "gallery.sqlite")
         self._followed: dict[bytes, Followed] = {}
         self._lock = threading.Lock()
-        self._finder = Finder()
+        self._finder = Finder(meanings)
 
     @classmethod
-    def open(cls, folder: Path) -> Self:
+    def open(cls, folder: Path, meanings: "Meanings | None" = None) -> Self:
         """Open the gallery in `folder`, which is made when missing."""
-        return cls(folder)
+        return cls(folder, meanings)
 
     @staticmethod
     def prepare(image: Image.Image) -> bytes:
@@ -148,13 +155,13 @@ class Gallery:
         """Take a photo from the product, and remove it when no other shows it; return whether the product had it."""
 
         def work(db: sqlite3.Connection) -> bool:
+            number = rows.product_number(db, sku)
             row = db.execute(
-                """SELECT view.product, view.photo FROM view JOIN product ON product.id = view.product
-                JOIN photo ON photo.id = view.photo WHERE sku = ? AND digest = ?""",
-                (sku, digest),
+                "SELECT photo FROM view JOIN photo ON photo.id = view.photo WHERE product = ? AND digest = ?",
+                (number, digest),
             ).fetchone()
-            if row is not None:
-                rows.remove_photos(db, row[0], [row[1]])
+            if number is not None and row is not None:
+                rows.remove_photos(db, number, [row[0]])
             return row is not None
 
         return self._remove(work)
@@ -190,9 +197,8 @@ class Gallery:
         """Return the SHA-256 of the product's photos, the first added first; of an unknown product, none."""
         with self._store.read() as db:
             found = db.execute(
-                """SELECT digest FROM view JOIN photo ON photo.id = view.photo
-                WHERE product = (SELECT id FROM product WHERE sku = ?) ORDER BY +view.id""",
-                (sku,),
+                "SELECT digest FROM view JOIN photo ON photo.id = view.photo WHERE product = ? ORDER BY +view.id",
+                (rows.product_number(db, sku),),
             )
             return [digest for (digest,) in found]
 
@@ -357,18 +363,25 @@ class Gallery:
         follower = self._follower(embedding)
         genuine: list[float] = []
         impostor: list[float] = []
+        twins: set[int] = set()
         with self._store.read() as db:
             pieces = calibration.sampled(db, embedding)
         for piece in pieces:
             with self._store.read() as db, follower.following(db) as index:
                 if index is not None:
-                    own, others = calibration.of_own(db, embedding, index, piece)
-                    genuine += own
-                    impostor += others
+                    own = calibration.of_own(db, embedding, index, piece)
+                    genuine += own.genuine
+                    impostor += own.impostor
+                    twins |= own.twins
         if impostors is not None:
             with self._store.read() as db, follower.following(db) as index:
                 if index is not None:
                     impostor += calibration.of_others(db, embedding, index, impostors)
+        if twins:
+            log.warning(
+                "%d products look the same as another under a SKU of its own: hanse-client products check names them.",
+                len(twins),
+            )
         found = calibrate(np.array(genuine), np.array(impostor), false_accept)
         with self._store.write() as db:
             calibration.store(db, embedding, found)

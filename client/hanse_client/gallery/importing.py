@@ -41,6 +41,7 @@ from pydantic import ValidationError
 
 from hanse_client.gallery.gallery import MAX_VIEWS, Gallery
 from hanse_client.gallery.product import Product
+from hanse_client.gallery.spelling import composed
 from hanse_common.errors import GalleryError, PhotoError
 from hanse_common.vision import photo
 from hanse_common.vision.photo import PhotoLimits
@@ -74,6 +75,8 @@ _SAME = {
 _PHOTO = re.compile(r"^(photo|image|path|image-uri)[ _-]?\d{0,3}$")
 _SAYS_NOTHING = {"image-id", "product-set-id", "bounding-poly"}
 _FIELDS = ("sku", "title", "price", "currency", "category")
+# Places where a line may break or may not, and the mark that says in which order a file's bytes are.
+_UNSEEN = dict.fromkeys(map(ord, "\u00ad\u200b\u2060\ufeff"))
 _PRICE = re.compile(r"^\d{1,12}([.,]\d{1,4})?$")
 
 
@@ -232,7 +235,7 @@ def _records(
 
 
 def _names(source: Path, header: list[str]) -> list[str]:
-    names = [name.strip() for name in header]
+    names = [composed(name.strip(), MAX_FIELD) for name in header]
     names = [_SAME.get(name.casefold(), name) for name in names]
     names = [name.casefold() if name.casefold() in (*_FIELDS, "labels") else name for name in names]
     if len(names) > MAX_COLUMNS:
@@ -255,8 +258,8 @@ def _columns(names: list[str], row: list[str]) -> _Columns:
         raise ValueError(f"found a field of {longest} characters, expected at most {MAX_FIELD}.")
     found = _Columns({}, {}, [])
     for name, field_ in zip(names, row, strict=True):
-        # Shop systems write line breaks, tabs and spaces that do not break into titles.
-        text = " ".join(field_.replace("\u00ad", "").split())
+        # Shop systems write line breaks, tabs, spaces that do not break, and what is not seen, into titles.
+        text = composed(" ".join(field_.translate(_UNSEEN).split()), MAX_FIELD)
         if not text:
             continue
         if name in _FIELDS:

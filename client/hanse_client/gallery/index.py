@@ -13,14 +13,17 @@ docs/search-index.md has the measurement by which this was chosen before graphs 
 vectors, in a third of the time to build and two thirds of the memory or less, and a removal that removes, while graphs
 keep what they mark as deleted. Centres are learned from vectors: one whose list lost a vector is computed anew.
 
-`save` writes the approximate index whole or not at all, with its SHA-256: faiss trusts what it reads, so a damaged
-file must not come so far. An exact index has nothing to save: it is the vectors.
+`save` writes the approximate index whole or not at all, with a keyed digest (BLAKE2b [3]): faiss trusts what it reads,
+so neither a damaged file nor one that somebody else made must come so far. `load` reads no more than an index of so
+many vectors takes. An exact index has nothing to save: it is the vectors.
 
 [1] Jégou, Douze, Schmid: Product quantization for nearest neighbor search, IEEE TPAMI 33, 2011, section IV
 [2] github.com/facebookresearch/faiss/wiki/Faiss-indexes
+[3] RFC 7693: The BLAKE2 Cryptographic Hash and Message Authentication Code
 """
 
 import hashlib
+import hmac
 import json
 import math
 from collections.abc import Callable, Iterable
@@ -30,7 +33,8 @@ from typing import Any, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from hanse_common.files import write_atomically
+from hanse_common.errors import GalleryError
+from hanse_common.files import read_bounded, write_atomically
 
 EXACT_NUMBERS: Final = 1 << 23
 """An exact index holds at most so many numbers, rows times dimension: a query reads them all, some 2 to 3 ms' worth."""
@@ -48,9 +52,16 @@ FETCHED: Final = 4
 """How many times as many vectors as are wanted are fetched, to be ordered exactly."""
 
 GROWTH: Final = 4
-"""An approximate index that has grown by this factor has lists too long, and too few."""
+"""An approximate index that has grown by this factor has lists too long, and too few; one that shrank, too many."""
 
-_FORMAT = 1
+KEY_BYTES: Final = 32
+"""Size of the key under which an index is kept."""
+
+_FORMAT = 2
+_MAC_BYTES = 32
+_HEAD_BYTES = 1 << 12  # our own head, and faiss's
+_RANGES = 2  # of the code: least value and width in each dimension
+_LIST_BYTES = 16  # number and size of a list
 _CHUNK = 1 << 16
 _SEED = 1234
 _GOLDEN = (math.sqrt(5) - 1) / 2
@@ -104,7 +115,8 @@ class VectorIndex:
         numbers = len(self) * self.dimension
         if isinstance(self._inner, _Exact):
             return numbers > EXACT_NUMBERS
-        return numbers < EXACT_NUMBERS // 2 or len(self) > GROWTH * self._inner.made_for
+        made_for = self._inner.made_for
+        return numbers < EXACT_NUMBERS // 2 or len(self) > GROWTH * made_for or made_for > GROWTH * len(self)
 
     @property
     def nbytes(self) -> int:
@@ -152,43 +164,63 @@ class VectorIndex:
             similarities[row, there] = exact(found[row, there]) @ query
         return _best(found, similarities, k)
 
-    def to_bytes(self) -> bytes:
-        """Return an approximate index as bytes, for `from_bytes`. Raises ValueError for an exact one."""
+    def to_bytes(self, key: bytes) -> bytes:
+        """Return an approximate index as bytes, for `from_bytes` with the same `key`.
+
+        Raises ValueError for an exact one, and for a key that has not `KEY_BYTES`.
+        """
         if not isinstance(self._inner, _Lists):
             raise ValueError("An exact index is its vectors, and has nothing to keep.")
-        body = self._inner.to_bytes()
         head = {
             "format": _FORMAT,
             "dimension": self.dimension,
             "made_for": self._inner.made_for,
             "upto": self.upto,
-            "sha256": hashlib.sha256(body).hexdigest(),
         }
-        return json.dumps(head).encode() + b"\n" + body
+        content = json.dumps(head).encode() + b"\n" + self._inner.to_bytes()
+        return _mac(key, content) + content
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> Self:
-        """Return the index of `to_bytes`. Raises ValueError when it is damaged or of another format."""
-        head, _, body = data.partition(b"\n")
+    def from_bytes(cls, data: bytes, key: bytes) -> Self:
+        """Return the index of `to_bytes`. Raises ValueError when it is not just what was made with `key`."""
+        content = memoryview(data)[_MAC_BYTES:]
+        if not hmac.compare_digest(data[:_MAC_BYTES], _mac(key, content)):
+            raise ValueError(
+                "Expected an index that this gallery kept, found another file or an altered one."
+            )
+        head = data[_MAC_BYTES : data.find(b"\n", _MAC_BYTES)]
         try:
             fields = json.loads(head)
-            if fields["format"] != _FORMAT or fields["sha256"] != hashlib.sha256(body).hexdigest():
-                raise ValueError("another format or content")
+            if fields["format"] != _FORMAT:
+                raise ValueError(f"format {fields['format']}")
             index = cls(fields["dimension"])
-            index._inner = _Lists.from_bytes(body, fields["made_for"])
+            body = content[len(head) + 1 :]
+            index._inner = _Lists.from_bytes(body, fields["dimension"], fields["made_for"])
             index.upto = tuple(fields["upto"])
         except (ValueError, KeyError, TypeError, RuntimeError) as error:
             raise ValueError(f"Expected an index of format {_FORMAT}, found {error}.") from None
         return index
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path, key: bytes) -> None:
         """Write an approximate index to `path`, whole or not at all. Raises OSError, and ValueError as `to_bytes`."""
-        write_atomically(path, self.to_bytes())
+        write_atomically(path, self.to_bytes(key))
 
     @classmethod
-    def load(cls, path: Path) -> Self:
-        """Return the index in the file `path`. Raises OSError, and ValueError as `from_bytes`."""
-        return cls.from_bytes(path.read_bytes())
+    def load(cls, path: Path, key: bytes, max_bytes: int) -> Self:
+        """Return the index in the file `path`.
+
+        Raises GalleryError when it can't be read or has more than `max_bytes` bytes (see `most_bytes`), and ValueError
+        as `from_bytes`.
+        """
+        return cls.from_bytes(read_bounded(path, max_bytes, "a kept index", GalleryError), key)
+
+
+def most_bytes(count: int, dimension: int) -> int:
+    """Return how many bytes an index of `count` vectors takes that has not to be built anew, at most."""
+    lists = _lists(GROWTH * count)
+    vector = dimension + np.dtype(np.int64).itemsize
+    centre = dimension * np.dtype(np.float32).itemsize
+    return _MAC_BYTES + _HEAD_BYTES + count * vector + (lists + _RANGES) * centre + lists * _LIST_BYTES
 
 
 def sample_size(count: int) -> int:
@@ -205,6 +237,12 @@ def spread(count: int, size: int) -> Ids:
     if size >= count:
         return np.arange(count)
     return np.unique((np.arange(size) * _GOLDEN % 1.0 * count).astype(np.int64))
+
+
+def _mac(key: bytes, content: bytes | memoryview) -> bytes:
+    if len(key) != KEY_BYTES:
+        raise ValueError(f"Expected a key of {KEY_BYTES} bytes, found {len(key)}.")
+    return hashlib.blake2b(content, digest_size=_MAC_BYTES, key=key).digest()
 
 
 def _lists(count: int) -> int:
@@ -363,7 +401,16 @@ class _Lists:
         return bytes(faiss.serialize_index(self._index))
 
     @classmethod
-    def from_bytes(cls, data: bytes, made_for: int) -> Self:
+    def from_bytes(cls, data: memoryview, dimension: int, made_for: int) -> Self:
+        """Return what `to_bytes` wrote. Raises ValueError when it is of another kind or size than is said of it."""
         import faiss
 
-        return cls(faiss.deserialize_index(np.frombuffer(data, np.uint8)), made_for)
+        index = faiss.deserialize_index(np.frombuffer(data, np.uint8))
+        if not isinstance(index, faiss.IndexIVFScalarQuantizer):
+            raise ValueError(f"a {type(index).__name__}")
+        found = cls(index, made_for)
+        shape = (index.d, index.code_size, index.quantizer.d, index.quantizer.ntotal, index.ntotal)
+        if shape != (dimension, dimension, dimension, index.nlist, found._sizes().sum()):
+            raise ValueError(f"lists that do not fit: {shape}")
+        index.nprobe = PROBED
+        return found

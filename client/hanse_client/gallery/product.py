@@ -3,16 +3,23 @@
     shoe = Product(sku="A-17", title="Trail shoe", price=Decimal("59.90"), currency="EUR", attributes={"size": "42"})
     assert Filter(price_max=Decimal(60), attributes={"size": "42"}).matches(shoe)
 
-All fields are bounded, since they come from files and requests. A text is one line of printable characters: what
-is stored is later shown in terminals and pages.
+All fields are bounded, since they come from files and requests. A text is one line of printable characters in
+composed form (`hanse_client.gallery.spelling`): what is stored is looked up, and shown in terminals and pages.
 """
 
 from decimal import Decimal
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, ValidatorFunctionWrapHandler, WrapValidator
 
+from hanse_client.gallery.spelling import composed, identifier, printable
 from hanse_common.wire import Value
+
+MAX_SKU: Final = 64
+"""Bound of a SKU, in characters."""
+
+MAX_NAME: Final = 64
+"""Bound of an attribute's name, in characters."""
 
 MAX_ATTRIBUTES: Final = 32
 """Bound of the attributes of one product, and of one filter."""
@@ -24,24 +31,32 @@ PRICE_DIGITS: Final = 16
 """Digits of a price in all: such a price in ten-thousandths fits 64 bits."""
 
 
-def _printable(text: str) -> str:
-    if not text.isprintable():
-        raise ValueError("expected one line of printable characters")
-    if text != text.strip():
-        raise ValueError("expected no space at either end")
-    return text
+def _distinct(given: Any, handler: ValidatorFunctionWrapHandler) -> dict[str, str]:
+    found: dict[str, str] = handler(given)
+    if len(found) != len(given):
+        raise ValueError("expected names that differ")
+    return found
 
 
-Sku = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_printable)]
+def _composed(most: int) -> BeforeValidator:
+    """Compose a text before it is counted; what is no text is for the type to refuse."""
+    return BeforeValidator(lambda given: composed(given, most) if isinstance(given, str) else given)
+
+
+Sku = Annotated[str, Field(min_length=1, max_length=MAX_SKU), _composed(MAX_SKU), AfterValidator(identifier)]
+Title = Annotated[str, Field(max_length=300), _composed(300), AfterValidator(printable)]
 Price = Annotated[Decimal, Field(ge=0, max_digits=PRICE_DIGITS, decimal_places=PRICE_PLACES)]
 Currency = Annotated[str, Field(pattern=r"^[A-Z]{3}$")]
-Category = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_printable)]
+Category = Annotated[str, Field(min_length=1, max_length=128), _composed(128), AfterValidator(printable)]
 Attributes = Annotated[
     dict[
-        Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_printable)],
-        Annotated[str, Field(max_length=256), AfterValidator(_printable)],
+        Annotated[
+            str, Field(min_length=1, max_length=MAX_NAME), _composed(MAX_NAME), AfterValidator(printable)
+        ],
+        Annotated[str, Field(max_length=256), _composed(256), AfterValidator(printable)],
     ],
     Field(max_length=MAX_ATTRIBUTES),
+    WrapValidator(_distinct),
 ]
 
 
@@ -52,7 +67,7 @@ class Product(Value):
     """
 
     sku: Sku
-    title: Annotated[str, Field(max_length=300), AfterValidator(_printable)] = ""
+    title: Title = ""
     price: Price | None = None
     currency: Currency | None = None
     category: Category | None = None

@@ -17,7 +17,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from hanse_client.gallery.product import PRICE_PLACES, Filter, Product
+from hanse_client.gallery.product import MAX_SKU, PRICE_PLACES, Filter, Product
+from hanse_client.gallery.spelling import composed
 from hanse_client.gallery.store import PAD, damaged
 from hanse_common.errors import GalleryError
 
@@ -88,8 +89,11 @@ def categories(db: sqlite3.Connection, limit: int) -> list[str]:
 
 
 def product_number(db: sqlite3.Connection, sku: str) -> int | None:
-    """Return the number of the product, or None when there is none."""
-    row = db.execute("SELECT id FROM product WHERE sku = ?", (sku,)).fetchone()
+    """Return the number of the product, however its SKU is spelt, or None when there is none."""
+    try:
+        row = db.execute("SELECT id FROM product WHERE sku = ?", (composed(sku, MAX_SKU),)).fetchone()
+    except UnicodeEncodeError:  # a word of a command line that is not in the terminal's encoding
+        return None
     return None if row is None else row[0]
 
 
@@ -102,7 +106,7 @@ def listed(db: sqlite3.Connection, where: Filter | None, after: str, limit: int)
     """Return at most `limit` products that match, by SKU, from the first one later than `after`."""
     condition, values = matching(where)
     query = f"SELECT {_COLUMNS} FROM product WHERE sku > ? AND {condition} ORDER BY sku LIMIT ?"
-    return list(_products(db, query, (after, *values, limit)).values())
+    return list(_products(db, query, (composed(after, MAX_SKU), *values, limit)).values())
 
 
 def revised(db: sqlite3.Connection, revision: int) -> tuple[int, dict[int, Product]]:

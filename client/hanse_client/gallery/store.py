@@ -161,6 +161,10 @@ class Store:
         text = f"{len(name)} {name}{value}".encode()
         return int.from_bytes(hashlib.blake2b(text, digest_size=8, key=self._salt).digest(), signed=True)
 
+    def key(self, purpose: bytes) -> bytes:
+        """Return 32 secret bytes for a `purpose`, the same for as long as the gallery lives, and others elsewhere."""
+        return hashlib.blake2b(purpose, digest_size=32, key=self._salt, person=b"hanse gallery").digest()
+
     @contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
         """Yield the database at one moment: nothing changes in it meanwhile. May be nested in any transaction."""

@@ -16,7 +16,6 @@ frees is overwritten with zeros. Nobody else reads the file, and nothing of it i
 import hashlib
 import sqlite3
 import threading
-import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -26,6 +25,8 @@ from typing import Annotated, Final, Self
 
 from pydantic import AfterValidator, AwareDatetime, Field, StringConstraints, TypeAdapter, ValidationError
 
+from hanse_client.gallery.product import MAX_SKU, Sku
+from hanse_client.gallery.spelling import composed, printable
 from hanse_common.errors import CatalogError, PhotoTooLarge
 from hanse_common.vision import photo as photos
 from hanse_common.vision.photo import PhotoLimits
@@ -55,23 +56,16 @@ _SCHEMA = (
 
 
 def normalised(text: str) -> str:
-    """Return `text` in Unicode's composed form (NFC), with one space for each run of white space, none at the ends."""
-    return " ".join(unicodedata.normalize("NFC", text).split())
-
-
-def _printable(text: str) -> str:
-    if not text.isprintable():
-        raise ValueError("expected printable characters")
-    return text
+    """Return `text` in composed form (`hanse_client.gallery.spelling`), with one space for each run of white space."""
+    return " ".join(composed(text, MAX_LABEL).split())
 
 
 Label = Annotated[
     str,
     AfterValidator(normalised),
     StringConstraints(min_length=1, max_length=MAX_LABEL),
-    AfterValidator(_printable),
+    AfterValidator(printable),
 ]
-Sku = Annotated[str, StringConstraints(min_length=1, max_length=64), AfterValidator(_printable)]
 
 _LABEL: TypeAdapter[str] = TypeAdapter(Label)
 _SKU: TypeAdapter[str] = TypeAdapter(Sku)
@@ -218,7 +212,8 @@ class Corrections:
 
         Return how many there were.
         """
-        return sum(self.remove(one.photo) for one in self.list(limit=self.count() + 1) if one.sku == sku)
+        product = composed(sku, MAX_SKU)
+        return sum(self.remove(one.photo) for one in self.list(limit=self.count() + 1) if one.sku == product)
 
     def clear(self) -> int:
         """Remove everything, and return how many photos there were."""

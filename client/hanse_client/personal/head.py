@@ -32,9 +32,9 @@ from pydantic import AwareDatetime, Field, model_validator
 from hanse_client.personal import saved
 from hanse_client.personal.saved import Saved
 from hanse_common.errors import RecognizerError
-from hanse_common.vision.recipe import HexDigest, Recipe
+from hanse_common.vision.recipe import Recipe
 from hanse_common.vision.taxonomy import Taxonomy
-from hanse_common.wire import Value
+from hanse_common.wire import HexDigest, Value
 
 log = logging.getLogger(__name__)
 

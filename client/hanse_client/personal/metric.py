@@ -12,11 +12,16 @@ covariance normalisation [1] with a shrunk covariance [2], s = `SHRINKAGE`. That
 directions u_i and how much of each stays: y = x−m becomes y − Σ (1−f_i)·(u_i·y)·u_i with
 f_i = √(sμ / ((1−s)λ_i + sμ)), λ_i being S's eigenvalues and μ = tr(S)/r.
 
-**When it serves.** It is learned from at least `MIN_PRODUCTS` products with two photos or more, and judged by them in
-`FOLDS` parts: each photo searches for its product, known by its other photos, among all, with a metric learned from the
-products of the other parts. It serves when more photos find their product first than without it, and an exact test of
-signs over products says that chance alone makes such a difference with a probability below `compare.SIGNIFICANCE` =
-0.05.
+**How it is judged.** It is learned from at least `MIN_PRODUCTS` products with two photos or more, and judged in
+`FOLDS` parts, each by a metric learned from the products of the other parts. An exact test of signs over products says
+how often chance alone makes such a difference; below `compare.SIGNIFICANCE` = 0.05 it is *clear*. Two things judge:
+
+- *its own photos*: each searches for its product, known by its other photos, among all of these. They are many, and in
+  the shop's own style. Photos that come to be asked with may be in another, in which a metric may do worse.
+- *photos that were asked with*, which the owner's corrections are: each searches for its product in the gallery, as it
+  did when it came. They are few, and what search is for.
+
+**When it serves.** See `MetricRecord.serves`.
 
 Labels are not used: photos of different products under one label differ in just what tells products apart.
 
@@ -39,7 +44,7 @@ from hanse_client.personal import saved
 from hanse_client.personal.head import Judgement
 from hanse_client.personal.saved import Saved
 from hanse_common.errors import RecognizerError
-from hanse_common.vision.recipe import HexDigest
+from hanse_common.wire import HexDigest
 
 log = logging.getLogger(__name__)
 
@@ -57,18 +62,37 @@ MIN_PRODUCTS: Final = 10
 
 FOLDS: Final = 5
 
+ENOUGH: Final = 300
+"""TODO"""
+
 MAX_PHOTOS: Final = 20_000
 """The most photos that a metric is learned from and judged by; more add time and little else."""
 
 
 class MetricRecord(Saved):
-    """What is known of a metric: the embedding that it is for, what it was learned from, and how it did."""
+    """What is known of a metric: the embedding that it is for, what it was learned from, and how it did.
 
-    format_version: Literal[1] = 1
+    `judgement` is by the shop's own photos, `asked` by photos that were asked with; its `photos` are 0 without any.
+    Files of version 1 knew the first alone, and are refused.
+    """
+
+    format_version: Literal[2] = 2
     embedding: HexDigest
     products: Annotated[int, Field(ge=0)]
     judgement: Judgement
+    asked: Judgement
     created: AwareDatetime
+
+    @property
+    def serves(self) -> bool:
+        """Whether the metric is used.
+
+        From `ENOUGH` photos on that were asked with, they alone decide: where it is clearly better by them. With fewer,
+        the shop's own photos decide as well, unless fewer of those asked with find their product than without it.
+        """
+        if self.asked.better or self.asked.photos >= ENOUGH:
+            return self.asked.better
+        return self.judgement.better and self.asked.own_right >= self.asked.shared_right
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +153,8 @@ class PersonalMetric:
     def load(cls, folder: Path, embedding: bytes, dimension: int) -> Self | None:
         """Return the metric for embeddings of that name and dimension, None where embeddings are best as they are.
 
-        None: there is none, it was not better, it is for other embeddings, or its files are damaged, which is logged.
+        None: there is none, it does not serve, it is for other embeddings, or its files are damaged or an earlier
+        release's, which is logged.
         """
         if not saved.exists(folder, NAME):
             return None
@@ -143,7 +168,7 @@ class PersonalMetric:
                 "The personal metric belongs to another embedding; `hanse-client personalize` learns it anew."
             )
             return None
-        return metric if metric.record.judgement.better else None
+        return metric if metric.record.serves else None
 
 
 def forget(folder: Path) -> bool:

@@ -11,22 +11,18 @@ case, spaces and Unicode form alone.
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from hanse_client.duplicates import SAME
 from hanse_client.embeddings import Photo
 from hanse_client.personal.corrections import LIMITS, Correction, Corrections
 from hanse_client.shop import Shop
 from hanse_common.errors import CatalogError, PhotoUnreadable
 from hanse_common.vision import photo as photos
 from hanse_common.vision.taxonomy import LabelMap, folded
-
-SAME: Final = 0.99
-"""Cosine of features from which on two photos are taken for copies of one picture. Of 217 photos of groceries, the
-prepared JPEG of each has over 0.999 with its original, and the most alike among 5421 others 0.98 (0.96 centred)."""
 
 
 @dataclass

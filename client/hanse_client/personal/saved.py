@@ -20,8 +20,7 @@ from safetensors.numpy import save as save_arrays
 
 from hanse_common.errors import RecognizerError
 from hanse_common.files import read_bounded, write_atomically
-from hanse_common.vision.recipe import HexDigest
-from hanse_common.wire import Value
+from hanse_common.wire import HexDigest, Value
 
 MAX_RECORD_BYTES: Final = 1 << 20
 """Bound of the JSON."""

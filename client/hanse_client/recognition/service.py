@@ -74,10 +74,15 @@ class Recognition:
         completes them. With `follow` searches by photo are counted by class, too, where the policy allows it
         (`hanse_client.queries`).
 
-        Raises `ConfigError` when there is no recognizer, `RecognizerError` when it is damaged, `GalleryError` when the
-        gallery is.
+        Raises `ConfigError` when there is no recognizer, or no text model where one is wanted, `RecognizerError` when
+        the recognizer is damaged, `GalleryError` when the gallery is.
         """
-        gallery = Gallery.open(config.gallery_path)
+        meanings = None
+        if config.search.text_model is not None:
+            from hanse_client.gallery.meanings import Meanings
+
+            meanings = Meanings.load()
+        gallery = Gallery.open(config.gallery_path, meanings)
         try:
             return cls(config, gallery, follow=follow)
         except BaseException:
@@ -198,14 +203,15 @@ class Recognition:
         """
         with self._engines.in_use() as (engine, _):
             engine.require_embedding()
-            if self.gallery.get(sku) is None:
+            product = self.gallery.get(sku)
+            if product is None:
                 raise GalleryError(f"Product {sku!r}: found no such product in the gallery.")
             self._complete(engine)
-            views = self._views(sku, engine)
+            views = self._views(product.sku, engine)
             mean = views.mean(axis=0, dtype=np.float32)[np.newaxis]
             mean /= max(float(np.linalg.norm(mean)), 1e-12)
             (matches,) = self.gallery.search(engine.embedding, mean, min(k + 1, MAX_RESULTS), where)
-            return self._answer(engine, [match for match in matches if match.product.sku != sku][:k])
+            return self._answer(engine, [match for match in matches if match.product.sku != product.sku][:k])
 
     # Products
 

@@ -7,11 +7,12 @@ curl --data-binary @shoe.jpg -H 'Content-Type: image/jpeg' … /v1/products/A-17
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Depends, Path, Query
+from pydantic import TypeAdapter, ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
-from hanse_client.gallery.product import Product
+from hanse_client.gallery.product import MAX_SKU, Product, Sku
 from hanse_client.serving.answers import ImportProgress, PhotoAdded, ProductPage, Shelved
 from hanse_client.serving.openapi import NO_CONTENT, problems
 from hanse_client.serving.photos import PHOTO_BODY, Photo, content_type, decoded
@@ -19,6 +20,8 @@ from hanse_client.serving.problems import Refused
 from hanse_client.serving.schemas import ListQuery, ProductChanges, ProductFields
 from hanse_client.serving.segments import unquoted
 from hanse_client.serving.service import Service
+
+_SKU: TypeAdapter[str] = TypeAdapter(Sku)
 
 LINES = "application/x-ndjson"
 LINES_BODY = {
@@ -30,11 +33,12 @@ LINES_BODY = {
 }
 
 
-def _sku(sku: Annotated[str, Path(json_schema_extra={"minLength": 1, "maxLength": 64})]) -> str:
-    found = unquoted(sku)
-    if not 1 <= len(found) <= 64 or not found.isprintable() or found != found.strip():
-        raise Refused(422, "invalid", "sku: expected 1 to 64 printable characters, no space at either end.")
-    return found
+def _sku(sku: Annotated[str, Path(json_schema_extra={"minLength": 1, "maxLength": MAX_SKU})]) -> str:
+    try:
+        return _SKU.validate_python(unquoted(sku))
+    except ValidationError:
+        text = "sku: expected 1 to 64 printable characters, no space at either end, none that is invisible."
+        raise Refused(422, "invalid", text) from None
 
 
 def _digest(photo: Annotated[str, Path(pattern=r"^[0-9a-f]{64}$")]) -> bytes:

@@ -7,6 +7,9 @@ Threads and memory are there for the requests that are worked on, so there is a 
 is told at once to try again. A client that sends slowly holds a place: a request's content may take `seconds`, and a
 second more for each `BYTES_A_SECOND` that came; its head, `HEAD_SECONDS`, before which it takes no place. Connections
 that say nothing are closed, and so are those of clients that do not read what they asked for.
+
+Where `MAX_CONNECTIONS` are open, a new one takes the place of the one that has been idle for longest: so whoever opens
+connections without a request, as many and as often as they like, keeps nobody out who has one.
 """
 
 import asyncio
@@ -29,7 +32,7 @@ READ_SECONDS: Final = 30.0
 """How long a client may leave an answer unread: it takes a place until it is sent."""
 
 MAX_CONNECTIONS: Final = 256
-"""How many connections are open at once, busy or not."""
+"""How many connections are open at once, busy or not: at least twice the largest `requests`, which bounds the busy."""
 
 ALWAYS: Final = ("/health", "/ready")
 """What is answered however many requests there are."""
@@ -107,19 +110,23 @@ def _beyond(limit: int) -> str:
 class BoundedProtocol(H11Protocol):
     """uvicorn's HTTP over a connection that is closed when a request's head does not come, or an answer go, in time.
 
-    Connections beyond `MAX_CONNECTIONS` are closed at once.
+    Beyond `MAX_CONNECTIONS` the one is closed that has waited for a head longest; if none does, the one whose answer
+    has gone unread longest; else the new one. A request that is worked on is never given up for a new connection.
     """
 
     _waiting: asyncio.TimerHandle | None = None
     _unread: asyncio.TimerHandle | None = None
+    _given_up = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Take a connection, if there is room."""
+        """Take a connection, in the place of an idle one if there is no other."""
         super().connection_made(transport)
-        if len(self.connections) > MAX_CONNECTIONS:
-            transport.abort()
-        else:
-            self._await_head()
+        self._await_head()
+        # Those that were given up are among the connections until the event loop has closed them.
+        here = [one for one in self.connections if isinstance(one, BoundedProtocol) and not one._given_up]
+        if len(here) > MAX_CONNECTIONS:
+            idle = {one: place for one in here if one is not self and (place := one._place())}
+            (min(idle, key=idle.__getitem__) if idle else self)._give_up()
 
     def data_received(self, data: bytes) -> None:
         """Take what came, and wait no longer for a head that is whole."""
@@ -138,7 +145,7 @@ class BoundedProtocol(H11Protocol):
     def pause_writing(self) -> None:
         """Wait until the client has read what is sent."""
         super().pause_writing()
-        self._unread = self.loop.call_later(READ_SECONDS, self.transport.abort)
+        self._unread = self.loop.call_later(READ_SECONDS, self._give_up)
 
     def resume_writing(self) -> None:
         """Go on: the client has read."""
@@ -155,9 +162,20 @@ class BoundedProtocol(H11Protocol):
         cycle: Any = self.cycle
         return cycle is not None and not cycle.response_complete
 
+    def _place(self) -> tuple[int, float] | None:
+        """Return in which place this connection makes room for a new one; None while it is answered."""
+        for kind, timer in enumerate((self._waiting, self._unread)):
+            if timer is not None:
+                return kind, timer.when()  # each kind waits equally long, so the oldest ends first
+        return None
+
+    def _give_up(self) -> None:
+        self._given_up = True
+        self.transport.abort()
+
     def _await_head(self) -> None:
         self._stop_waiting()
-        self._waiting = self.loop.call_later(HEAD_SECONDS, self.transport.abort)
+        self._waiting = self.loop.call_later(HEAD_SECONDS, self._give_up)
 
     def _stop_waiting(self) -> None:
         if self._waiting is not None:

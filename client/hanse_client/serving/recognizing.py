@@ -98,8 +98,6 @@ def router(service: Service) -> APIRouter:
 
         It stays on this machine, and is what the shop's own recognizer learns from.
         """
-        if not (query.label.isprintable() and query.label.strip()):
-            raise Refused(422, "invalid", "label: expected printable characters.")
         return Corrected.of(corrections.add(Gallery.prepare(decoded(photo)), label=query.label))
 
     @routes.post(

@@ -29,7 +29,9 @@ from hanse_client.gallery.product import (
     Price,
     Product,
     Sku,
+    Title,
 )
+from hanse_client.personal.corrections import Label
 from hanse_client.serving.problems import Refused, faults_in_words
 from hanse_common.wire import Value
 
@@ -43,8 +45,6 @@ DECIMAL: Final = r"[0-9]{1,12}(\.[0-9]{1,4})?"
 """How a price is written."""
 
 _DECIMAL = re.compile(DECIMAL, re.ASCII)
-
-Title = Annotated[str, Field(max_length=300)]
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -66,6 +66,12 @@ def valid(model: type[M], **fields: Any) -> M:
 def _plain(value: object) -> object:
     if isinstance(value, bool) or (isinstance(value, str) and not _DECIMAL.fullmatch(value)):
         raise ValueError("expected a decimal number, such as 19.90")
+    return value
+
+
+def _one_line(value: object) -> object:
+    if isinstance(value, str) and len(value.splitlines()) > 1:
+        raise ValueError("expected one line")
     return value
 
 
@@ -154,7 +160,7 @@ class ClassifyQuery(Asked):
 class CorrectionQuery(Asked):
     """The address of a correction: what the photo shows, in a few words."""
 
-    label: Annotated[str, Field(min_length=1, max_length=128)]
+    label: Annotated[Label, BeforeValidator(_one_line)]
 
 
 class CorrectionsQuery(Asked):

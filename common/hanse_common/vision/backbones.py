@@ -25,10 +25,11 @@ from torch.nn import functional as F
 
 from hanse_common.errors import RecognizerError
 from hanse_common.files import read_bounded
-from hanse_common.vision import recipe as recipes
+from hanse_common.vision import recipe_features as sections
 from hanse_common.vision.efficientnet_lite import CLASSIFIER, EfficientNetLite0
 from hanse_common.vision.pooling import Averaging, pooled, views_of
-from hanse_common.vision.recipe import Preprocessing, Projection, Recipe
+from hanse_common.vision.recipe import Recipe
+from hanse_common.vision.recipe_features import Preprocessing, Projection
 from hanse_common.vision.scattering import ScatterNet
 from hanse_common.vision.whitening import Whitening
 
@@ -53,7 +54,7 @@ def load_backbone(
     """
     if recipe.backbone is None:
         raise RecognizerError("The recipe has no backbone: its model reads photos itself.")
-    if isinstance(recipe.backbone, recipes.Concatenation):
+    if isinstance(recipe.backbone, sections.Concatenation):
         network: nn.Module = _Concatenation(recipe.backbone, recipe.views, weights)
     else:
         network = _BUILDERS[type(recipe.backbone)](recipe, weights)
@@ -146,7 +147,7 @@ def projection_matrix(projection: Projection, features: int) -> NDArray[np.float
 
 def _scattering(recipe: Recipe, weights: Path | None) -> nn.Module:
     backbone = recipe.backbone
-    if not isinstance(backbone, recipes.Scattering):
+    if not isinstance(backbone, sections.Scattering):
         raise TypeError(type(backbone))
     if weights is not None:
         raise RecognizerError(f"{weights}: scattering has no weights; leave the weights' file out.")
@@ -159,7 +160,7 @@ def _scattering(recipe: Recipe, weights: Path | None) -> nn.Module:
 
 def _efficientnet_lite0(recipe: Recipe, weights: Path | None) -> nn.Module:
     backbone = recipe.backbone
-    if not isinstance(backbone, recipes.EfficientNetLite0):
+    if not isinstance(backbone, sections.EfficientNetLite0):
         raise TypeError(type(backbone))
     path = _packaged_efficientnet() if weights is None else weights
     state = _read_state(path, backbone.weights)
@@ -173,7 +174,7 @@ def _efficientnet_lite0(recipe: Recipe, weights: Path | None) -> nn.Module:
 class _Layers(nn.Module):
     """Some of what EfficientNet-Lite0 gives out, averaged over views. `trunk` may be shared."""
 
-    def __init__(self, trunk: EfficientNetLite0, backbone: recipes.EfficientNetLite0) -> None:
+    def __init__(self, trunk: EfficientNetLite0, backbone: sections.EfficientNetLite0) -> None:
         super().__init__()
         self.trunk = trunk
         self.layers = backbone.layers
@@ -212,13 +213,14 @@ class _Concatenation(nn.Module):
     """Several backbones side by side. What two parts compute alike of one view is computed once."""
 
     def __init__(
-        self, backbone: recipes.Concatenation, views: Sequence[Preprocessing], weights: Path | None
+        self, backbone: sections.Concatenation, views: Sequence[Preprocessing], weights: Path | None
     ) -> None:
         super().__init__()
         # A local file can only be that of the parts that have weights.
         parts = [
             load_backbone(
-                part.recipe, weights=None if isinstance(part.backbone, recipes.Scattering) else weights
+                Recipe.of_part(part),
+                weights=None if isinstance(part.backbone, sections.Scattering) else weights,
             )
             for part in backbone.parts
         ]
@@ -226,7 +228,7 @@ class _Concatenation(nn.Module):
         self._weights = [part.weight for part in backbone.parts]
         known: dict[tuple[int, str], EfficientNetLite0] = {}
         for part, view, embedding in zip(backbone.parts, self._views, parts, strict=True):
-            if isinstance(part.backbone, recipes.EfficientNetLite0) and isinstance(
+            if isinstance(part.backbone, sections.EfficientNetLite0) and isinstance(
                 embedding.network, _Layers
             ):
                 key = (view, part.backbone.weights)
@@ -266,7 +268,7 @@ def _torchvision(recipe: Recipe, weights: Path | None) -> nn.Module:
     from hanse_common.vision.torchvision_compat import models
 
     backbone = recipe.backbone
-    if not isinstance(backbone, recipes.TorchvisionBackbone):
+    if not isinstance(backbone, sections.TorchvisionBackbone):
         raise TypeError(type(backbone))
     name = backbone.architecture
     if name not in models.list_models(module=models):
@@ -330,9 +332,9 @@ def _downloaded(name: str, digest: str) -> Path:
 
 _Builder = Callable[[Recipe, Path | None], nn.Module]
 _BUILDERS: dict[type, _Builder] = {
-    recipes.Scattering: _scattering,
-    recipes.EfficientNetLite0: _efficientnet_lite0,
-    recipes.TorchvisionBackbone: _torchvision,
+    sections.Scattering: _scattering,
+    sections.EfficientNetLite0: _efficientnet_lite0,
+    sections.TorchvisionBackbone: _torchvision,
 }
 
 

@@ -22,7 +22,8 @@ from safetensors.numpy import load, save
 
 from hanse_common.errors import RecognizerError
 from hanse_common.files import read_bounded
-from hanse_common.vision.recipe import MAX_FEATURES, Recipe
+from hanse_common.vision.recipe import Recipe
+from hanse_common.vision.recipe_features import MAX_FEATURES
 
 MAX_BYTES = 4 * MAX_FEATURES + (1 << 16)
 """Bound of a centre's file."""

@@ -25,7 +25,7 @@ from hanse_common.vision.backbones import load_backbone
 from hanse_common.vision.centring import load_centre
 from hanse_common.vision.model import build, load_vector
 from hanse_common.vision.preprocessing import per_channel
-from hanse_common.vision.recipe import Preprocessing
+from hanse_common.vision.recipe_features import Preprocessing
 from hanse_common.vision.recognizer import Recognizer
 from hanse_common.vision.scattering import ScatterNet
 

@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 
 from hanse_common.errors import RecognizerError
 from hanse_common.vision.preprocessing import preprocess
-from hanse_common.vision.recipe import Preprocessing
+from hanse_common.vision.recipe_features import Preprocessing
 
 log = logging.getLogger(__name__)
 

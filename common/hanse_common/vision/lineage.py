@@ -14,8 +14,7 @@ covers each of its photos.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hanse_common.vision.recipe import HexDigest
-from hanse_common.wire import Value
+from hanse_common.wire import HexDigest, Value
 
 MAX_ANCESTORS = 64
 """Bound of the ancestors that a card names: the nearest. Older ones are named by the cards of those."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hanse_common.errors import RecognizerError
-from hanse_common.vision.recipe import Loss
+from hanse_common.vision.recipe_model import Loss
 
 
 class Objective:

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hanse_common.errors import RecognizerError
-from hanse_common.vision.recipe import Mlp, Recipe, SmallCnn
+from hanse_common.vision.recipe import Recipe
+from hanse_common.vision.recipe_model import Mlp, SmallCnn
 
 
 def build(recipe: Recipe, classes: int) -> nn.Module:

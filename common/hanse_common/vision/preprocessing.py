@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from hanse_common.vision.recipe import Augmentation, Preprocessing, Recipe
+from hanse_common.vision.recipe import Recipe
+from hanse_common.vision.recipe_features import Preprocessing
+from hanse_common.vision.recipe_model import Augmentation
 
 _FILTER = Image.Resampling.BICUBIC
 

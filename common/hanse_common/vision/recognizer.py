@@ -35,9 +35,9 @@ from hanse_common.vision.centring import Centre, centred, load_centre
 from hanse_common.vision.extraction import extract
 from hanse_common.vision.lineage import MAX_ANCESTORS, Ancestor, Inheritance, inherited
 from hanse_common.vision.model import build, load_vector, to_vector
-from hanse_common.vision.recipe import HexDigest, Recipe
+from hanse_common.vision.recipe import Recipe
 from hanse_common.vision.taxonomy import Taxonomy
-from hanse_common.wire import Value
+from hanse_common.wire import HexDigest, Value
 
 MODEL_FILE = "model.safetensors"
 CARD_FILE = "card.json"

@@ -38,8 +38,14 @@ def _lines(report: TrendsReport) -> list[str]:
     lines = [f"{report.days} days from {report.first_day} on, {cost}: {asked}"]
     for each in sorted(report.classes, key=lambda one: -one.queries.value):
         text = f"  {each.name:24} {each.queries.value:8,.0f} ({each.queries.low:,.0f} to {each.queries.high:,.0f})"
+        text += ", or more" if each.may_be_more else ""
         if each.growth is not None:
             low, high = 100 * each.growth.low, 100 * each.growth.high
             text += f"  {100 * each.growth.value:+.0f} % ({low:+.0f} to {high:+.0f})"
         lines.append(text)
+    if any(each.may_be_more for each in report.classes):
+        lines.append(
+            f"  Or more: a merchant contributes at most {report.most:,} queries of a class. In the next plan, say a "
+            "larger expected_batch."
+        )
     return lines

@@ -44,7 +44,9 @@ from hanse_common.privacy.sampling import poisson_sample
 from hanse_common.randomness import OsRandomness
 from hanse_common.vision import model as models
 from hanse_common.vision.extraction import full_precision
-from hanse_common.vision.recipe import Preprocessing, Recipe, SmallCnn
+from hanse_common.vision.recipe import Recipe
+from hanse_common.vision.recipe_features import Preprocessing
+from hanse_common.vision.recipe_model import SmallCnn
 from hanse_common.vision.torchvision_compat import models as torchvision_models
 from hanse_simulations.console import console
 

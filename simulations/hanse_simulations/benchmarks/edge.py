@@ -27,13 +27,13 @@ from sklearn.linear_model import LogisticRegression
 from hanse_common.vision import edge
 from hanse_common.vision.backbones import load_backbone
 from hanse_common.vision.preprocessing import preprocess
-from hanse_common.vision.recipe import (
+from hanse_common.vision.recipe import Recipe
+from hanse_common.vision.recipe_features import (
     Concatenation,
     EfficientNetLite0,
     Part,
     Preprocessing,
     Projection,
-    Recipe,
     Scattering,
 )
 from hanse_common.vision.recognizer import Recognizer
@@ -67,8 +67,8 @@ _SCATTER = Part(
 )
 _LITE = Part(preprocessing=Preprocessing(size=112), backbone=EfficientNetLite0())
 RECIPES = {
-    "scattering": _SCATTER.recipe,
-    "efficientnet-lite0": _LITE.recipe,
+    "scattering": Recipe.of_part(_SCATTER),
+    "efficientnet-lite0": Recipe.of_part(_LITE),
     "both": Recipe(backbone=Concatenation(parts=(_SCATTER, _LITE))),
 }
 

@@ -31,7 +31,8 @@ from hanse_common import signing, wire
 from hanse_common.credentials import load_node_public, node_public_pem
 from hanse_common.directory import Directory, SignedDirectory
 from hanse_common.errors import RoundFailed
-from hanse_common.plan import Cohort, LocalTraining, Plan, SignedPlan
+from hanse_common.modes import LocalTraining
+from hanse_common.plan import Cohort, Plan, SignedPlan
 from hanse_common.session import Assignment, record_bytes
 from hanse_common.vision.recipe import Recipe
 from hanse_common.vision.taxonomy import Taxonomy

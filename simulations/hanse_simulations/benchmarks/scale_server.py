@@ -20,7 +20,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hanse_common import signing, wire
 from hanse_common.directory import Directory, SignedDirectory
 from hanse_common.errors import RoundFailed
-from hanse_common.plan import Cohort, LocalTraining, Plan, SignedPlan
+from hanse_common.modes import LocalTraining
+from hanse_common.plan import Cohort, Plan, SignedPlan
 from hanse_common.session import record_bytes
 from hanse_common.vision.recipe import Recipe
 from hanse_common.vision.taxonomy import Taxonomy

@@ -48,7 +48,9 @@ from hanse_common.vision.backbones import load_backbone
 from hanse_common.vision.fused import fuse, fusible
 from hanse_common.vision.photo import decode
 from hanse_common.vision.preprocessing import preprocess
-from hanse_common.vision.recipe import EfficientNetLite0, Linear, Preprocessing, Recipe
+from hanse_common.vision.recipe import Recipe
+from hanse_common.vision.recipe_features import EfficientNetLite0, Preprocessing
+from hanse_common.vision.recipe_model import Linear
 from hanse_common.vision.recognizer import Recognizer
 from hanse_common.vision.taxonomy import Taxonomy
 from hanse_simulations.benchmarks.memory import measured_apart

@@ -14,7 +14,9 @@ from PIL import Image, ImageEnhance
 from hanse_client.config import ClientConfig
 from hanse_client.gallery.product import Product
 from hanse_client.recognition.service import Recognition
-from hanse_common.vision.recipe import Linear, Preprocessing, Recipe, Scattering
+from hanse_common.vision.recipe import Recipe
+from hanse_common.vision.recipe_features import Preprocessing, Scattering
+from hanse_common.vision.recipe_model import Linear
 from hanse_common.vision.recognizer import Recognizer
 from hanse_common.vision.taxonomy import Taxonomy
 

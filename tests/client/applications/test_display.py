@@ -9,7 +9,13 @@ from PIL import Image, ImageEnhance, ImageFilter
 from sklearn.datasets import load_sample_images
 from sklearn.neighbors import NearestNeighbors
 
-from hanse_client.applications.display import best_photo, look_alike_photos, misplaced_photos, sharpness
+from hanse_client.applications.display import (
+    best_photo,
+    look_alike_photos,
+    misplaced_photos,
+    sharpness,
+    twins,
+)
 from hanse_client.gallery.gallery import Gallery
 from hanse_client.gallery.product import Product
 from hanse_client.recognition.service import Recognition
@@ -79,11 +85,17 @@ def test_look_alikes_are_found_within_a_product_and_across(
     shop.put(Product(sku="a"), [scenes[0], scenes[1]])
     shop.put(Product(sku="b"), [scenes[2], again])
     shop.put(Product(sku="c"), [scenes[1]])
-    groups = [{(one.sku, one.photo) for one in group} for group in look_alike_photos(shop.gallery)]
+    found = look_alike_photos(shop.gallery)
+    groups = [{(one.sku, one.photo) for one in group} for group in found]
     assert groups == [
         {("a", digest(scenes[0])), ("b", digest(again))},
         {("a", digest(scenes[1])), ("c", digest(scenes[1]))},
     ]
+    assert twins(found) == [("a", "b"), ("a", "c")]
+    shop.put(Product(sku="d"), [scenes[3], scenes[3].resize((180, 180))])
+    assert len(look_alike_photos(shop.gallery)) == 3 and twins(look_alike_photos(shop.gallery)) == twins(
+        found
+    )
 
 
 def test_photos_at_the_wrong_product_are_found(

@@ -133,9 +133,11 @@ def test_the_kept_index_is_used_again_and_follows_what_came_since(
         assert again._followed[embedding]._index.approximate
 
 
-@pytest.mark.parametrize("harm", ["flip", "cut", "other", "unreadable"])
+@pytest.mark.parametrize(
+    "harm", ["flip", "cut", "other", "old", "elsewhere", "embedding", "large", "unreadable"]
+)
 def test_a_kept_index_that_does_not_fit_is_built_anew(
-    gallery, folder, shelf, unit, embedding, monkeypatch, harm: str
+    gallery, folder, shelf, unit, embedding, monkeypatch, tmp_path, caplog, harm: str
 ) -> None:
     monkeypatch.setattr(indexes, "EXACT_NUMBERS", 100)
     before = gallery.search(embedding, unit(5), 3)
@@ -150,15 +152,30 @@ def test_a_kept_index_that_does_not_fit_is_built_anew(
     elif harm == "unreadable":
         path.unlink()
         path.mkdir()
-    else:
+    elif harm == "old":  # what releases before this one wrote: a digest without a key
+        path.write_bytes(b'{"format": 1, "dimension": 16, "made_for": 30, "sha256": ""}\n' + data[32:])
+    elif harm == "large":
+        path.write_bytes(data + bytes(1 << 16))
+    elif harm == "other":
         index = indexes.VectorIndex.build(np.arange(1000, 1030), unit(30))
         index.upto = (1030, 0)
-        index.save(path)
+        index.save(path, gallery._store.key(b"index" + embedding))
+    elif harm == "embedding":
+        indexes.VectorIndex.build(np.arange(1, 31), unit(30)).save(
+            path, gallery._store.key(b"index" + bytes(32))
+        )
+    else:
+        with Gallery.open(tmp_path / "elsewhere") as another:
+            indexes.VectorIndex.build(np.arange(1, 31), unit(30)).save(
+                path, another._store.key(b"index" + embedding)
+            )
     with Gallery.open(folder) as again:
         assert same(again.search(embedding, unit(5), 3), before)
         again.settle()
         if harm != "unreadable":
-            assert set(indexes.VectorIndex.load(path).ids().tolist()) == set(range(1, 31))
+            kept = indexes.VectorIndex.load(path, again._store.key(b"index" + embedding), 1 << 20)
+            assert set(kept.ids().tolist()) == set(range(1, 31))
+    assert "built anew" in caplog.text
 
 
 def test_a_new_embedding_is_filled_while_the_old_one_serves(gallery, shelf, unit, embedding) -> None:
@@ -207,6 +224,30 @@ def test_a_product_put_again_has_the_new_fields_and_all_photos(gallery, jpeg) ->
     assert gallery.get("a") == Product(sku="a", title="new", price=Decimal(3))
     assert gallery.photos_of("a") == [photo.content_digest(jpeg(1)), photo.content_digest(jpeg(2))]
     assert gallery.products() == [gallery.get("a")]
+
+
+def test_a_product_is_found_however_its_sku_is_spelt(gallery, jpeg, unit, embedding) -> None:
+    composed, apart = "Caf\u00e9-1", "Cafe\u0301-1"
+    (first,) = gallery.put(Product(sku=apart, title="old"), [jpeg(1)], {embedding: unit(1)})
+    (second,) = gallery.put(Product(sku=composed, title="new"), [jpeg(2)], {embedding: unit(1, seed=1)})
+    assert list(gallery.skus()) == [composed]
+    assert gallery.get(apart).title == gallery.get(composed).title == "new"
+    assert gallery.photos_of(apart) == gallery.photos_of(composed) == [first, second]
+    assert gallery.vectors_of(apart, embedding).shape == (2, 16)
+    assert gallery.products(after=apart) == []
+    assert gallery.remove_photo(apart, first)
+    assert gallery.photos_of(composed) == [second]
+    assert gallery.remove(apart)
+    assert gallery.count() == 0
+
+
+def test_a_sku_that_nothing_can_have_is_not_there(gallery, embedding) -> None:
+    for sku in ("\udcff", "", "e" + "\u0301\u0323" * 1_000_000):
+        assert gallery.get(sku) is None
+        assert gallery.photos_of(sku) == []
+        assert gallery.vectors_of(sku, embedding).shape == (0, 0)
+        assert not gallery.remove(sku)
+        assert not gallery.remove_photo(sku, bytes(32))
 
 
 def test_products_come_in_pages_by_sku(gallery, shelf) -> None:

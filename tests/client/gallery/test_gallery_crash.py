@@ -9,16 +9,14 @@ import json
 import os
 import random
 import signal
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from tests.crashes import dies_at, run
 
 import hanse_client.gallery
 from hanse_client.gallery import followed
@@ -82,7 +80,8 @@ def held(folder: Path) -> set[int]:
         if products and sorted(gallery._followed[EMBEDDING]._index.ids().tolist()) != ids:
             raise RuntimeError("the index in memory is not the database's")
     for path in folder.glob("*.index"):
-        if sorted(indexes.VectorIndex.load(path).ids().tolist()) != ids:
+        kept = indexes.VectorIndex.load(path, gallery._store.key(b"index" + EMBEDDING), 1 << 24)
+        if sorted(kept.ids().tolist()) != ids:
             raise RuntimeError("the kept index is not the database's")
     # The journal that the crash left was emptied by the opening.
     everything = b"".join(path.read_bytes() for path in folder.iterdir())
@@ -92,38 +91,6 @@ def held(folder: Path) -> set[int]:
         ):
             raise RuntimeError(f"product {number} is gone, but not from the files")
     return products
-
-
-def dies_at(point: int, action: Callable[[], object]) -> bool:
-    """Run `action` in a child, killed at the `point`-th line of the gallery's code; return whether there is one."""
-    child = os.fork()
-    if child == 0:
-        left = point
-
-        def trace(frame, event, arg):
-            nonlocal left
-            if not frame.f_code.co_filename.startswith(HERE):
-                return None
-            if event == "line":
-                if left == 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                left -= 1
-            return trace
-
-        try:
-            sys.settrace(trace)
-            action()
-            sys.settrace(None)
-            os._exit(0)
-        except BaseException as error:
-            print(repr(error), file=sys.stderr, flush=True)
-            os._exit(1)
-    _, status = os.waitpid(child, 0)
-    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
-        return True
-    if status != 0:
-        raise RuntimeError(f"the child failed at point {point}")
-    return False
 
 
 def at_lines(folder: Path, what: str, step: int) -> list[bool]:
@@ -144,7 +111,7 @@ def at_lines(folder: Path, what: str, step: int) -> list[bool]:
                 else:
                     gallery.remove("5")
 
-        crashed = dies_at(point, action)
+        crashed = dies_at(point, action, HERE)
         products = held(place)
         if not set(range(FIRST)) - {5} <= products:
             raise RuntimeError("other products are gone")
@@ -193,34 +160,20 @@ def at_any_time(folder: Path, kills: int) -> dict[str, int]:
     return {"acknowledged": acknowledged, "left": len(there)}
 
 
-@pytest.fixture
-def folder(tmp_path) -> Iterator[Path]:
-    """In memory where there is such a place: what a killed process leaves does not depend on the disk."""
-    memory = Path("/dev/shm")  # noqa: S108
-    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else tmp_path) as name:
-        yield Path(name)
-
-
-def run(what: str, folder: Path, number: int):
-    """Run this file as a program."""
-    command = [sys.executable, __file__, what, str(folder), str(number)]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout)
-
-
 @pytest.mark.parametrize("step", [149, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("what", ["put", "remove"])
-def test_a_product_is_wholly_there_or_not_at_all_wherever_the_crash(folder, what: str, step: int) -> None:
-    found = run(what, folder, step)
+def test_a_product_is_wholly_there_or_not_at_all_wherever_the_crash(
+    folder_in_memory: Path, what: str, step: int
+) -> None:
+    found = run(__file__, what, folder_in_memory, step)
     assert len(found) > 200 / step + 1
     assert found == sorted(found, reverse=what == "remove")  # before the commit nothing, after it everything
     assert set(found) == {False, True}
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(150, marks=pytest.mark.slow)])
-def test_what_was_acknowledged_is_done_whenever_the_kill(folder, kills: int) -> None:
-    found = run("any time", folder, kills)
+def test_what_was_acknowledged_is_done_whenever_the_kill(folder_in_memory: Path, kills: int) -> None:
+    found = run(__file__, "any time", folder_in_memory, kills)
     assert found["acknowledged"] > 0
 
 

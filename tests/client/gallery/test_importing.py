@@ -88,6 +88,20 @@ def test_spaces_of_all_kinds_in_a_field_become_one(gallery: Gallery, table, embe
     assert len(gallery.photos_of("a")) == 1
 
 
+def test_all_spellings_of_a_sku_are_one_product(gallery: Gallery, table, embed) -> None:
+    source = table(
+        "sku,title,photo,Gro\u0308\u00dfe,labels",
+        "e\u0301,Cafe\u0301,photos/0.png,42,farbe=gru\u0308n",
+        "\u00e9,,photos/1.png,43,",
+        "\u200b\u00e9\ufeff,Caf\u00e9 \u06a9\u0641\u0634\u200c\u0647\u0627,,,",
+    )
+    done = import_products(gallery, source, embed)
+    assert (done.problems, done.photos) == ([], 2)
+    (product,) = gallery.products()
+    assert (product.sku, product.title) == ("\u00e9", "Caf\u00e9 \u06a9\u0641\u0634\u200c\u0647\u0627")
+    assert product.attributes == {"Gr\u00f6\u00dfe": "43", "farbe": "gr\u00fcn"}
+
+
 def test_a_catalog_file_is_read_with_a_row_for_each_photo(gallery: Gallery, table, embed) -> None:
     source = table(
         "path,label,sku,title",

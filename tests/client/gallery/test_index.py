@@ -1,5 +1,8 @@
 """The vector index: exact results while small, near-exact ones when large, and nothing left of what was removed."""
 
+import hashlib
+import json
+
 import faiss
 import numpy as np
 import pytest
@@ -7,7 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hanse_client.gallery import index as indexes
-from hanse_client.gallery.index import VectorIndex
+from hanse_client.gallery.index import VectorIndex, most_bytes
+from hanse_common.errors import GalleryError
+
+KEY = bytes(range(32))
 
 faiss.omp_set_num_threads(1)
 
@@ -79,7 +85,7 @@ def test_nothing_of_a_removed_vector_is_saved(tmp_path) -> None:
     """Neither number nor code nor, as the centre of a list of its own, the vector."""
     vectors, ids = clustered(300), np.random.default_rng(5).integers(1 << 62, size=300)
     index = VectorIndex.build(ids, vectors)
-    before = index.to_bytes()
+    before = index.to_bytes(KEY)
     codes = {}
     lists = index._inner._index.invlists
     for number in range(index._inner._index.nlist):
@@ -92,7 +98,7 @@ def test_nothing_of_a_removed_vector_is_saved(tmp_path) -> None:
     assert [vector for vector in vectors[::3] if vector.tobytes() in before]
     gone = ids[::3]
     index.remove(gone)
-    after = index.to_bytes()
+    after = index.to_bytes(KEY)
     assert not [name for name in gone.tolist() if name.to_bytes(8, "little") in after]
     assert not [name for name in gone.tolist() if codes[name] in after]
     assert not [vector for vector in vectors[::3] if vector.tobytes() in after]
@@ -104,8 +110,8 @@ def test_an_index_comes_back_from_its_file_and_goes_on(tmp_path) -> None:
     vectors, ids = clustered(500), np.arange(500)
     index = VectorIndex.build(ids[:400], vectors[:400])
     index.upto = (399, 12)
-    index.save(tmp_path / "index")
-    again = VectorIndex.load(tmp_path / "index")
+    index.save(tmp_path / "index", KEY)
+    again = VectorIndex.load(tmp_path / "index", KEY, most_bytes(400, 32))
     assert (again.upto, again.dimension, len(again)) == ((399, 12), 32, 400)
     for one in (index, again):
         one.add(ids[400:], vectors[400:])
@@ -114,29 +120,99 @@ def test_an_index_comes_back_from_its_file_and_goes_on(tmp_path) -> None:
         assert np.array_equal(one, other)
 
 
+@pytest.fixture
+def seen_by_library(monkeypatch) -> list[int]:
+    """Return what grows when faiss is given bytes to read."""
+    read, seen = faiss.deserialize_index, []
+
+    def noted(data):
+        seen.append(len(data))
+        return read(data)
+
+    monkeypatch.setattr(faiss, "deserialize_index", noted)
+    return seen
+
+
 @pytest.mark.usefixtures("small_exact")
-def test_a_damaged_file_is_never_handed_to_the_library(tmp_path) -> None:
+def test_a_file_that_is_not_what_was_kept_is_never_handed_to_the_library(tmp_path, seen_by_library) -> None:
     path = tmp_path / "index"
-    VectorIndex.build(np.arange(100), clustered(100)).save(path)
+    index = VectorIndex.build(np.arange(100), clustered(100))
+    index.save(path, KEY)
     whole = path.read_bytes()
     chance = np.random.default_rng(0)
-    for place in chance.integers(len(whole), size=60):
-        damaged = bytearray(whole)
-        damaged[place] ^= 1 << int(chance.integers(8))
-        path.write_bytes(damaged)
-        if damaged[: damaged.index(b"\n")] != whole[: whole.index(b"\n")]:
-            continue  # a head that says something else of a whole body is for the one who keeps it to compare
-        with pytest.raises(ValueError, match="Expected an index"):
-            VectorIndex.load(path)
-    for data in (b"", b"\n", b"{}\n", b"[]\nx", b'{"format": 1}\n', whole[:-1], whole[:40]):
+    altered = []
+    for place in [*range(120), *chance.integers(len(whole), size=60)]:
+        one = bytearray(whole)
+        one[place] ^= 1 << int(chance.integers(8))
+        altered.append(bytes(one))
+    # Whoever writes a file can compute a digest without a key, and knows a key of their own.
+    content = whole[32:]
+    plain = hashlib.blake2b(content, digest_size=32).digest() + content
+    ends = (b"", b"\n", b"{}\n", bytes(32), bytes(32) + b"\n", whole[:-1], whole[:40], whole + b"\0", content)
+    for data in (*altered, plain, index.to_bytes(bytes(32)), *ends):
         path.write_bytes(data)
-        with pytest.raises(ValueError, match="Expected an index"):
-            VectorIndex.load(path)
+        with pytest.raises(ValueError, match="this gallery kept, found another file or an altered one"):
+            VectorIndex.load(path, KEY, 1 << 20)
+    assert not seen_by_library
+    path.write_bytes(whole)
+    assert len(VectorIndex.load(path, KEY, 1 << 20)) == 100
+    assert len(seen_by_library) == 1
+
+
+@pytest.mark.usefixtures("small_exact")
+@pytest.mark.parametrize("field", ["format", "dimension", "made_for"])
+def test_a_head_that_does_not_fit_the_lists_is_refused(field: str) -> None:
+    """As of another release, whose files were kept with the same key."""
+    whole = VectorIndex.build(np.arange(100), clustered(100)).to_bytes(KEY)
+    head, _, body = whole[32:].partition(b"\n")
+    fields = json.loads(head) | {field: 31}
+    if field == "made_for":
+        del fields[field]
+    content = json.dumps(fields).encode() + b"\n" + body
+    mac = hashlib.blake2b(content, digest_size=32, key=KEY).digest()
+    with pytest.raises(ValueError, match="Expected an index of format 2, found"):
+        VectorIndex.from_bytes(mac + content, KEY)
+
+
+@pytest.mark.usefixtures("small_exact")
+def test_an_index_of_another_kind_is_refused() -> None:
+    whole = VectorIndex.build(np.arange(100), clustered(100)).to_bytes(KEY)
+    flat = faiss.IndexFlatIP(32)
+    flat.add(clustered(100))
+    content = whole[32 : whole.index(b"\n", 32) + 1] + bytes(faiss.serialize_index(flat))
+    mac = hashlib.blake2b(content, digest_size=32, key=KEY).digest()
+    with pytest.raises(ValueError, match="found a IndexFlatIP"):
+        VectorIndex.from_bytes(mac + content, KEY)
+
+
+@pytest.mark.usefixtures("small_exact")
+def test_no_more_is_read_than_an_index_of_so_many_vectors_takes(tmp_path, seen_by_library) -> None:
+    path = tmp_path / "index"
+    for count in (65, 100, 1000, 5000):
+        index = VectorIndex.build(np.arange(count), clustered(count))
+        assert len(index.to_bytes(KEY)) <= most_bytes(count, 32) < 1.5 * len(index.to_bytes(KEY)) + 8000
+        index.remove(range(3 * count // 4))
+        assert len(index.to_bytes(KEY)) <= most_bytes(len(index), 32)
+    index.save(path, KEY)
+    with pytest.raises(GalleryError, match=f"more than {most_bytes(100, 32)} bytes, expected a kept index"):
+        VectorIndex.load(path, KEY, most_bytes(100, 32))
+    path.unlink()
+    with path.open("wb") as file:
+        file.truncate(1 << 40)  # a hole: reading it all would take the memory
+    with pytest.raises(GalleryError, match="expected a kept index"):
+        VectorIndex.load(path, KEY, most_bytes(1000, 32))
+    assert not seen_by_library
+
+
+@pytest.mark.usefixtures("small_exact")
+def test_a_key_too_short_is_refused() -> None:
+    with pytest.raises(ValueError, match="a key of 32 bytes, found 16"):
+        VectorIndex.build(np.arange(100), clustered(100)).to_bytes(KEY[:16])
 
 
 def test_an_exact_index_has_nothing_to_save(tmp_path) -> None:
     with pytest.raises(ValueError, match="nothing to keep"):
-        VectorIndex.build(np.arange(3), clustered(3)).save(tmp_path / "index")
+        VectorIndex.build(np.arange(3), clustered(3)).save(tmp_path / "index", KEY)
 
 
 def test_an_empty_index_finds_nothing() -> None:
@@ -158,6 +234,11 @@ def test_an_index_says_when_it_should_be_built_anew() -> None:
     shrunk = VectorIndex.build(np.arange(100), clustered(100))
     shrunk.remove(range(70))
     assert shrunk.outgrown
+    sparse = VectorIndex.build(np.arange(1000), clustered(1000))
+    sparse.remove(range(750))
+    assert not sparse.outgrown
+    sparse.remove([999])
+    assert sparse.outgrown
 
 
 @settings(max_examples=40)

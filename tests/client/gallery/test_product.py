@@ -20,10 +20,15 @@ from hanse_client.gallery.store import Store
         ("sku", " a"),
         ("sku", "a\n"),
         ("sku", "\ud800"),
+        ("sku", "a\u200db"),
+        ("sku", "a\u3164"),
+        ("sku", "e\u0301" * 65),
+        ("sku", "e" + "\u0301\u0323" * 100_000),
         ("sku", 7),
         ("title", "x" * 301),
         ("title", "\x1b[31mred"),
         ("title", "\u202etxt.exe"),
+        ("title", "a\u200c"),
         ("price", Decimal("-0.01")),
         ("price", Decimal("NaN")),
         ("price", Decimal("Infinity")),
@@ -39,6 +44,8 @@ from hanse_client.gallery.store import Store
         ("attributes", {"": "x"}),
         ("attributes", {"x": "x" * 257}),
         ("attributes", {"x": 1}),
+        ("attributes", {"gr\u00f6\u00dfe": "1", "gro\u0308\u00dfe": "2"}),
+        ("attributes", [("x", "y")]),
         ("colour", "red"),
     ],
 )
@@ -46,6 +53,25 @@ def test_a_field_out_of_bounds_is_refused_by_name(field: str, value: object) -> 
     with pytest.raises(ValidationError) as caught:
         Product.model_validate({"sku": "a"} | {field: value})
     assert caught.value.errors()[0]["loc"][0] == field
+
+
+def test_texts_are_composed_before_they_are_counted() -> None:
+    apart = "e\u0301"  # as one keyboard writes \u00e9
+    product = Product(
+        sku=64 * apart, title=300 * apart, category=128 * apart, attributes={64 * apart: 256 * apart}
+    )
+    assert product == Product(sku="\u00e9" * 64, title="\u00e9" * 300, category="\u00e9" * 128,
+                              attributes={"\u00e9" * 64: "\u00e9" * 256})  # fmt: skip
+    assert product.sku == "\u00e9" * 64
+    assert Filter(category=apart, attributes={apart: apart}).matches(
+        Product(sku="a", category="\u00e9", attributes={"\u00e9": "\u00e9"})
+    )
+
+
+def test_joiners_are_in_words_and_not_in_skus() -> None:
+    word = "\u06a9\u0641\u0634\u200c\u0647\u0627"
+    product = Product(sku="a", title=word, category=word, attributes={word: word})
+    assert (product.title, product.category, product.attributes) == (word, word, {word: word})
 
 
 def test_the_largest_product_is_stored_and_comes_back_as_it_was(tmp_path) -> None:

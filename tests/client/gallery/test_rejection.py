@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from hanse_client.gallery import calibration
 from hanse_client.gallery.product import Product
 from hanse_client.gallery.rejection import DEFAULT_THRESHOLD, FALSE_ACCEPT, Rejection, auroc, calibrate
 
@@ -94,6 +95,60 @@ def test_leaving_a_photo_out_leaves_it_out(gallery, jpeg, unit, embedding) -> No
     others = np.sort((vectors @ vectors.T - 3 * np.eye(30)).max(axis=1))
     assert (found.genuine, found.impostor, found.false_reject) == (0, 30, None)
     assert found.threshold == pytest.approx(others[int(np.ceil(31 * 0.95)) - 1], abs=1e-6)
+
+
+def test_products_under_two_skus_do_not_make_the_threshold_strict(
+    gallery, jpeg, unit, embedding, caplog
+) -> None:
+    """With as many twins as there are products, the threshold is that of the products without."""
+    vectors = unit(60)
+    for number in range(60):
+        gallery.put(Product(sku=f"{number:02}"), [jpeg(number)], {embedding: vectors[number : number + 1]})
+    alone = gallery.calibrate(embedding)
+    assert "look the same" not in caplog.text
+    copies = vectors + 0.004 * unit(60, seed=1)
+    copies = (copies / np.linalg.norm(copies, axis=1, keepdims=True)).astype(np.float32)
+    for number in range(60):
+        photo = {embedding: copies[number : number + 1]}
+        gallery.put(Product(sku=f"{number:02} again"), [jpeg(100 + number)], photo)
+    found = gallery.calibrate(embedding)
+    assert (alone.impostor, found.impostor) == (60, 120)
+    assert found.threshold == pytest.approx(alone.threshold, abs=0.02)
+    assert "120 products look the same as another under a SKU of its own" in caplog.text
+
+
+def test_a_twin_is_told_by_one_picture_among_others_and_left_out_with_all_of_its_photos(
+    gallery, jpeg, unit, embedding
+) -> None:
+    """The same picture at a product whose other photo shows something else, so that its mean is less alike."""
+    vectors = unit(31)
+    for number in range(30):
+        gallery.put(Product(sku=f"{number:02}"), [jpeg(number)], {embedding: vectors[number : number + 1]})
+    near = (vectors[0] + 0.6 * vectors[30]) / np.linalg.norm(vectors[0] + 0.6 * vectors[30])
+    gallery.put(
+        Product(sku="twin"),
+        [jpeg(30), jpeg(31)],
+        {embedding: np.stack([vectors[0], near]).astype(np.float32)},
+    )
+    with gallery._store.read() as db, gallery._follower(embedding).following(db) as index:
+        (photo,) = db.execute("SELECT id FROM photo ORDER BY id LIMIT 1").fetchone()
+        own = calibration.of_own(db, embedding, index, [photo])
+    assert own.impostor == [pytest.approx((vectors[1:30] @ vectors[0]).max(), abs=1e-6)]
+    assert (own.genuine, len(own.twins)) == ([], 2)
+
+
+def test_one_photo_of_two_products_makes_them_twins(gallery, jpeg, unit, embedding, caplog) -> None:
+    for number in range(30):
+        gallery.put(Product(sku=f"{number:02}"), [jpeg(number)], {embedding: unit(1, seed=number)})
+    gallery.put(Product(sku="again"), [jpeg(7)], {embedding: unit(1, seed=7)})
+    assert gallery.calibrate(embedding).impostor == 30
+    assert "2 products look the same" in caplog.text
+
+
+def test_products_that_are_all_one_leave_nothing_to_calibrate_on(gallery, jpeg, unit, embedding) -> None:
+    for number in range(30):
+        gallery.put(Product(sku=f"{number:02}"), [jpeg(number)], {embedding: unit(1)})
+    assert gallery.calibrate(embedding) == Rejection()
 
 
 def test_an_empty_gallery_keeps_the_default(gallery, embedding) -> None:

@@ -268,6 +268,25 @@ TestModel = Model.TestCase
 TestModel.settings = settings(max_examples=15, stateful_step_count=15, deadline=None)
 
 
+def test_a_product_is_one_however_its_sku_is_spelt(corrections: Corrections) -> None:
+    composed, apart = "Caf\u00e9", "Cafe\u0301"
+    assert corrections.add(jpeg(1), sku=apart).sku == composed
+    assert corrections.add(jpeg(1), sku=composed) == corrections.of(corrections.list()[0].photo)
+    assert corrections.forget(apart) == 1
+    for sku in ("a\u200db", " a", "a\n", "e\u0301" * 65):
+        with pytest.raises(CatalogError, match="A correction's SKU"):
+            corrections.add(jpeg(1), sku=sku)
+
+
+def test_a_label_has_the_joiners_that_its_script_needs(corrections: Corrections) -> None:
+    word = "\u06a9\u0641\u0634\u200c\u0647\u0627"
+    assert corrections.add(jpeg(1), label=word).label == word
+    with pytest.raises(CatalogError, match="printable"):
+        corrections.add(jpeg(1), label=f"{word}\u202e")
+    with pytest.raises(CatalogError, match="A correction's label"):  # at once, though it is long
+        corrections.add(jpeg(1), label="e" + "\u0301\u0323" * 1_000_000)
+
+
 def test_normalising_twice_changes_nothing() -> None:
     text = " u\N{COMBINING DIAERESIS}  b\t"
     assert normalised(text) == "\N{LATIN SMALL LETTER U WITH DIAERESIS} b" == normalised(normalised(text))

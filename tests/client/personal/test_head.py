@@ -24,7 +24,8 @@ from hanse_client.personal.photos import LabelledPhotos
 from hanse_client.shop import Shop
 from hanse_common.config import load
 from hanse_common.errors import RecognizerError
-from hanse_common.vision.recipe import Linear, Preprocessing
+from hanse_common.vision.recipe_features import Preprocessing
+from hanse_common.vision.recipe_model import Linear
 from hanse_common.vision.taxonomy import Taxonomy
 
 from .shelf import CLASSES, KINDS, OWN, RECIPE, league, picture

@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.linalg import fractional_matrix_power
 
+from hanse_client.cli.personal import metric_conclusion
 from hanse_client.config import ClientConfig
 from hanse_client.gallery.gallery import Gallery
 from hanse_client.gallery.product import Product
 from hanse_client.personal import metric as metrics
-from hanse_client.personal import metric_learning
+from hanse_client.personal import metric_judging, metric_learning
 from hanse_client.personal.corrections import Corrections
-from hanse_client.personal.metric import PersonalMetric
-from hanse_client.personal.metric_learning import finds_its_product, fitted, learn_metric, learned_from
+from hanse_client.personal.head import Judgement
+from hanse_client.personal.metric import ENOUGH, FOLDS, MetricRecord, PersonalMetric
+from hanse_client.personal.metric_judging import Asked, finds_its_product, parts_of
+from hanse_client.personal.metric_learning import LearnedMetric, fitted, learn_metric, learned_from
 from hanse_client.shop import Shop
 from hanse_common.config import load
 from hanse_common.errors import RecognizerError
@@ -58,6 +63,155 @@ def test_photos_find_their_product_better_and_it_serves(tmp_path: Path) -> None:
     plain = finds_its_product(others, named, np.arange(240)).mean()
     moved = finds_its_product(again.apply(others), named, np.arange(240)).mean()
     assert moved > plain + 0.1
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """A shop whose photos show products in clean coordinates, and beside them in three that its style blurs."""
+
+    looks: np.ndarray
+    rows: np.ndarray
+    index: np.ndarray
+
+    @classmethod
+    def of(cls, count: int, photos: int = 4) -> "Shelf":
+        source = np.random.default_rng(0)
+        looks = source.normal(size=(count, DIMENSION))
+        looks[:, :3] *= 3
+        index = np.repeat(np.arange(count), photos)
+        rows = looks[index] + source.normal(scale=0.3, size=(len(index), DIMENSION))
+        rows[:, :3] += source.normal(scale=6.0, size=(len(index), 3))
+        return cls(looks, unit(rows), index)
+
+    def asked(self, products: np.ndarray, style: str, seed: int = 5) -> Asked:
+        """Ask with photos in the shop's style, or in one that blurs what that keeps and keeps what it blurs."""
+        source = np.random.default_rng(seed)
+        photos = self.looks[products] + source.normal(scale=0.3, size=(len(products), DIMENSION))
+        if style == "own":
+            photos[:, :3] += source.normal(scale=6.0, size=(len(products), 3))
+        else:
+            photos[:, 3:] = source.normal(scale=0.8, size=(len(products), DIMENSION - 3))
+        return Asked(unit(photos), products, self.rows, self.index)
+
+
+def learned_on(shelf: Shelf, asked: Asked | None) -> PersonalMetric:
+    rows, index = shelf.rows, shelf.index
+    if asked is not None:
+        rows, index = np.concatenate([rows, asked.photos]), np.concatenate([index, asked.products])
+    metric = learned_from(rows, index, BASE, asked).metric
+    assert metric is not None
+    return metric
+
+
+def test_corrections_keep_a_metric_from_serving_where_it_does_worse_on_them(tmp_path: Path) -> None:
+    shelf, products = Shelf.of(60), np.arange(30)
+    alone = learned_on(shelf, None).record
+    assert (alone.asked.photos, alone.judgement.better, alone.serves) == (0, True, True)
+
+    same = learned_on(shelf, shelf.asked(products, "own")).record
+    assert (same.asked.photos, same.serves) == (30, True)
+    assert same.asked.own_right > same.asked.shared_right
+
+    metric = learned_on(shelf, shelf.asked(products, "another"))
+    other = metric.record
+    assert other.judgement.better and other.asked.photos == 30
+    assert other.asked.own_right < other.asked.shared_right
+    assert not other.serves
+    metric.save(tmp_path)
+    assert not PersonalMetric.read(tmp_path).record.serves
+    assert PersonalMetric.load(tmp_path, BASE, DIMENSION) is None
+
+
+def judgement(photos: int, before: int, after: int, *, clear: bool) -> Judgement:
+    return Judgement(
+        photos=photos,
+        shared_right=before,
+        own_right=after,
+        differing=abs(after - before),
+        p_value=0.01 if clear else 0.4,
+        better=clear and after > before,
+    )
+
+
+NEVER = judgement(0, 0, 0, clear=False)
+BETTER, UNCLEAR = judgement(900, 400, 450, clear=True), judgement(900, 400, 405, clear=False)
+
+
+@pytest.mark.parametrize(
+    ("own", "asked", "serves"),
+    [
+        (BETTER, NEVER, True),
+        (UNCLEAR, NEVER, False),
+        (BETTER, judgement(30, 12, 12, clear=False), True),
+        (BETTER, judgement(30, 12, 11, clear=False), False),
+        (UNCLEAR, judgement(30, 12, 14, clear=False), False),
+        (UNCLEAR, judgement(30, 2, 12, clear=True), True),
+        (BETTER, judgement(30, 12, 2, clear=True), False),
+        (BETTER, judgement(ENOUGH, 80, 90, clear=False), False),
+        (BETTER, judgement(ENOUGH - 1, 80, 90, clear=False), True),
+        (UNCLEAR, judgement(ENOUGH, 80, 120, clear=True), True),
+    ],
+)
+def test_what_it_takes_to_serve(own: Judgement, asked: Judgement, serves: bool) -> None:
+    record = MetricRecord(
+        arrays="00" * 32,
+        embedding="00" * 32,
+        products=60,
+        judgement=own,
+        asked=asked,
+        created=datetime(2026, 1, 1, tzinfo=UTC),
+    )
+    assert record.serves == serves
+    said = metric_conclusion(record)
+    assert ("is used from now on" in said, "is not used" in said) == (serves, not serves)
+    assert (f"{asked.photos} photos that search was asked with" in said) == (
+        asked.photos > 0 and (serves or asked.photos >= ENOUGH)
+    )
+    assert ("alone" in said.replace("Chance alone", "")) == (serves and asked.photos == 0)
+
+
+def test_who_asks_searches_the_gallery_with_a_metric_that_does_not_know_the_product() -> None:
+    shelf = Shelf.of(40)
+    products = np.tile(np.arange(30), 2)
+    asked = shelf.asked(products, "another")
+    # The gallery: one photo of products 0 to 9, which is the first that was asked with; four of 10 to 34, and of 10 to
+    # 19 what was asked with as well; none of the others.
+    rows = np.concatenate([np.flatnonzero((shelf.index >= 10) & (shelf.index < 35))])
+    gallery = np.concatenate([asked.photos[:10], shelf.rows[rows], asked.photos[10:20]])
+    of_gallery = np.concatenate([np.arange(10), shelf.index[rows], np.arange(10, 20)])
+    again = np.concatenate([asked.photos, asked.photos[:30]])  # copies of what was asked count once
+    searched = Asked(again, np.tile(np.arange(30), 3), gallery, of_gallery)
+    found = learned_on(shelf, searched).record.asked
+
+    taught, index = np.concatenate([shelf.rows, asked.photos]), np.concatenate([shelf.index, products])
+    parts, right = parts_of(40), np.zeros(2, dtype=int)
+    moves = [fitted(taught[parts[index] != part], index[parts[index] != part]) for part in range(FOLDS)]
+    counted = 0
+    for photo, product in zip(asked.photos, products, strict=True):
+        others = (gallery @ photo < 0.99) | (of_gallery != product)
+        if not (others & (of_gallery == product)).any():
+            continue
+        counted += 1
+        for way, see in enumerate((lambda seen: seen, moves[parts[product]].apply)):
+            known = {int(p): see(gallery)[others & (of_gallery == p)].sum(axis=0) for p in set(of_gallery)}
+            cosine = {p: see(photo[None])[0] @ (total / np.linalg.norm(total)) for p, total in known.items()}
+            right[way] += max(cosine, key=lambda p: cosine[p]) == product
+    assert (found.photos, found.shared_right, found.own_right) == (counted, *right.tolist())
+    assert counted == 50
+
+
+def test_a_metric_of_an_earlier_release_is_learned_anew(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    metric = learned_from(*products(60), BASE).metric
+    assert metric is not None
+    metric.save(tmp_path)
+    file = tmp_path / "metric.json"
+    record = json.loads(file.read_text())
+    assert record.pop("asked")["photos"] == 0
+    file.write_text(json.dumps(record | {"format_version": 1}))
+    assert PersonalMetric.load(tmp_path, BASE, DIMENSION) is None
+    assert "Learn it again with `hanse-client personalize`" in caplog.text
 
 
 def test_it_is_the_root_of_the_inverse_covariance_within_products() -> None:
@@ -132,7 +286,7 @@ def test_another_embedding_or_damage_drops_it(tmp_path: Path, caplog: pytest.Log
 @given(st.integers(2, 12), st.integers(2, 4), st.integers(0, 1000))
 def test_a_photo_is_not_its_own_evidence(count: int, photos: int, seed: int) -> None:
     rows, index = products(count, photos, seed=seed)
-    found = finds_its_product(rows, index, np.arange(len(rows)), chunk=5)
+    found = finds_its_product(rows, index, np.arange(len(rows)))
     for row in range(len(rows)):
         others = np.delete(np.arange(len(rows)), row)
         means = unit(
@@ -144,7 +298,12 @@ def test_a_photo_is_not_its_own_evidence(count: int, photos: int, seed: int) -> 
 @pytest.fixture
 def none_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no two pictures be copies: these small ones all but are."""
-    monkeypatch.setattr(metric_learning, "SAME", 2.0)
+    monkeypatch.setattr(metric_judging, "SAME", 2.0)
+
+
+def asked_in(learned: LearnedMetric) -> Judgement:
+    assert learned.metric is not None
+    return learned.metric.record.asked
 
 
 @pytest.mark.usefixtures("none_alike")
@@ -158,10 +317,23 @@ def test_products_come_from_gallery_catalog_and_corrections(shop: Path) -> None:
         for number in range(5):
             photos = [Gallery.prepare(picture(number % 4, 5000 + 2 * number + view)) for view in range(2)]
             gallery.put(Product(sku=f"G-{number}"), photos)
-        gallery.put(Product(sku="G-single"), [Gallery.prepare(picture(1, 7000))])
+        marked = picture(1, 7001)
+        marked.putpixel((0, 0), (0, 0, 0))
+        gallery.put(Product(sku="G-single"), [Gallery.prepare(marked)])
         corrections.add(Gallery.prepare(picture(1, 7001)), sku="G-single")
         corrections.add(Gallery.prepare(picture(1, 7002)), sku="nothing else of it")
         learned = learn_metric(Shop(config), league(), gallery, corrections)
+        # Of a product that the gallery knows by another photo; the catalog's and unknown ones cannot be searched for.
+        assert asked_in(learned).photos == 1
+        finds = asked_in(learned).shared_right
+        added = Gallery.prepare(picture(1, 7003))
+        gallery.put(Product(sku="G-added"), [added])
+        corrections.add(added, sku="G-added")
+        assert asked_in(learn_metric(Shop(config), league(), gallery, corrections)).photos == 1
+        # All of the gallery is searched: one product more, of one photo, may be taken for it.
+        gallery.put(Product(sku="H"), [Gallery.prepare(picture(1, 7001))])
+        disturbed = learn_metric(Shop(config), league(), gallery, corrections)
+        assert (finds, asked_in(disturbed).shared_right) == (1, 0)
     assert learned.products == 8 + 5 + 1
     assert learned.metric is not None
     assert learned.metric.record.judgement.photos == 24 + 10 + 2
@@ -178,5 +350,11 @@ def test_personalize_tells_of_search(shop: Path, personalize: Callable[..., str]
     found = json.loads(personalize("--json"))["metric"]
     assert found["products"] == 12
     assert found["used"] == found["judgement"]["better"]
-    assert "Search: of 36 photos of 12 products" in personalize()
+    assert "Search: of 36 photos of 12 products" in (said := personalize())
+    assert "asked with, as you corrected them" not in said
+    with Corrections(config.corrections_path) as corrections:
+        for number in range(3):
+            corrections.add(Gallery.prepare(picture(number % 4, 8000 + number)), sku=f"G-{number}")
+    assert json.loads(personalize("--json"))["metric"]["asked"]["photos"] == 3
+    assert "Of 3 photos that search was asked with, as you corrected them" in personalize()
     assert PersonalMetric.read(config.personal_path).record.products == 12

@@ -10,7 +10,9 @@ from tests.client.released import CLASSES, OPERATOR, Made
 from hanse_client.config import ClientConfig
 from hanse_client.releases import Releases
 from hanse_common import signing
-from hanse_common.vision.recipe import Linear, Preprocessing, Projection, Recipe, Scattering
+from hanse_common.vision.recipe import Recipe
+from hanse_common.vision.recipe_features import Preprocessing, Projection, Scattering
+from hanse_common.vision.recipe_model import Linear
 from hanse_common.vision.recognizer import Recognizer
 
 DIMENSION = 24

@@ -16,7 +16,9 @@ from hanse_client.recognition import engine as engines
 from hanse_client.recognition.engine import CPU_BATCH, TOLERANCE, Engine, Seen
 from hanse_common.errors import RecognizerError
 from hanse_common.vision.fused import fuse
-from hanse_common.vision.recipe import EfficientNetLite0, Linear, Preprocessing, Recipe, SmallCnn
+from hanse_common.vision.recipe import Recipe
+from hanse_common.vision.recipe_features import EfficientNetLite0, Preprocessing
+from hanse_common.vision.recipe_model import Linear, SmallCnn
 from hanse_common.vision.recognizer import Recognizer
 from hanse_common.vision.taxonomy import Taxonomy
 
@@ -173,6 +175,7 @@ def test_the_shops_own_head_and_metric_serve_where_they_belong(tmp_path: Path) -
         embedding=plain.embedding.hex(),
         products=20,
         judgement=JUDGED,
+        asked=JUDGED,
         created=NOW,
         arrays=digest_of(vars(learned)),
     )

@@ -14,7 +14,9 @@ from hanse_client.gallery.product import Filter, Product
 from hanse_client.recognition.service import Recognition
 from hanse_common.errors import Busy, ConfigError, GalleryError, RecognizerError
 from hanse_common.vision.photo import decode
-from hanse_common.vision.recipe import Preprocessing, Recipe, SmallCnn
+from hanse_common.vision.recipe import Recipe
+from hanse_common.vision.recipe_features import Preprocessing
+from hanse_common.vision.recipe_model import SmallCnn
 
 from .shop import DIMENSION, Shelf, picture, release, shop
 

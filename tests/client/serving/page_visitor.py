@@ -1,10 +1,7 @@
 """What tests of the recognizer's page share: a small shop at work, its photos, and who comes to its page."""
 
-import asyncio
 import base64
 import io
-import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +15,8 @@ import httpx
 import numpy as np
 from PIL import Image
 from starlette.types import ASGIApp
+from tests import browser
+from tests.browser import FORM, SCREENSHOTS
 
 from hanse_client.config import ClientConfig
 from hanse_client.gallery.product import Product
@@ -25,17 +24,11 @@ from hanse_client.page_access import make_token, read_token
 from hanse_client.personal.corrections import Corrections
 from hanse_client.recognition.service import Recognition
 from hanse_client.serving.page import build
-from hanse_common.vision.recipe import Linear, Preprocessing, Recipe, Scattering
+from hanse_common.vision.recipe import Recipe
+from hanse_common.vision.recipe_features import Preprocessing, Scattering
+from hanse_common.vision.recipe_model import Linear
 from hanse_common.vision.recognizer import Recognizer
 from hanse_common.vision.taxonomy import Taxonomy
-
-CHROMIUM = Path("/usr/bin/chromium")
-SCREENSHOTS = os.environ.get("HANSE_SCREENSHOTS")
-"""A folder to put pictures of the pages into, for people to look at."""
-
-_TESTS = Path(__file__).parent.parent.parent
-FAULTS = (_TESTS / "page_faults.js").read_text(encoding="utf-8")
-CONTRASTS = (_TESTS / "page_contrasts.js").read_text(encoding="utf-8")
 
 GIVE = """([data, kind]) => {
   const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
@@ -139,51 +132,24 @@ def a_shop(folder: Path, **changes: Any) -> Iterator[Shop]:
         shop.corrections.close()
 
 
-class Visitor:
-    """A browser of few words: what it asks for, its cookies, and the key of its session's forms."""
+class Visitor(browser.Visitor):
+    """A browser of few words that has photos to send."""
 
     def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-        self.cookies = httpx.Cookies()
-
-    def ask(self, method: str, path: str, **options: Any) -> httpx.Response:
-        async def ask() -> httpx.Response:
-            async with httpx.AsyncClient(
-                transport=httpx.ASGITransport(self._app),
-                base_url=f"http://127.0.0.1:{PORT}",
-                cookies=self.cookies,
-            ) as client:
-                answer = await client.request(method, path, **options)
-                self.cookies = client.cookies
-                return answer
-
-        return asyncio.run(ask())
-
-    def get(self, path: str, **options: Any) -> httpx.Response:
-        return self.ask("GET", path, **options)
-
-    def key(self) -> str:
-        found = re.search(r'name="key" value="([^"]+)"', self.get("/").text)
-        assert found
-        return found[1]
-
-    def post(self, path: str, headers: Mapping[str, str] | None = None, **fields: str) -> httpx.Response:
-        sent = {"Sec-Fetch-Site": "same-origin"} if headers is None else headers
-        return self.ask("POST", path, data={"key": self.key()} | fields, headers=dict(sent))
+        super().__init__(app, f"http://127.0.0.1:{PORT}")
 
     def send(
         self,
         path: str,
         photos: Sequence[bytes],
         field: str = "photo",
-        headers: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] = FORM,
         **fields: str,
     ) -> httpx.Response:
         """Post a form with photos, an empty one where none is chosen, as browsers do."""
-        sent = {"Sec-Fetch-Site": "same-origin"} if headers is None else headers
         files = [(field, (f"{n}.png" if data else "", data)) for n, data in enumerate(photos or [b""])]
         data = {"key": self.key()} | fields
-        return self.ask("POST", path, data=data, files=files, headers=dict(sent))
+        return self.ask("POST", path, data=data, files=files, headers=dict(headers))
 
     def show(self, image: Image.Image) -> str:
         """Have the page look at a photo; return where what it shows stands."""
@@ -192,43 +158,17 @@ class Visitor:
         return str(answer.headers["location"])
 
 
-class Owner:
-    """The owner at a browser, let in to `shop`; notes what the browser complains of, and whatever it asks elsewhere."""
+class Owner(browser.Person):
+    """The owner at a browser, let in to `shop`."""
 
     def __init__(self, browser: Any, shop: Shop, port: int, **options: Any) -> None:
-        self.origin = f"http://127.0.0.1:{port}"
-        context = browser.new_context(**({"viewport": {"width": 1200, "height": 850}} | options))
-        self.page = context.new_page()
-        self.complaints: list[str] = []
-        self.page.on("console", lambda message: self.complaints.append(message.text))
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("request", lambda request: self._watch(request.url))
-        self.page.goto(shop.address(port))
-        self.page.wait_for_url(f"{self.origin}/")
-
-    def _watch(self, url: str) -> None:
-        if not url.startswith((f"{self.origin}/", "data:")):
-            self.complaints.append(f"asked elsewhere: {url}")
+        super().__init__(browser, f"http://127.0.0.1:{port}", **options)
+        self.enter(shop.address(port))
 
     def look(self, name: str) -> None:
-        """Check the page that is open, and keep a picture of it when somebody wants one."""
-        assert self.page.evaluate(FAULTS) == []
-        assert self.page.evaluate(CONTRASTS) == []
         if SCREENSHOTS:
-            self.page.wait_for_load_state("networkidle")
-            self.page.screenshot(path=f"{SCREENSHOTS}/{name}.png", full_page=True)
-
-    def press(self, name: str) -> None:
-        self.page.get_by_role("button", name=name).click()
-        self.page.wait_for_load_state()
-
-    def follow(self, name: str) -> None:
-        self.page.get_by_role("link", name=name, exact=True).first.click()
-        self.page.wait_for_load_state()
-
-    def text(self) -> str:
-        found: str = self.page.inner_text("body")
-        return found
+            self.page.wait_for_load_state("networkidle")  # its photos are there
+        super().look(name)
 
     def choose(self, data: bytes) -> None:
         """Choose a photo, and wait for what it shows."""

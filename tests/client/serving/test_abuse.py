@@ -224,32 +224,135 @@ def test_answers_that_nobody_reads_give_their_place_back(
             one.close()
 
 
-def test_two_hundred_connections_do_no_harm(served: Served) -> None:
-    many = [connect(served) for _ in range(200)]
+ASKED = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+
+
+def is_closed(one: socket.socket, within: float = WAIT) -> bool:
+    """Return whether the service closes a connection on which it has no more to say."""
+    one.settimeout(within)
     try:
-        with served.client() as client:
-            assert client.post("/v1/classify", **photo(1)).status_code == 200
-    finally:
+        while one.recv(4096):
+            pass
+    except TimeoutError:
+        return False
+    except ConnectionError:
+        pass
+    return True
+
+
+@pytest.mark.parametrize("said", [b"", ASKED[:20], ASKED], ids=["silent", "half a head", "answered and kept"])
+def test_three_hundred_idle_connections_keep_no_client_out(served: Served, said: bytes) -> None:
+    """The oldest idle ones go as new ones come, faster than any time runs out."""
+    with served.client() as client, contextlib.ExitStack() as open_:
+        many = []
+        for _ in range(300):
+            many.append(open_.enter_context(connect(served)))
+            many[-1].sendall(said)
+        for _ in range(3):
+            with served.client() as another:
+                assert another.post("/v1/classify", **photo(1)).status_code == 200
+            assert client.get("/v1/status").status_code == 200
+        assert is_closed(many[0], within=3) and not is_closed(many[-1], within=0.1)
+
+
+def test_idle_connections_that_come_again_and_again_keep_no_client_out(served: Served) -> None:
+    stop = threading.Event()
+
+    def flood() -> None:
+        many: list[socket.socket] = []
+        while not stop.is_set():
+            with contextlib.suppress(OSError):
+                many.append(connect(served))
+            for one in many[:-300]:
+                one.close()
+            del many[:-300]
         for one in many:
             one.close()
 
+    thread = threading.Thread(target=flood)
+    thread.start()
+    try:
+        time.sleep(0.3)
+        for _ in range(10):
+            with served.client() as client:
+                assert client.post("/v1/classify", **photo(1)).status_code == 200
+    finally:
+        stop.set()
+        thread.join(WAIT)
 
-def test_more_connections_than_there_is_room_for_are_closed_at_once(
-    strict: Served, monkeypatch: pytest.MonkeyPatch
+
+def test_the_oldest_idle_connections_make_room_and_busy_ones_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "MAX_CONNECTIONS", 20)
-    many = [connect(strict) for _ in range(30)]
-    closed = 0
-    for one in many:
-        one.settimeout(0.2)
-        try:
-            closed += one.recv(1) == b""
-        except TimeoutError:
-            pass
-        except ConnectionError:
-            closed += 1
-        one.close()
-    assert closed >= 10
+    monkeypatch.setattr(limits, "MAX_CONNECTIONS", 5)
+    with running(tmp_path, grpc_port=None) as served, contextlib.ExitStack() as open_:
+        busy = [open_.enter_context(connect(served)) for _ in range(2)]
+        for one in busy:
+            one.sendall(head(served, "/v1/classify", 1000) + b"x")
+        idle = [open_.enter_context(connect(served)) for _ in range(3)]
+        idle[0].sendall(ASKED)  # so it is idle for a shorter time than the others
+        time.sleep(0.3)
+        idle.append(open_.enter_context(connect(served)))
+        assert is_closed(idle[1], within=3) and not any(is_closed(idle[n], within=0.1) for n in (0, 2, 3))
+        monkeypatch.setattr(limits, "MAX_CONNECTIONS", 2)
+        new = []
+        for _ in range(4):
+            new.append(open_.enter_context(connect(served)))
+            time.sleep(0.05)
+        assert all(is_closed(one, within=3) for one in (*idle, new[0])), (
+            "each new one takes an old one's place"
+        )
+        for one in new:
+            one.close()
+        time.sleep(0.3)
+        assert is_closed(open_.enter_context(connect(served)), within=3), (
+            "there is no room beside the busy ones"
+        )
+        for one in busy:
+            one.sendall(bytes(999))
+            one.settimeout(WAIT)
+            assert one.recv(4096).startswith(b"HTTP/1.1 422"), "no photo, but heard to its end"
+
+
+def test_clients_that_do_not_read_make_room_long_before_their_time(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "MAX_CONNECTIONS", 4)
+    monkeypatch.setattr(limits, "READ_SECONDS", WAIT)
+    with contextlib.ExitStack() as open_:
+        for _ in range(4):
+            one = open_.enter_context(socket.socket())
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            one.connect(("127.0.0.1", served.config.serve.port))
+            one.settimeout(0.3)
+            with contextlib.suppress(OSError):
+                while True:
+                    one.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * 20)
+        end = time.monotonic() + limits.HEAD_SECONDS
+        while time.monotonic() < end:
+            with served.client() as client, contextlib.suppress(httpx.TransportError):
+                assert client.get("/v1/status").status_code == 200
+                return
+    raise AssertionError("they keep others out")
+
+
+def test_heads_and_contents_that_dribble_are_closed(strict: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A byte now and then gains no time, on a new connection or a kept one."""
+    monkeypatch.setattr(limits, "HEAD_SECONDS", 0.5)
+    started = time.monotonic()
+    with contextlib.ExitStack() as open_:
+        new, kept, content = (open_.enter_context(connect(strict)) for _ in range(3))
+        kept.sendall(ASKED)
+        content.sendall(head(strict, "/v1/classify", 100_000))
+        dribbling = {new, kept, content}
+        while dribbling and time.monotonic() < started + WAIT:
+            for one in tuple(dribbling):
+                try:
+                    one.sendall(b"G")
+                except OSError:
+                    dribbling.discard(one)
+            time.sleep(0.05)
+        assert not dribbling and time.monotonic() < started + 15
 
 
 def test_forty_at_once_are_all_answered_or_told_to_come_again(served: Served) -> None:

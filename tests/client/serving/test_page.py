@@ -17,14 +17,16 @@ from hanse_client.gallery.gallery import Gallery
 from hanse_client.gallery.product import Product
 from hanse_client.recognition.batching import Batcher
 from hanse_client.serving import page as pages
-from hanse_client.serving import page_forms
-from hanse_client.serving.page import MAX_PHOTOS, product_link
+from hanse_client.serving import page_context, page_forms
+from hanse_client.serving.page_context import MAX_PHOTOS, product_link
 from hanse_client.serving.page_forms import read_product, typed_attributes
 from hanse_client.serving.page_photos import MOST_PHOTOS, Photos
 from hanse_client.serving.page_view import Alike, alikeness, percent
 from hanse_common.errors import Busy
 from hanse_common.vision.photo import decode
-from hanse_common.vision.recipe import Preprocessing, Recipe, SmallCnn
+from hanse_common.vision.recipe import Recipe
+from hanse_common.vision.recipe_features import Preprocessing
+from hanse_common.vision.recipe_model import SmallCnn
 from hanse_common.web.languages import Languages
 from hanse_common.web.security import HEADERS
 
@@ -44,7 +46,7 @@ _LANGUAGES = functools.cache(Languages)
 
 @pytest.fixture(autouse=True)
 def templates_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pages, "Languages", _LANGUAGES)
+    monkeypatch.setattr(page_context, "Languages", _LANGUAGES)
 
 
 @pytest.fixture(scope="module")

@@ -10,23 +10,11 @@ from hanse_client.gallery.gallery import Gallery
 from hanse_common.vision.photo import decode
 from hanse_common.web.serving import listen, serving
 
-from .page_visitor import CHROMIUM, Owner, Shop, a_shop, make_recognizer, picture, png
+from .page_visitor import Owner, Shop, a_shop, make_recognizer, picture, png
 
 FILLED = 24
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if not CHROMIUM.exists():
-        pytest.skip("/usr/bin/chromium is not there")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

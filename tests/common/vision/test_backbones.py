@@ -14,7 +14,9 @@ from pydantic import ValidationError
 from hanse_common.errors import RecognizerError
 from hanse_common.vision.backbones import load_backbone, projection_matrix, raw_features
 from hanse_common.vision.extraction import batch_rows, extract
-from hanse_common.vision.recipe import Concatenation, Preprocessing, Projection, Recipe, Scattering, SmallCnn
+from hanse_common.vision.recipe import Recipe
+from hanse_common.vision.recipe_features import Concatenation, Preprocessing, Projection, Scattering
+from hanse_common.vision.recipe_model import SmallCnn
 from hanse_common.vision.scattering import ScatterNet
 from hanse_common.vision.torchvision_compat import models
 from hanse_common.vision.whitening import Whitening
@@ -435,9 +437,10 @@ def test_a_concatenation_is_its_parts_side_by_side() -> None:
     assert found.shape == (70, 1460)
     backbone = made.backbone
     assert isinstance(backbone, Concatenation)
+    recipes = [Recipe.of_part(part) for part in backbone.parts]
     alone = [
-        part.weight * extract(load_backbone(part.recipe), photos, part.recipe.views)
-        for part in backbone.parts
+        part.weight * extract(load_backbone(recipe), photos, recipe.views)
+        for part, recipe in zip(backbone.parts, recipes, strict=True)
     ]
     np.testing.assert_allclose(found, np.concatenate(alone, axis=1), atol=1e-5)
 

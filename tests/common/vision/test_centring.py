@@ -11,7 +11,8 @@ from safetensors.numpy import save
 
 from hanse_common.errors import RecognizerError
 from hanse_common.vision.centring import Centre, centred, load_centre
-from hanse_common.vision.recipe import Projection, Recipe, Scattering
+from hanse_common.vision.recipe import Recipe
+from hanse_common.vision.recipe_features import Projection, Scattering
 
 
 def features(count: int = 50, dimension: int = 8) -> NDArray[np.float32]:

@@ -22,20 +22,18 @@ from hanse_common.vision import edge
 from hanse_common.vision.centring import Centre
 from hanse_common.vision.edge_graph import EdgeNetwork, _View
 from hanse_common.vision.preprocessing import preprocess
-from hanse_common.vision.recipe import (
+from hanse_common.vision.recipe import Recipe
+from hanse_common.vision.recipe_features import (
     Concatenation,
     EfficientNetLite0,
-    Linear,
-    Mlp,
     Part,
     Preprocessing,
     Projection,
     PublicWhitening,
-    Recipe,
     Scattering,
-    SmallCnn,
     TorchvisionBackbone,
 )
+from hanse_common.vision.recipe_model import Linear, Mlp, SmallCnn
 from hanse_common.vision.recognizer import Recognizer
 from hanse_common.vision.taxonomy import Taxonomy
 from hanse_common.vision.torchvision_compat import models

@@ -19,7 +19,7 @@ from hanse_common.vision.extraction import (
     full_precision,
     network_rows,
 )
-from hanse_common.vision.recipe import Preprocessing
+from hanse_common.vision.recipe_features import Preprocessing
 
 MIB = 2**20
 VIEW = Preprocessing(size=16, channels=1)

@@ -7,7 +7,9 @@ import torch
 
 from hanse_common.vision.backbones import load_backbone
 from hanse_common.vision.fused import fuse, fusible
-from hanse_common.vision.recipe import Concatenation, EfficientNetLite0, Linear, Part, Preprocessing, Recipe
+from hanse_common.vision.recipe import Recipe
+from hanse_common.vision.recipe_features import Concatenation, EfficientNetLite0, Part, Preprocessing
+from hanse_common.vision.recipe_model import Linear
 
 pytestmark = pytest.mark.skipif(not fusible(), reason="this torch has no oneDNN")
 

@@ -5,7 +5,7 @@ import pytest
 
 from hanse_common.vision.fusion import fused
 from hanse_common.vision.imbalance import class_offsets, class_rates, class_weights
-from hanse_common.vision.recipe import Loss
+from hanse_common.vision.recipe_model import Loss
 
 COUNTS = (6000, 1200, 60)
 

@@ -15,7 +15,8 @@ from pydantic import ValidationError
 
 from hanse_common.errors import RecognizerError
 from hanse_common.vision.lineage import MAX_ANCESTORS, Ancestor, inherited
-from hanse_common.vision.recipe import Preprocessing, Projection, Recipe, Scattering
+from hanse_common.vision.recipe import Recipe
+from hanse_common.vision.recipe_features import Preprocessing, Projection, Scattering
 from hanse_common.vision.recognizer import CARD_FILE, Card, Recognizer
 from hanse_common.vision.taxonomy import Taxonomy
 

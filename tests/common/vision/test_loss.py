@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from hanse_common.errors import RecognizerError
 from hanse_common.vision.loss import Objective
-from hanse_common.vision.recipe import Loss
+from hanse_common.vision.recipe_model import Loss
 
 LOSSES = [
     Loss(),

@@ -11,7 +11,9 @@ from torch import nn
 
 from hanse_common.errors import RecognizerError
 from hanse_common.vision.model import build, initial_vector, load_vector, to_vector
-from hanse_common.vision.recipe import Linear, Preprocessing, Projection, Recipe, Scattering, SmallCnn
+from hanse_common.vision.recipe import Recipe
+from hanse_common.vision.recipe_features import Preprocessing, Projection, Scattering
+from hanse_common.vision.recipe_model import Linear, SmallCnn
 
 LINEAR = Recipe(
     preprocessing=Preprocessing(size=8, channels=1),

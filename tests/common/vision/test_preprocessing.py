@@ -4,7 +4,9 @@ import torch
 from PIL import Image
 
 from hanse_common.vision.preprocessing import augment, preprocess
-from hanse_common.vision.recipe import Augmentation, Preprocessing, Recipe, SmallCnn
+from hanse_common.vision.recipe import Recipe
+from hanse_common.vision.recipe_features import Preprocessing
+from hanse_common.vision.recipe_model import Augmentation, SmallCnn
 from hanse_common.vision.torchvision_compat import v2
 
 

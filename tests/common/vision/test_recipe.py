@@ -8,15 +8,9 @@ import yaml
 from pydantic import ValidationError
 
 from hanse_common import config, wire
-from hanse_common.vision.recipe import (
-    Augmentation,
-    Linear,
-    Preprocessing,
-    Projection,
-    Recipe,
-    Scattering,
-    SmallCnn,
-)
+from hanse_common.vision.recipe import Recipe
+from hanse_common.vision.recipe_features import Preprocessing, Projection, Scattering
+from hanse_common.vision.recipe_model import Augmentation, Linear, SmallCnn
 
 YAML = """
 preprocessing: {size: 28, channels: 1, mean: [0.25], std: [0.5]}

@@ -17,16 +17,9 @@ from hanse_common.errors import RecognizerError
 from hanse_common.vision.backbones import load_backbone, raw_features
 from hanse_common.vision.extraction import extract
 from hanse_common.vision.preprocessing import preprocess
-from hanse_common.vision.recipe import (
-    Linear,
-    Loss,
-    Preprocessing,
-    Projection,
-    PublicWhitening,
-    Recipe,
-    Scattering,
-    SmallCnn,
-)
+from hanse_common.vision.recipe import Recipe
+from hanse_common.vision.recipe_features import Preprocessing, Projection, PublicWhitening, Scattering
+from hanse_common.vision.recipe_model import Linear, Loss, SmallCnn
 from hanse_common.vision.recognizer import CARD_FILE, MODEL_FILE, WHITENING_FILE, Recognizer
 from hanse_common.vision.taxonomy import Taxonomy
 from hanse_common.vision.whitening import Whitening

@@ -12,15 +12,9 @@ from sklearn.preprocessing import normalize
 from hanse_common.errors import RecognizerError
 from hanse_common.vision.centring import Centre
 from hanse_common.vision.extraction import extract
-from hanse_common.vision.recipe import (
-    Linear,
-    Mlp,
-    Preprocessing,
-    Projection,
-    Recipe,
-    Scattering,
-    SmallCnn,
-)
+from hanse_common.vision.recipe import Recipe
+from hanse_common.vision.recipe_features import Preprocessing, Projection, Scattering
+from hanse_common.vision.recipe_model import Linear, Mlp, SmallCnn
 from hanse_common.vision.recognizer import Recognizer
 from hanse_common.vision.taxonomy import Taxonomy
 
