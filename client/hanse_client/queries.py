@@ -14,7 +14,7 @@ nobody here knows which queries are of one shopper. A query is counted under one
 those of another are declined. The ledger adds such a plan's cost to all others', though no query pays for two.
 
 Nothing that others can see depends on what is in the log: whether a plan is taken follows from plan, policy and clock
-alone, and no query is left out because there are many. Nor does a query change what another is counted as: photos that
+alone. Very many queries of one class are cut at a number of the plan's (`hanse_common.counting`). Nor does a query change what another is counted as: photos that
 are counted are recognized one at a time. In one batch they would change each other's scores in the last bits, and a
 recognizer can be made for which these bits decide (`recognition.service`).
 """

@@ -66,6 +66,11 @@ def test_a_word_that_is_not_in_the_terminals_encoding_names_no_product(shop: Pat
         assert code == 30 and r"'\udcff'" in said
 
 
+def test_a_product_named_twice_is_removed_once(shop: Path) -> None:
+    told("add", "Cafe\u0301")
+    assert told("remove", "Caf\u00e9", "Cafe\u0301", "Caf\u00e9") == {"removed": {"Caf\u00e9": True}}
+
+
 def test_the_options_of_a_command_are_in_its_help_once(shop: Path) -> None:
     for command in ("add", "update", "list"):
         _, said = invoke(command, "--help")

@@ -56,6 +56,8 @@ def trial(views: int = 2) -> Trial:
         strangers=centres[20 + np.arange(40) % 10] + 0.9 * rows(40, 4),
         own=centres[products] + 0.7 * rows(len(products), 5),
         own_products=products,
+        corrections=centres[:20] + 0.9 * rows(20, 6),
+        corrected_products=np.arange(20),
     )
 
 
@@ -125,9 +127,47 @@ def test_what_a_photo_contributes_to_the_projection_is_no_longer_than_1(
 def test_all_columns_are_measured_and_repeat() -> None:
     league = League(rows(500, 0), rows(500, 1))
     found = measured(CLEAR, league, trial(), "here")
-    assert tuple(found) == COLUMNS
+    assert tuple(found.scores) == COLUMNS
     assert found == measured(CLEAR, league, trial(), "here")
-    assert found["backbone"] == scored(trial(), unit)
+    assert found.scores["backbone"] == scored(trial(), unit)
+
+
+def blurred(count: int, seed: int) -> NDArray[np.float32]:
+    """Photos of a shop whose style changes three of the features."""
+    noise = 0.1 * rows(count, seed)
+    noise[:, :3] *= 60
+    return noise
+
+
+@pytest.mark.parametrize("style", ["own", "another"])
+def test_the_personal_metric_serves_unless_corrections_speak_against_it(style: str) -> None:
+    looks = rows(60, 0) * np.array([3, 3, 3, *[1] * 9], dtype=np.float32)
+    products = np.repeat(np.arange(60), 4)
+
+    def photos(shown: NDArray[np.int64], seed: int) -> NDArray[np.float32]:
+        if style == "own":
+            return looks[shown] + blurred(len(shown), seed)
+        return looks[shown] * np.array([1, 1, 1, *[0] * 9], dtype=np.float32) + 0.5 * rows(len(shown), seed)
+
+    taught, asked = products[products < 40], np.arange(40, 60)
+    one = Trial(
+        gallery=looks[products] + blurred(240, 1),
+        gallery_products=products,
+        queries=photos(asked, 2),
+        query_products=asked,
+        strangers=rows(20, 3),
+        own=looks[taught] + blurred(160, 4),
+        own_products=taught,
+        corrections=photos(np.arange(30), 5),
+        corrected_products=np.arange(30),
+    )
+    found = measured(CLEAR, League(rows(2000, 6), rows(2000, 7)), one, "here")
+    league, personal, always = (found.scores[column] for column in ("league", "personal", "always"))
+    assert found.serves == (style == "own")
+    assert personal == (always if style == "own" else league)
+    assert (always.recall_at_1 > league.recall_at_1) == (style == "own")
+    uncorrected = replace(one, corrections=one.corrections[:0], corrected_products=asked[:0])
+    assert measured(CLEAR, League(rows(2000, 6), rows(2000, 7)), uncorrected, "here").serves
 
 
 def test_a_shop_is_one_style_and_each_shot_another_photo() -> None:
@@ -180,6 +220,12 @@ def test_neither_league_nor_shop_learned_from_the_groceries_that_are_asked_for(t
         assert not asked & set(one.own_products.tolist())
         assert set(one.own_products.tolist()) <= set(one.gallery_products.tolist())
         assert len(one.strangers) == 2 * (12 - len(set(one.gallery_products.tolist()))) > 0
+        corrected = one.corrected_products.tolist()
+        assert len(corrected) == len(one.corrections) == study.corrections
+        assert set(corrected) <= set(one.own_products.tolist())
+        asked_with = {row.tobytes() for row in one.corrections}
+        assert len(asked_with) == study.corrections
+        assert not asked_with & {row.tobytes() for row in (*one.queries, *one.own, *one.gallery)}
         taught = {row.tobytes() for row in league.photos}
         assert taught <= {row.tobytes() for row in one.own}
         assert not taught & {row.tobytes() for row in (*one.queries, *one.strangers)}
@@ -221,3 +267,6 @@ def test_the_command_prints_a_table_and_writes_it(tmp_path: Path) -> None:
         assert set(row["means"]) == set(COLUMNS)
         assert all(0 <= mean <= 1 for mean in row["means"].values())
     assert read["study"]["centre_epsilon"] == 0.5
+    assert [each["repetitions"] for each in read["personal"]] == [2, 2, 2, 2]
+    assert all(0 <= each["serves"] <= 2 for each in read["personal"])
+    assert f"- groceries, same shop: in {read['personal'][2]['serves']} of 2" in found.output

@@ -173,13 +173,14 @@ def metric_conclusion(record: "MetricRecord") -> str:
             f"So your own metric {used}, judged by {photos(asked.photos)} that search was asked with. "
             f"({_chance(asked)}.)"
         )
-    if asked.own_right < asked.shared_right:
-        return f"So your own metric {used}: it does worse on photos like those that search is asked with."
-    if not record.serves:
+    if not judged.better:
         return _conclusion(judged, "your own metric")
+    if not record.serves:
+        return f"So your own metric {used}: it does no better on photos like those that search is asked with."
     if asked.photos:
+        as_good = "better" if asked.differing else "as good"
         return (
-            f"So your own metric {used}, judged by your products' own photos, and no worse on "
+            f"So your own metric {used}, judged by your products' own photos, and {as_good} on "
             f"{photos(asked.photos)} that search was asked with. ({_chance(judged)}.)"
         )
     return (

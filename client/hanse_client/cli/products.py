@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from hanse_client.cli.options import DEFAULT_CONFIG, ConfigOption, photos, say, with_options
 from hanse_client.config import ClientConfig
 from hanse_client.gallery.gallery import Gallery
-from hanse_client.gallery.product import MAX_NAME, Filter, Product
+from hanse_client.gallery.product import MAX_NAME, MAX_SKU, Filter, Product
 from hanse_client.gallery.spelling import composed
 from hanse_client.personal.corrections import Corrections
 from hanse_common import commands
@@ -146,8 +146,8 @@ def remove(
         Gallery.open(settings.gallery_path) as gallery,
         Corrections(settings.corrections_path) as corrections,
     ):
-        removed = {sku: gallery.remove(sku) for sku in skus}
-        for sku in skus:
+        removed = {sku: gallery.remove(sku) for sku in dict.fromkeys(composed(sku, MAX_SKU) for sku in skus)}
+        for sku in removed:
             corrections.forget(sku)
     if as_json:
         typer.echo(json.dumps({"removed": removed}))

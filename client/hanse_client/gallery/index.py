@@ -33,6 +33,7 @@ from typing import Any, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from hanse_client.gallery.exact import Exact, Ids, Vectors, best
 from hanse_common.errors import GalleryError
 from hanse_common.files import read_bounded, write_atomically
 
@@ -66,9 +67,6 @@ _CHUNK = 1 << 16
 _SEED = 1234
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
-Ids = NDArray[np.int64]
-Vectors = NDArray[np.float32]
-
 
 class VectorIndex:
     """Vectors of one dimension, each under a number of its own. Not safe to share between threads.
@@ -79,7 +77,7 @@ class VectorIndex:
     def __init__(self, dimension: int) -> None:
         self.dimension = dimension
         self.upto = (0, 0)
-        self._inner: _Exact | _Lists = _Exact(dimension)
+        self._inner: Exact | _Lists = Exact(dimension)
 
     @classmethod
     def build(cls, ids: Ids, vectors: Vectors) -> Self:
@@ -113,7 +111,7 @@ class VectorIndex:
     def outgrown(self) -> bool:
         """Whether the index should be built anew: too large to be exact, or far from the size it was made for."""
         numbers = len(self) * self.dimension
-        if isinstance(self._inner, _Exact):
+        if isinstance(self._inner, Exact):
             return numbers > EXACT_NUMBERS
         made_for = self._inner.made_for
         return numbers < EXACT_NUMBERS // 2 or len(self) > GROWTH * made_for or made_for > GROWTH * len(self)
@@ -162,7 +160,7 @@ class VectorIndex:
         for row, query in enumerate(queries):
             there = found[row] >= 0
             similarities[row, there] = exact(found[row, there]) @ query
-        return _best(found, similarities, k)
+        return best(found, similarities, k)
 
     def to_bytes(self, key: bytes) -> bytes:
         """Return an approximate index as bytes, for `from_bytes` with the same `key`.
@@ -247,62 +245,6 @@ def _mac(key: bytes, content: bytes | memoryview) -> bytes:
 
 def _lists(count: int) -> int:
     return 1 << max(4, round(math.log2(LISTS * math.sqrt(count))))
-
-
-def _best(ids: Ids, similarities: Vectors, k: int) -> tuple[Ids, Vectors]:
-    """Return the `k` best of each row, best first; of equal ones the smaller number comes first."""
-    order = np.lexsort((ids, -similarities), axis=1)[:, :k]
-    return np.take_along_axis(ids, order, axis=1), np.take_along_axis(similarities, order, axis=1)
-
-
-class _Exact:
-    """One matrix, with room to grow; what is removed is overwritten by the last row, and that by zeros."""
-
-    def __init__(self, dimension: int) -> None:
-        self._ids = np.empty(0, np.int64)
-        self._matrix = np.empty((0, dimension), np.float32)
-        self._rows: dict[int, int] = {}
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    @property
-    def nbytes(self) -> int:
-        per_vector = self._matrix.itemsize * self._matrix.shape[1] + self._ids.itemsize
-        return len(self) * int(per_vector)
-
-    def ids(self) -> Ids:
-        return self._ids[: len(self)].copy()
-
-    def add(self, ids: Ids, vectors: Vectors) -> None:
-        start, end = len(self), len(self) + len(ids)
-        if end > len(self._ids):
-            room = max(end, 3 * len(self._ids) // 2)
-            self._ids = np.concatenate([self._ids[:start], np.zeros(room - start, np.int64)])
-            empty = np.zeros((room - start, self._matrix.shape[1]), np.float32)
-            self._matrix = np.concatenate([self._matrix[:start], empty])
-        self._ids[start:end], self._matrix[start:end] = ids, vectors
-        self._rows.update(zip(ids.tolist(), range(start, end), strict=True))
-
-    def remove(self, ids: Ids) -> None:
-        for id_ in ids.tolist():
-            row = self._rows.pop(id_, None)
-            if row is None:
-                continue
-            last = len(self._rows)
-            if row != last:
-                self._ids[row], self._matrix[row] = self._ids[last], self._matrix[last]
-                self._rows[int(self._ids[row])] = row
-            self._matrix[last] = 0
-
-    def search(self, queries: Vectors, k: int) -> tuple[Ids, Vectors]:
-        similarities = queries @ self._matrix[: len(self)].T
-        ids = np.broadcast_to(self._ids[: len(self)], similarities.shape)
-        if k < len(self):
-            nearest = np.argpartition(similarities, len(self) - k, axis=1)[:, -k:]
-            ids = np.take_along_axis(ids, nearest, axis=1)
-            similarities = np.take_along_axis(similarities, nearest, axis=1)
-        return _best(ids, similarities, k)
 
 
 class _Lists:

@@ -31,7 +31,7 @@ MAX_TEXT: Final = 300
 """Bound of a text that is searched for, in characters; what is longer is cut."""
 
 _TERMS = 1 << 20
-_WORD = re.compile(r"\w+")
+_JOINERS = "\u200c\u200d"
 _UNSPACED = re.compile(
     r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003134f]"
 )
@@ -40,8 +40,8 @@ _UNSPACED = re.compile(
 def terms(text: str) -> Iterator[str]:
     """Yield the words of `text`, and their parts, each as often as it occurs."""
     decomposed = unicodedata.normalize("NFKD", text.casefold())
-    folded = "".join(one for one in decomposed if not unicodedata.combining(one))
-    for word in _WORD.findall(unicodedata.normalize("NFC", folded)):
+    folded = "".join(one for one in decomposed if not unicodedata.combining(one) and one not in _JOINERS)
+    for word in "".join(map(_letter, unicodedata.normalize("NFC", folded))).split():
         yield word
         if _UNSPACED.search(word):
             yield from (word[start : start + 1] for start in range(len(word)))
@@ -49,6 +49,11 @@ def terms(text: str) -> Iterator[str]:
         else:
             padded = f" {word} "
             yield from (padded[start : start + 3] for start in range(len(padded) - 2))
+
+
+def _letter(one: str) -> str:
+    """Return a letter, digit, or mark that stands in a word, such as Hindi's vowel signs; a space for all else."""
+    return one if one.isalnum() or unicodedata.category(one)[0] == "M" else " "
 
 
 def words_of(product: Product) -> str:

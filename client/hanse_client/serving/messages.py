@@ -10,6 +10,7 @@ import re
 from decimal import Decimal
 from typing import Any
 
+from hanse_client.gallery.gallery import Match
 from hanse_client.gallery.product import Filter, Product
 from hanse_client.recognition.answers import Classification, Found, Guess
 from hanse_client.serving import recognition_pb2 as pb
@@ -28,16 +29,18 @@ def classification_message(found: Classification) -> pb.Classification:
 
 def found_message(found: Found) -> pb.Found:
     """Return the message of the core's answer."""
-    matches = [
-        pb.Match(
-            product=product_message(match.product),
-            similarity=match.similarity,
-            score=match.score,
-            photo=match.photo,
-        )
-        for match in found.matches
-    ]
+    matches = map(match_message, found.matches)
     return pb.Found(matches=matches, known=found.known, threshold=found.threshold, embedding=found.embedding)
+
+
+def match_message(match: Match) -> pb.Match:
+    """Return the message of a product that was found."""
+    return pb.Match(
+        product=product_message(match.product),
+        similarity=match.similarity,
+        score=match.score,
+        photo=match.photo,
+    )
 
 
 def product_message(product: Product) -> pb.Product:

@@ -136,6 +136,112 @@ class Found(_message.Message):
     embedding: bytes
     def __init__(self, matches: _Optional[_Iterable[_Union[Match, _Mapping]]] = ..., known: _Optional[bool] = ..., threshold: _Optional[float] = ..., embedding: _Optional[bytes] = ...) -> None: ...
 
+class SuggestRequest(_message.Message):
+    __slots__ = ("viewed", "where", "k")
+    VIEWED_FIELD_NUMBER: _ClassVar[int]
+    WHERE_FIELD_NUMBER: _ClassVar[int]
+    K_FIELD_NUMBER: _ClassVar[int]
+    viewed: _containers.RepeatedScalarFieldContainer[str]
+    where: Filter
+    k: int
+    def __init__(self, viewed: _Optional[_Iterable[str]] = ..., where: _Optional[_Union[Filter, _Mapping]] = ..., k: _Optional[int] = ...) -> None: ...
+
+class Suggestions(_message.Message):
+    __slots__ = ("matches",)
+    MATCHES_FIELD_NUMBER: _ClassVar[int]
+    matches: _containers.RepeatedCompositeFieldContainer[Match]
+    def __init__(self, matches: _Optional[_Iterable[_Union[Match, _Mapping]]] = ...) -> None: ...
+
+class CorrectRequest(_message.Message):
+    __slots__ = ("photo", "label", "sku")
+    PHOTO_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    SKU_FIELD_NUMBER: _ClassVar[int]
+    photo: bytes
+    label: str
+    sku: str
+    def __init__(self, photo: _Optional[bytes] = ..., label: _Optional[str] = ..., sku: _Optional[str] = ...) -> None: ...
+
+class Correction(_message.Message):
+    __slots__ = ("number", "photo")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    PHOTO_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    photo: bytes
+    def __init__(self, number: _Optional[int] = ..., photo: _Optional[bytes] = ...) -> None: ...
+
+class GetStatusRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Status(_message.Message):
+    __slots__ = ("recognizer", "version", "embedding", "dimension", "classes", "personal_labels", "products", "photos", "corrections", "threshold", "rebuild", "problem")
+    RECOGNIZER_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    EMBEDDING_FIELD_NUMBER: _ClassVar[int]
+    DIMENSION_FIELD_NUMBER: _ClassVar[int]
+    CLASSES_FIELD_NUMBER: _ClassVar[int]
+    PERSONAL_LABELS_FIELD_NUMBER: _ClassVar[int]
+    PRODUCTS_FIELD_NUMBER: _ClassVar[int]
+    PHOTOS_FIELD_NUMBER: _ClassVar[int]
+    CORRECTIONS_FIELD_NUMBER: _ClassVar[int]
+    THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    REBUILD_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    recognizer: bytes
+    version: int
+    embedding: bytes
+    dimension: int
+    classes: _containers.RepeatedScalarFieldContainer[str]
+    personal_labels: _containers.RepeatedScalarFieldContainer[str]
+    products: int
+    photos: int
+    corrections: int
+    threshold: float
+    rebuild: Rebuild
+    problem: str
+    def __init__(self, recognizer: _Optional[bytes] = ..., version: _Optional[int] = ..., embedding: _Optional[bytes] = ..., dimension: _Optional[int] = ..., classes: _Optional[_Iterable[str]] = ..., personal_labels: _Optional[_Iterable[str]] = ..., products: _Optional[int] = ..., photos: _Optional[int] = ..., corrections: _Optional[int] = ..., threshold: _Optional[float] = ..., rebuild: _Optional[_Union[Rebuild, _Mapping]] = ..., problem: _Optional[str] = ...) -> None: ...
+
+class Rebuild(_message.Message):
+    __slots__ = ("done", "total")
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    done: int
+    total: int
+    def __init__(self, done: _Optional[int] = ..., total: _Optional[int] = ...) -> None: ...
+
+class GetProductRequest(_message.Message):
+    __slots__ = ("sku",)
+    SKU_FIELD_NUMBER: _ClassVar[int]
+    sku: str
+    def __init__(self, sku: _Optional[str] = ...) -> None: ...
+
+class Shelved(_message.Message):
+    __slots__ = ("product", "photos")
+    PRODUCT_FIELD_NUMBER: _ClassVar[int]
+    PHOTOS_FIELD_NUMBER: _ClassVar[int]
+    product: Product
+    photos: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, product: _Optional[_Union[Product, _Mapping]] = ..., photos: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class ListProductsRequest(_message.Message):
+    __slots__ = ("where", "after", "limit")
+    WHERE_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    where: Filter
+    after: str
+    limit: int
+    def __init__(self, where: _Optional[_Union[Filter, _Mapping]] = ..., after: _Optional[str] = ..., limit: _Optional[int] = ...) -> None: ...
+
+class ProductPage(_message.Message):
+    __slots__ = ("products", "next")
+    PRODUCTS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_FIELD_NUMBER: _ClassVar[int]
+    products: _containers.RepeatedCompositeFieldContainer[Product]
+    next: str
+    def __init__(self, products: _Optional[_Iterable[_Union[Product, _Mapping]]] = ..., next: _Optional[str] = ...) -> None: ...
+
 class PutProductRequest(_message.Message):
     __slots__ = ("product", "photos")
     PRODUCT_FIELD_NUMBER: _ClassVar[int]

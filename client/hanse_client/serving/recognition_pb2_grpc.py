@@ -54,6 +54,31 @@ class RecognitionStub:
                 request_serializer=hanse__client_dot_serving_dot_recognition__pb2.SimilarRequest.SerializeToString,
                 response_deserializer=hanse__client_dot_serving_dot_recognition__pb2.Found.FromString,
                 _registered_method=True)
+        self.Suggest = channel.unary_unary(
+                '/hanse.recognition.v1.Recognition/Suggest',
+                request_serializer=hanse__client_dot_serving_dot_recognition__pb2.SuggestRequest.SerializeToString,
+                response_deserializer=hanse__client_dot_serving_dot_recognition__pb2.Suggestions.FromString,
+                _registered_method=True)
+        self.Correct = channel.unary_unary(
+                '/hanse.recognition.v1.Recognition/Correct',
+                request_serializer=hanse__client_dot_serving_dot_recognition__pb2.CorrectRequest.SerializeToString,
+                response_deserializer=hanse__client_dot_serving_dot_recognition__pb2.Correction.FromString,
+                _registered_method=True)
+        self.GetStatus = channel.unary_unary(
+                '/hanse.recognition.v1.Recognition/GetStatus',
+                request_serializer=hanse__client_dot_serving_dot_recognition__pb2.GetStatusRequest.SerializeToString,
+                response_deserializer=hanse__client_dot_serving_dot_recognition__pb2.Status.FromString,
+                _registered_method=True)
+        self.GetProduct = channel.unary_unary(
+                '/hanse.recognition.v1.Recognition/GetProduct',
+                request_serializer=hanse__client_dot_serving_dot_recognition__pb2.GetProductRequest.SerializeToString,
+                response_deserializer=hanse__client_dot_serving_dot_recognition__pb2.Shelved.FromString,
+                _registered_method=True)
+        self.ListProducts = channel.unary_unary(
+                '/hanse.recognition.v1.Recognition/ListProducts',
+                request_serializer=hanse__client_dot_serving_dot_recognition__pb2.ListProductsRequest.SerializeToString,
+                response_deserializer=hanse__client_dot_serving_dot_recognition__pb2.ProductPage.FromString,
+                _registered_method=True)
         self.PutProduct = channel.unary_unary(
                 '/hanse.recognition.v1.Recognition/PutProduct',
                 request_serializer=hanse__client_dot_serving_dot_recognition__pb2.PutProductRequest.SerializeToString,
@@ -102,6 +127,42 @@ class RecognitionServicer:
 
     def Similar(self, request, context):
         """The products that look most like a product.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Suggest(self, request, context):
+        """Products like those that a shopper looked at lately. What was looked at is not kept.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Correct(self, request, context):
+        """Says what a photo shows, where the recognizer was wrong or not fine enough. It stays on this machine, and is what the
+        shop's own recognizer learns from.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetStatus(self, request, context):
+        """What serves now: recognizer, classes, how many products, and what is being rebuilt.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetProduct(self, request, context):
+        """One product, with the digests of its photos.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListProducts(self, request, context):
+        """Products by SKU, those that match all conditions.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -160,6 +221,31 @@ def add_RecognitionServicer_to_server(servicer, server):
                     servicer.Similar,
                     request_deserializer=hanse__client_dot_serving_dot_recognition__pb2.SimilarRequest.FromString,
                     response_serializer=hanse__client_dot_serving_dot_recognition__pb2.Found.SerializeToString,
+            ),
+            'Suggest': grpc.unary_unary_rpc_method_handler(
+                    servicer.Suggest,
+                    request_deserializer=hanse__client_dot_serving_dot_recognition__pb2.SuggestRequest.FromString,
+                    response_serializer=hanse__client_dot_serving_dot_recognition__pb2.Suggestions.SerializeToString,
+            ),
+            'Correct': grpc.unary_unary_rpc_method_handler(
+                    servicer.Correct,
+                    request_deserializer=hanse__client_dot_serving_dot_recognition__pb2.CorrectRequest.FromString,
+                    response_serializer=hanse__client_dot_serving_dot_recognition__pb2.Correction.SerializeToString,
+            ),
+            'GetStatus': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetStatus,
+                    request_deserializer=hanse__client_dot_serving_dot_recognition__pb2.GetStatusRequest.FromString,
+                    response_serializer=hanse__client_dot_serving_dot_recognition__pb2.Status.SerializeToString,
+            ),
+            'GetProduct': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetProduct,
+                    request_deserializer=hanse__client_dot_serving_dot_recognition__pb2.GetProductRequest.FromString,
+                    response_serializer=hanse__client_dot_serving_dot_recognition__pb2.Shelved.SerializeToString,
+            ),
+            'ListProducts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListProducts,
+                    request_deserializer=hanse__client_dot_serving_dot_recognition__pb2.ListProductsRequest.FromString,
+                    response_serializer=hanse__client_dot_serving_dot_recognition__pb2.ProductPage.SerializeToString,
             ),
             'PutProduct': grpc.unary_unary_rpc_method_handler(
                     servicer.PutProduct,
@@ -290,6 +376,141 @@ class Recognition:
             '/hanse.recognition.v1.Recognition/Similar',
             hanse__client_dot_serving_dot_recognition__pb2.SimilarRequest.SerializeToString,
             hanse__client_dot_serving_dot_recognition__pb2.Found.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Suggest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hanse.recognition.v1.Recognition/Suggest',
+            hanse__client_dot_serving_dot_recognition__pb2.SuggestRequest.SerializeToString,
+            hanse__client_dot_serving_dot_recognition__pb2.Suggestions.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Correct(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hanse.recognition.v1.Recognition/Correct',
+            hanse__client_dot_serving_dot_recognition__pb2.CorrectRequest.SerializeToString,
+            hanse__client_dot_serving_dot_recognition__pb2.Correction.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetStatus(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hanse.recognition.v1.Recognition/GetStatus',
+            hanse__client_dot_serving_dot_recognition__pb2.GetStatusRequest.SerializeToString,
+            hanse__client_dot_serving_dot_recognition__pb2.Status.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetProduct(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hanse.recognition.v1.Recognition/GetProduct',
+            hanse__client_dot_serving_dot_recognition__pb2.GetProductRequest.SerializeToString,
+            hanse__client_dot_serving_dot_recognition__pb2.Shelved.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListProducts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hanse.recognition.v1.Recognition/ListProducts',
+            hanse__client_dot_serving_dot_recognition__pb2.ListProductsRequest.SerializeToString,
+            hanse__client_dot_serving_dot_recognition__pb2.ProductPage.FromString,
             options,
             channel_credentials,
             insecure,

@@ -3,12 +3,10 @@
 curl --data-binary @shoe.jpg -H 'Content-Type: image/jpeg' -H "$TOKEN" http://127.0.0.1:8766/v1/search?k=3
 """
 
-from datetime import UTC, datetime, timedelta
-from typing import Annotated, Final
+from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from hanse_client.applications.personal_ranking import RecentViews
 from hanse_client.applications.similar import similar_products
 from hanse_client.gallery.gallery import Gallery
 from hanse_client.serving.answers import (
@@ -35,9 +33,6 @@ from hanse_client.serving.schemas import (
     TextQuery,
 )
 from hanse_client.serving.service import Service
-
-VIEW_AGE: Final = timedelta(days=1)
-"""How much older each view counts than the one after it: a week's views weigh half."""
 
 
 def router(service: Service) -> APIRouter:
@@ -84,10 +79,7 @@ def router(service: Service) -> APIRouter:
     @routes.get("/suggestions", responses=problems(409, 422, 503))
     def suggest(query: Annotated[SuggestionsQuery, Query()]) -> Suggested:
         """Find products like those that a shopper looked at lately. What was looked at is not kept."""
-        now, views = datetime.now(UTC), RecentViews()
-        for place, sku in reversed(list(enumerate(query.viewed))):
-            views.add(sku, now - place * VIEW_AGE)
-        found = views.suggest(recognition, k=query.k, now=now, where=query.filter())
+        found = service.suggest(query.viewed, query.k, query.filter())
         return Suggested(matches=tuple(map(Matched.of, found)))
 
     @routes.post(

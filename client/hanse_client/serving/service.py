@@ -6,15 +6,22 @@ with Service.open(config) as service:            # loads and warms the recognize
 """
 
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
+from hanse_client.applications.personal_ranking import RecentViews
 from hanse_client.config import ClientConfig
-from hanse_client.gallery.product import Product
+from hanse_client.gallery.gallery import Match
+from hanse_client.gallery.product import Filter, Product
 from hanse_client.personal.corrections import Corrections
 from hanse_client.recognition.service import Recognition
 from hanse_client.serving.imports import Imports
+
+VIEW_AGE: Final = timedelta(days=1)
+"""How much older each view counts than the one after it: a week's views weigh half."""
 
 
 @dataclass
@@ -56,6 +63,13 @@ class Service:
             removed = self.recognition.remove(sku)
             self.corrections.forget(sku)
             return removed
+
+    def suggest(self, viewed: Sequence[str], k: int, where: Filter | None) -> list[Match]:
+        """Return at most `k` products like those of the SKUs `viewed`, the latest first, without these."""
+        now, views = datetime.now(UTC), RecentViews()
+        for place, sku in reversed(list(enumerate(viewed))):
+            views.add(sku, now - place * VIEW_AGE)
+        return views.suggest(self.recognition, k=k, now=now, where=where)
 
     def product(self, sku: str) -> Product | None:
         """Return the product, None when there is none."""

@@ -4,9 +4,9 @@
         listener.start(service, token)
         listener.drain(seconds=10)
 
-What a call means is in the proto file. A stream's photos are recognized side by side, at most `IN_FLIGHT` of them, and
-answered in order; beyond that the sender waits, by gRPC's own flow control. A stream that is idle costs a thread, so
-there is a bound of them.
+What a call means is in the proto file, and what it answers in `calls`. A stream's photos are recognized side by side,
+at most `IN_FLIGHT` of them, and answered in order; beyond that the sender waits, by gRPC's own flow control. A stream
+that is idle costs a thread, so there is a bound of them.
 
 Who has no token is refused before a message of theirs is read: a call that never sends its message would otherwise
 hold a thread.
@@ -24,18 +24,11 @@ from typing import Any, Final, NoReturn, Self, TypeVar
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from hanse_client.applications.similar import similar_products
+from hanse_client.serving import calls, recognition_pb2_grpc
 from hanse_client.serving import recognition_pb2 as pb
-from hanse_client.serving import recognition_pb2_grpc
 from hanse_client.serving.access import is_bearer
-from hanse_client.serving.messages import (
-    classification_message,
-    conditions,
-    found_message,
-    number,
-    product_of,
-)
-from hanse_client.serving.photos import decoded, references
+from hanse_client.serving.messages import classification_message, conditions, found_message, number
+from hanse_client.serving.photos import decoded
 from hanse_client.serving.problems import DETAILS, Refused, explain, in_words
 from hanse_client.serving.schemas import MAX_RESULTS
 from hanse_client.serving.service import Service
@@ -50,7 +43,6 @@ IN_FLIGHT: Final = 8
 """How many photos of one stream are recognized at once."""
 
 POLL_SECONDS: Final = 0.2
-MAX_TOP: Final = 1024
 MAX_PEM_BYTES: Final = 1 << 20
 
 _CHECK = "/grpc.health.v1.Health/Check"
@@ -63,6 +55,7 @@ _BY_STATUS = {
 }
 
 A = TypeVar("A")
+Q = TypeVar("Q")
 
 
 class GrpcListener:
@@ -161,59 +154,57 @@ class _Calls(recognition_pb2_grpc.RecognitionServicer):
 
     def Classify(self, request: pb.ClassifyRequest, context: Any) -> pb.Classification:
         """Say what is on a photo."""
-
-        def classify() -> pb.Classification:
-            top = number(request, "top", 5, MAX_TOP)
-            return classification_message(self._recognition.classify(decoded(request.photo), top))
-
-        return _answered(classify, context)
+        return self._answered(calls.classify, request, context)
 
     def Embed(self, request: pb.EmbedRequest, context: Any) -> pb.Embedding:
         """Return a photo's vector."""
-
-        def embed() -> pb.Embedding:
-            found = self._recognition.embed(decoded(request.photo))
-            return pb.Embedding(vector=found.vector.tolist(), embedding=found.embedding)
-
-        return _answered(embed, context)
+        return self._answered(calls.embed, request, context)
 
     def Search(self, request: pb.SearchRequest, context: Any) -> pb.Found:
         """Find products by a photo, a text, or both."""
-
-        def search() -> pb.Found:
-            image = decoded(request.photo) if request.HasField("photo") else None
-            text = request.text if request.HasField("text") else None
-            if image is None and not text:
-                raise Refused(422, "invalid", "photo, text: expected one of them.")
-            if text is not None and len(text) > 300:
-                raise Refused(422, "invalid", "text: expected at most 300 characters.")
-            k = number(request, "k", 10, MAX_RESULTS)
-            where = conditions(request.where)
-            return found_message(self._recognition.search(image, text=text, where=where, k=k))
-
-        return _answered(search, context)
+        return self._answered(calls.search, request, context)
 
     def Similar(self, request: pb.SimilarRequest, context: Any) -> pb.Found:
         """Find products like a product."""
+        return self._answered(calls.similar, request, context)
 
-        def similar() -> pb.Found:
-            if not 0 <= request.diversity <= 1:
-                raise Refused(422, "invalid", "diversity: expected 0 to 1.")
-            if self._service.product(request.sku) is None:
-                raise Refused(404, "not_found", "There is no product of that SKU.")
-            k = number(request, "k", 10, MAX_RESULTS)
-            where = conditions(request.where)
-            found = similar_products(
-                self._recognition, request.sku, k=k, where=where, diversity=request.diversity
-            )
-            return found_message(found)
+    def Suggest(self, request: pb.SuggestRequest, context: Any) -> pb.Suggestions:
+        """Find products like those that a shopper looked at lately."""
+        return self._answered(calls.suggest, request, context)
 
-        return _answered(similar, context)
+    def Correct(self, request: pb.CorrectRequest, context: Any) -> pb.Correction:
+        """Write down what a photo shows."""
+        return self._answered(calls.correct, request, context)
+
+    def GetStatus(self, request: pb.GetStatusRequest, context: Any) -> pb.Status:
+        """Say what serves now."""
+        return self._answered(calls.get_status, request, context)
+
+    def GetProduct(self, request: pb.GetProductRequest, context: Any) -> pb.Shelved:
+        """Return one product."""
+        return self._answered(calls.get_product, request, context)
+
+    def ListProducts(self, request: pb.ListProductsRequest, context: Any) -> pb.ProductPage:
+        """List products by SKU."""
+        return self._answered(calls.list_products, request, context)
 
     def PutProduct(self, request: pb.PutProductRequest, context: Any) -> pb.PutProductReply:
         """Add or replace a product, and add photos."""
+        return self._answered(calls.put_product, request, context)
 
-        return _answered(lambda: self._put(request), context)
+    def RemoveProduct(self, request: pb.RemoveProductRequest, context: Any) -> pb.RemoveProductReply:
+        """Remove a product."""
+        return self._answered(calls.remove_product, request, context)
+
+    def _answered(self, answer: Callable[[Service, Q], A], request: Q, context: Any) -> A:
+        """Return the answer, or end the call with what went wrong."""
+        try:
+            return answer(self._service, request)
+        except Exception as error:  # every error becomes a status, without a traceback
+            status, code, text = _told(error)
+        context.set_trailing_metadata((("hanse-code", code),))
+        context.abort(status, text)
+        raise RuntimeError  # abort raises
 
     def ImportProducts(
         self, requests: Iterator[pb.PutProductRequest], context: Any
@@ -225,7 +216,8 @@ class _Calls(recognition_pb2_grpc.RecognitionServicer):
                 if not self._service.ready:
                     context.abort(grpc.StatusCode.UNAVAILABLE, _ENDING)
                 try:
-                    yield pb.ImportAnswer(sku=request.product.sku, done=self._put(request))
+                    done = calls.put_product(self._service, request)
+                    yield pb.ImportAnswer(sku=request.product.sku, done=done)
                 except Exception as error:  # told in the answer, since the stream goes on
                     _, code, text = _told(error)
                     problem = pb.Problem(code=code, message=text)
@@ -235,24 +227,10 @@ class _Calls(recognition_pb2_grpc.RecognitionServicer):
         finally:
             self._streams.release()
 
-    def _put(self, request: pb.PutProductRequest) -> pb.PutProductReply:
-        product = product_of(request.product)
-        images = references(request.photos)
-        with self._service.changing:
-            return pb.PutProductReply(photos=self._recognition.put(product, images))
-
     def _take_place(self, context: Any) -> None:
         """Take one of the streams' places, which the stream gives back."""
         if not self._streams.acquire(blocking=False):
             context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "Too many streams at once. End another first.")
-
-    def RemoveProduct(self, request: pb.RemoveProductRequest, context: Any) -> pb.RemoveProductReply:
-        """Remove a product."""
-
-        def remove() -> pb.RemoveProductReply:
-            return pb.RemoveProductReply(removed=self._service.remove(request.sku))
-
-        return _answered(remove, context)
 
     def Recognize(self, requests: Iterator[pb.Photo], context: Any) -> Iterator[pb.Answer]:
         """Answer photo after photo."""
@@ -308,7 +286,7 @@ class _Calls(recognition_pb2_grpc.RecognitionServicer):
         try:
             found = self._recognition.recognize(
                 decoded(photo.photo),
-                top=number(photo, "top", 5, MAX_TOP),
+                top=number(photo, "top", 5, calls.MAX_TOP),
                 k=number(photo, "k", 10, MAX_RESULTS),
                 where=conditions(photo.where),
             )
@@ -331,17 +309,6 @@ def _offer(
         except queue.Full:
             continue
         return
-
-
-def _answered(answer: Callable[[], A], context: Any) -> A:
-    """Return the answer, or end the call with what went wrong."""
-    try:
-        return answer()
-    except Exception as error:  # every error becomes a status, without a traceback
-        status, code, text = _told(error)
-    context.set_trailing_metadata((("hanse-code", code),))
-    context.abort(status, text)
-    raise RuntimeError  # abort raises
 
 
 def _told(error: Exception) -> tuple[Any, str, str]:

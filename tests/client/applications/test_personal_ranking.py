@@ -104,6 +104,13 @@ def test_only_skus_and_times_are_kept_and_written() -> None:
     assert set(vars(views)) == {"_limit", "_half_life", "_seen"}
 
 
+def test_a_product_is_remembered_once_however_its_sku_is_spelt() -> None:
+    views = RecentViews()
+    views.add("Cafe\u0301", NOW)
+    views.add("Caf\u00e9", NOW)
+    assert views.skus == ("Caf\u00e9",)
+
+
 def test_bad_input_is_refused_in_words() -> None:
     with pytest.raises(ValueError, match="without a zone"):
         RecentViews().add("A", datetime(2026, 6, 1))

@@ -12,6 +12,8 @@ TITLES = {
     "h1": "Handschuhe aus Wolle, grün",
     "z1": "红色跑步鞋",
     "z2": "蓝色双肩包",
+    "i1": "सूती कमीज नीली",
+    "p1": "کفش پیاده\u200cروی",
     "e1": "Red running shoe",
     "e2": "Blue backpack",
 }
@@ -34,6 +36,8 @@ def named(gallery: Gallery) -> Gallery:
         ("跑步鞋", "z1"),
         ("包", "z2"),
         ("runing shoe", "e1"),
+        ("कमीज", "i1"),
+        ("پیادهروی", "p1"),
         ("e2", "e2"),
     ],
 )
@@ -88,3 +92,9 @@ def test_words_decide_between_products_that_look_the_same(gallery, jpeg, unit, e
 def test_terms_are_bounded_by_the_text() -> None:
     assert len(list(terms("鞋" * 300))) == 1 + 300 + 299
     assert list(terms("Ü1")) == ["u1", " u1", "u1 "]
+
+
+def test_marks_belong_to_their_word_and_joiners_part_none() -> None:
+    assert [term for term in terms("कमीज") if term == "कमीज"] == ["कमीज"]
+    assert list(terms("می\u200cروم")) == list(terms("میروم"))
+    assert list(terms("snake_case")) == [*terms("snake"), *terms("case")]

@@ -10,6 +10,7 @@ from PIL import Image
 
 RULES = (
     "printable",
+    "expected one line",
     "no space at either end",
     "found a name twice",
     "Decimal input should have no more than",

@@ -12,10 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
 import pytest
 
 from hanse_client.serving import limits
+from hanse_client.serving import recognition_pb2 as pb
+from hanse_client.serving.recognition_pb2_grpc import RecognitionStub
 
 from .conftest import WAIT, Served, photo, picture, running
 from .test_rest import problem
@@ -169,16 +172,20 @@ def test_a_slow_content_is_given_up_and_its_place_taken_by_others(strict: Served
         assert client.post("/v1/classify", **photo(1)).status_code == 200
 
 
-def test_a_client_that_goes_in_the_middle_leaves_its_place(strict: Served) -> None:
+def test_a_client_that_goes_in_the_middle_leaves_its_place_and_no_fault_in_the_log(
+    strict: Served, caplog: pytest.LogCaptureFixture
+) -> None:
     for _ in range(6):
         with connect(strict) as one:
             one.sendall(head(strict, "/v1/classify", 1000) + b"x")
     with strict.client() as client:
         for _ in range(100):
             if client.post("/v1/classify", **photo(1)).status_code == 200:
-                return
+                break
             time.sleep(0.05)
-    raise AssertionError("places are lost")
+        else:
+            raise AssertionError("places are lost")
+    assert not [each for each in caplog.records if each.levelname == "ERROR"]
 
 
 def test_connections_that_say_nothing_are_closed(strict: Served, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,6 +260,18 @@ def test_three_hundred_idle_connections_keep_no_client_out(served: Served, said:
                 assert another.post("/v1/classify", **photo(1)).status_code == 200
             assert client.get("/v1/status").status_code == 200
         assert is_closed(many[0], within=3) and not is_closed(many[-1], within=0.1)
+
+
+def test_three_hundred_idle_connections_to_grpc_keep_no_client_out(served: Served) -> None:
+    with contextlib.ExitStack() as open_:
+        for _ in range(300):
+            where = ("127.0.0.1", served.config.serve.grpc_port)
+            open_.enter_context(socket.create_connection(where, timeout=WAIT))
+        channel = open_.enter_context(grpc.insecure_channel(served.authority))
+        metadata = [("authorization", f"Bearer {served.token}")]
+        request = pb.ClassifyRequest(photo=picture(1))
+        found = RecognitionStub(channel).Classify(request, metadata=metadata, timeout=WAIT)
+        assert found.classes
 
 
 def test_idle_connections_that_come_again_and_again_keep_no_client_out(served: Served) -> None:

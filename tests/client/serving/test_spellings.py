@@ -49,11 +49,15 @@ def test_one_product_in_two_spellings_is_one_for_all(served: Served, client: htt
             stub.PutProduct(
                 pb.PutProductRequest(product=pb.Product(sku=sku, title=SHOES)), metadata=sent, timeout=WAIT
             )
-    command(served, "products", "update", APART, "-a", "farbe=gru\u0308n")
-    command(served, "products", "update", COMPOSED, "-a", "farbe=rot")
+    command(served, "products", "update", APART, "-a", "Gr\u00f6\u00dfe=4")
+    command(served, "products", "update", COMPOSED, "-a", "Gro\u0308\u00dfe=5")
     shown = json.loads(command(served, "products", "show", APART))
-    assert (shown["sku"], shown["attributes"], shown["photos"]) == (COMPOSED, {"farbe": "rot"}, [digest])
-    listed = command(served, "products", "list", "-a", "farbe=rot")
+    assert (shown["sku"], shown["attributes"], shown["photos"]) == (
+        COMPOSED,
+        {"Gr\u00f6\u00dfe": "5"},
+        [digest],
+    )
+    listed = command(served, "products", "list", "-a", "Gro\u0308\u00dfe=5")
     assert [json.loads(line)["sku"] for line in listed.splitlines()] == [COMPOSED]
     typed, errors = read_product({"sku": APART, "title": SHOES})
     assert (typed and typed.sku, errors) == (COMPOSED, {})

@@ -104,6 +104,59 @@ def test_products_are_put_found_and_removed(call: Caller) -> None:
     assert not call("RemoveProduct", pb.RemoveProductRequest(sku="S-1")).removed
 
 
+def test_products_are_shown_listed_and_suggested_as_rest_does(
+    call: Caller, client: httpx.Client, stock: Stock
+) -> None:
+    stock(5)
+    shown = call("GetProduct", pb.GetProductRequest(sku="S-1"))
+    rest = client.get("/v1/products/S-1").json()
+    assert (shown.product.title, shown.product.price) == (rest["title"], rest["price"])
+    assert [photo.hex() for photo in shown.photos] == rest["photos"]
+
+    first = call("ListProducts", pb.ListProductsRequest(limit=3))
+    rest_page = client.get("/v1/products", params={"limit": 3}).json()
+    assert [each.sku for each in first.products] == [each["sku"] for each in rest_page["products"]]
+    assert first.next == rest_page["next"] == "S-2"
+    last = call("ListProducts", pb.ListProductsRequest(limit=3, after=first.next))
+    assert [each.sku for each in last.products] == ["S-3", "S-4"] and not last.HasField("next")
+    even = call("ListProducts", pb.ListProductsRequest(where=pb.Filter(category="even")))
+    assert [each.sku for each in even.products] == ["S-0", "S-2", "S-4"]
+
+    found = call("Suggest", pb.SuggestRequest(viewed=["S-3", "S-0"], k=2))
+    rest = client.get("/v1/suggestions", params={"viewed": ["S-3", "S-0"], "k": 2}).json()
+    assert [match.product.sku for match in found.matches] == [
+        each["product"]["sku"] for each in rest["matches"]
+    ]
+    assert len(found.matches) == 2
+    odd = call("Suggest", pb.SuggestRequest(viewed=["S-3"], where=pb.Filter(category="odd")))
+    assert [match.product.sku for match in odd.matches] == ["S-1"]
+
+
+def test_corrections_and_status_are_those_of_rest(call: Caller, client: httpx.Client, stock: Stock) -> None:
+    stock(1)
+    labelled = call("Correct", pb.CorrectRequest(photo=picture(5), label="trail shoe"))
+    shelved = call("Correct", pb.CorrectRequest(photo=picture(6), sku="S-0"))
+    kept = client.get("/v1/corrections").json()["corrections"]
+    assert [(each["number"], each["photo"]) for each in kept] == [
+        (made.number, made.photo.hex()) for made in (labelled, shelved)
+    ]
+    assert [(each["label"], each["sku"]) for each in kept] == [("trail shoe", None), (None, "S-0")]
+    status, rest = call("GetStatus", pb.GetStatusRequest()), client.get("/v1/status").json()
+    for name in ("version", "dimension", "products", "photos", "corrections", "threshold"):
+        assert getattr(status, name) == rest[name], name
+    assert (status.recognizer.hex(), status.embedding.hex()) == (rest["recognizer"], rest["embedding"])
+    assert (list(status.classes), list(status.personal_labels)) == (rest["classes"], rest["personal_labels"])
+    assert not status.HasField("rebuild") and not status.HasField("problem")
+    assert (status.products, status.corrections, status.version) == (1, 2, 1)
+
+
+def test_each_call_of_the_proto_file_is_answered(served: Served) -> None:
+    with grpc.insecure_channel(served.authority) as channel:
+        for method in pb.DESCRIPTOR.services_by_name["Recognition"].methods:
+            assert method.name in vars(stream._Calls), f"{method.name}: in the proto file alone"
+            assert hasattr(RecognitionStub(channel), method.name)
+
+
 @pytest.mark.parametrize(
     ("method", "request_", "status", "code"),
     [
@@ -120,6 +173,16 @@ def test_products_are_put_found_and_removed(call: Caller) -> None:
             "invalid",
         ),
         ("Similar", pb.SimilarRequest(sku="none"), "NOT_FOUND", "not_found"),
+        ("Suggest", pb.SuggestRequest(), "INVALID_ARGUMENT", "invalid"),
+        ("Suggest", pb.SuggestRequest(viewed=["S"] * 51), "INVALID_ARGUMENT", "invalid"),
+        ("Suggest", pb.SuggestRequest(viewed=["S"], k=0), "INVALID_ARGUMENT", "invalid"),
+        ("Correct", pb.CorrectRequest(photo=picture(1)), "INVALID_ARGUMENT", "invalid"),
+        ("Correct", pb.CorrectRequest(photo=picture(1), label="\u0007"), "INVALID_ARGUMENT", "invalid"),
+        ("Correct", pb.CorrectRequest(photo=b"x", label="shoe"), "INVALID_ARGUMENT", "photo_unreadable"),
+        ("Correct", pb.CorrectRequest(photo=picture(1), sku="none"), "NOT_FOUND", "not_found"),
+        ("GetProduct", pb.GetProductRequest(sku="none"), "NOT_FOUND", "not_found"),
+        ("ListProducts", pb.ListProductsRequest(limit=1001), "INVALID_ARGUMENT", "invalid"),
+        ("ListProducts", pb.ListProductsRequest(after="x" * 65), "INVALID_ARGUMENT", "invalid"),
         ("PutProduct", pb.PutProductRequest(), "INVALID_ARGUMENT", "invalid"),
         (
             "PutProduct",
