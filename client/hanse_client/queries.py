@@ -8,15 +8,19 @@
 nothing of who asked. Days older than `policy.trends_days` are deleted when the next query is noted or counted. Without
 `trends` among `policy.modes`, which by default it is not, nothing is kept, and what was is deleted.
 
+**What is counted** is each call that searches the products by a photo: REST's and gRPC's `search`. Asked again of the
+same photo, as with another filter, it is another query. What the shop itself looks at is none: the owner's page, the
+stream of a till or a conveyor, commands, `classify`, `embed`, `similar`; nor is a search by words alone.
+
 **What may leave** is one noisy sum over the league, of these numbers for the plan's days. The unit of its ε is one
 query photo: adding one adds 1 to one number. So a shopper who asks a hundred times is covered a hundred times less;
 nobody here knows which queries are of one shopper. A query is counted under one plan alone: plans whose days overlap
 those of another are declined. The ledger adds such a plan's cost to all others', though no query pays for two.
 
 Nothing that others can see depends on what is in the log: whether a plan is taken follows from plan, policy and clock
-alone. Very many queries of one class are cut at a number of the plan's (`hanse_common.counting`). Nor does a query change what another is counted as: photos that
-are counted are recognized one at a time. In one batch they would change each other's scores in the last bits, and a
-recognizer can be made for which these bits decide (`recognition.service`).
+alone. Very many queries of one class are cut at a number of the plan's (`hanse_common.counting`). Nor does a query
+change what another is counted as: photos that are counted are recognized one at a time. In one batch they would change
+each other's scores in the last bits, and a recognizer can be made for which these bits decide (`recognition.service`).
 """
 
 import logging

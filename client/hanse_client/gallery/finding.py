@@ -1,8 +1,9 @@
 """A search in the gallery: where the index says to look, and what the database says is there.
 
-    finder = Finder()
+    finder = Finder(store.path)
+    words = finder.words("red")                           # or None
     with store.read() as db, followed.following(db) as index:
-        [matches] = finder.search(db, embedding, index, queries, k=10, where=Filter(category="shoes"))
+        [matches] = finder.search(db, embedding, index, queries, k=10, where=Filter(category="shoes"), words=words)
 
 Where a filter lets only few products through, all of these are compared. Else the index is asked for more than k,
 what does not match is left out, and it is asked for more again as long as too few are left; if the index can't tell of
@@ -17,6 +18,7 @@ import sqlite3
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -25,6 +27,7 @@ from numpy.typing import NDArray
 from hanse_client.gallery import rows
 from hanse_client.gallery.index import VectorIndex
 from hanse_client.gallery.product import Filter, Product
+from hanse_client.gallery.store import Store
 
 if TYPE_CHECKING:
     from hanse_client.gallery.meanings import Meanings
@@ -62,16 +65,56 @@ class Match:
     score: float
 
 
-class Finder:
-    """Searches, with the products' words in memory once a text was searched for. Safe to share between threads.
+@dataclass(frozen=True, slots=True)
+class Words:
+    """A text, and the numbers of products with words near to it, best first, with their scores: cosines over 0."""
 
-    With `meanings` a text also ranks by what it means.
+    text: str
+    scores: dict[int, float]
+
+
+class Finder:
+    """Searches in the database `path`. Safe to share between threads.
+
+    The products' words are in memory once a text was searched for. They are read by a connection of their own, so that
+    searches by photo wait neither for that nor for one another's words. With `meanings` a text also ranks by what it
+    means.
     """
 
-    def __init__(self, meanings: "Meanings | None" = None) -> None:
+    def __init__(self, path: Path, meanings: "Meanings | None" = None) -> None:
+        self._path = path
         self._lock = threading.Lock()
+        self._store: Store | None = None
         self._titles: Titles | None = None
         self._meanings = meanings
+
+    def close(self) -> None:
+        """Close the connection."""
+        with self._lock:
+            if self._store is not None:
+                self._store.close()
+
+    def words(self, text: str) -> Words:
+        """Return what `search` and `search_text` need of a text, of all products that are there when this is called."""
+        with self._lock:
+            return Words(text, self._followed().scores(text))
+
+    def follow(self) -> None:
+        """Read the products' words now, so that the first text does not wait for it."""
+        with self._lock:
+            self._followed()
+
+    def _followed(self) -> "Titles":
+        if self._titles is None or self._store is None:
+            # scikit-learn takes a second to load, so only a search by words loads it.
+            from hanse_client.gallery.titles import Titles
+
+            self._titles, self._store = Titles(), Store(self._path)
+        more = True
+        while more:
+            with self._store.read() as db:
+                more = self._titles.follow(db)
+        return self._titles
 
     def search(
         self,
@@ -81,22 +124,21 @@ class Finder:
         queries: Vectors,
         k: int,
         where: Filter | None,
-        text: str | None,
+        words: Words | None,
     ) -> list[list[Match]]:
         """Return the k best matches of each query (n, d), best first; see `Gallery.search`."""
-        wanted = k if text is None else max(ASKED * k, FEWEST)
+        wanted = k if words is None else max(ASKED * k, FEWEST)
         if index is None:
             found: list[dict[int, float]] = [{} for _ in queries]
         else:
             found = _nearest(db, embedding, index, queries, wanted, where)
-        if text is None:
+        if words is None:
             return [
                 _matches(db, embedding, query, near, near, k)
                 for query, near in zip(queries, found, strict=True)
             ]
-        words = self._scores(db, text)
         named = _named(db, words, wanted, where)
-        words = self._by_meaning(db, text, words, {*named, *(number for near in found for number in near)})
+        said = self._by_meaning(db, words, {*named, *(number for near in found for number in near)})
         results = []
         for query, near in zip(queries, found, strict=True):
             others = [number for number in named if number not in near]
@@ -104,49 +146,33 @@ class Finder:
                 near |= _compared(query, *rows.prototypes_of(db, embedding, others, index.dimension))
             near = {**dict.fromkeys(others, 0.0), **near}
             scores = {
-                number: (1 - TEXT_WEIGHT) * similarity + TEXT_WEIGHT * words.get(number, 0.0)
+                number: (1 - TEXT_WEIGHT) * similarity + TEXT_WEIGHT * said.get(number, 0.0)
                 for number, similarity in near.items()
             }
             results.append(_matches(db, embedding, query, near, scores, k))
         return results
 
-    def search_text(self, db: sqlite3.Connection, text: str, k: int, where: Filter | None) -> list[Match]:
-        """Return the k products whose words are nearest to `text`; see `Gallery.search_text`."""
-        words = self._scores(db, text)
+    def search_text(self, db: sqlite3.Connection, words: Words, k: int, where: Filter | None) -> list[Match]:
+        """Return the k products whose words are nearest, best first; see `Gallery.search_text`."""
         numbers = _named(db, words, max(ASKED * k, FEWEST) if self._meanings else k, where)
-        words = self._by_meaning(db, text, words, numbers)
-        numbers = sorted(numbers, key=lambda number: (-words[number], number))[:k]
+        said = self._by_meaning(db, words, numbers)
+        numbers = sorted(numbers, key=lambda number: (-said[number], number))[:k]
         products = rows.products(db, numbers)
         first = rows.first_photos(db, numbers)
-        return [Match(products[number], 0.0, first.get(number, b""), words[number]) for number in numbers]
+        return [Match(products[number], 0.0, first.get(number, b""), said[number]) for number in numbers]
 
-    def _scores(self, db: sqlite3.Connection, text: str) -> dict[int, float]:
-        """Return how near each product's words are to `text`, by the product's number; only those that are at all."""
-        with self._lock:
-            if self._titles is None:
-                # scikit-learn takes a second to load, so only a search by words loads it.
-                from hanse_client.gallery.titles import Titles
-
-                self._titles = Titles()
-            self._titles.follow(db)
-            numbers, scores = self._titles.scores(text)
-        near = scores > 0
-        return dict(zip(numbers[near].tolist(), scores[near].tolist(), strict=True))
-
-    def _by_meaning(
-        self, db: sqlite3.Connection, text: str, words: dict[int, float], numbers: Iterable[int]
-    ) -> dict[int, float]:
+    def _by_meaning(self, db: sqlite3.Connection, words: Words, numbers: Iterable[int]) -> dict[int, float]:
         """Return the scores of `numbers` by words and meaning; those of the words where there is no text model."""
         if self._meanings is None:
-            return words
+            return words.scores
         from hanse_client.gallery.meanings import described
         from hanse_client.gallery.titles import MAX_TEXT
 
         products = rows.products(db, numbers)
         texts = [described(product) for product in products.values()]
-        nearness = self._meanings.nearness(text[:MAX_TEXT], texts).tolist()
+        nearness = self._meanings.nearness(words.text[:MAX_TEXT], texts).tolist()
         return {
-            number: (words.get(number, 0.0) + near) / 2
+            number: (words.scores.get(number, 0.0) + near) / 2
             for number, near in zip(products, nearness, strict=True)
         }
 
@@ -215,11 +241,9 @@ def _ordered(scores: dict[int, float]) -> list[tuple[int, float]]:
     return sorted(scores.items(), key=lambda one: (-one[1], one[0]))
 
 
-def _named(db: sqlite3.Connection, words: dict[int, float], k: int, where: Filter | None) -> list[int]:
-    """Return the k products that match whose words are nearest, best first."""
-    ordered = [number for number, _ in _ordered(words)]
-    if where is None:
-        return ordered[:k]
+def _named(db: sqlite3.Connection, words: Words, k: int, where: Filter | None) -> list[int]:
+    """Return the k products that match, and are still there, whose words are nearest, best first."""
+    ordered = list(words.scores)
     found: list[int] = []
     for start in range(0, len(ordered), rows.CHUNK):
         part = ordered[start : start + rows.CHUNK]

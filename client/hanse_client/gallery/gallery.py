@@ -79,7 +79,7 @@ class Gallery:
         self._store = Store(folder / "gallery.sqlite")
         self._followed: dict[bytes, Followed] = {}
         self._lock = threading.Lock()
-        self._finder = Finder(meanings)
+        self._finder = Finder(self._store.path, meanings)
 
     @classmethod
     def open(cls, folder: Path, meanings: "Meanings | None" = None) -> Self:
@@ -324,13 +324,14 @@ class Gallery:
         _require_rows(embedding, queries, len(queries))
         _require_k(k)
         follower = self._follower(embedding)
+        words = None if text is None else self._finder.words(text)
         with self._store.read() as db, follower.following(db) as index:
             if index is not None and queries.shape[1] != index.dimension:
                 raise GalleryError(
                     f"Search: found queries of {queries.shape[1]} numbers, expected {index.dimension}. Embed them with "
                     "the recognizer that serves."
                 )
-            found = self._finder.search(db, embedding, index, queries, k, where, text)
+            found = self._finder.search(db, embedding, index, queries, k, where, words)
         follower.maintain()
         return found
 
@@ -340,8 +341,13 @@ class Gallery:
         Their similarity is 0, their score that of the words, and their photo the product's first, or empty.
         """
         _require_k(k)
+        words = self._finder.words(text)
         with self._store.read() as db:
-            return self._finder.search_text(db, text, k, where)
+            return self._finder.search_text(db, words, k, where)
+
+    def follow_words(self) -> None:
+        """Read the products' words now, so that the first search by a text does not wait for it."""
+        self._finder.follow()
 
     # Open set.
 
@@ -404,6 +410,7 @@ class Gallery:
             found, self._followed = list(self._followed.values()), {}
         for one in found:
             one.close()
+        self._finder.close()
         self._store.close()
 
 

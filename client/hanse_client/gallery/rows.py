@@ -109,12 +109,17 @@ def listed(db: sqlite3.Connection, where: Filter | None, after: str, limit: int)
     return list(_products(db, query, (composed(after, MAX_SKU), *values, limit)).values())
 
 
-def revised(db: sqlite3.Connection, revision: int) -> tuple[int, dict[int, Product]]:
-    """Return the last revision, and the products written since `revision`, by number."""
-    (last,) = db.execute("SELECT revision FROM terms").fetchone()
-    if last == revision:
-        return revision, {}
-    return last, _products(db, f"SELECT {_COLUMNS} FROM product WHERE revision > ?", (revision,))
+def revised(db: sqlite3.Connection, revision: int, limit: int) -> tuple[int, dict[int, Product]]:
+    """Return at most `limit` products written since `revision`, by number, and the revision up to which these are all.
+
+    A product that is written has a revision of its own, the last one.
+    """
+    query = f"SELECT {_COLUMNS} FROM product WHERE revision > ? ORDER BY revision LIMIT ?"
+    found = _products(db, query, (revision, limit))
+    if not found:
+        return revision, found
+    (last,) = db.execute("SELECT revision FROM product WHERE id = ?", (next(reversed(found)),)).fetchone()
+    return last, found
 
 
 def _products(db: sqlite3.Connection, query: str, values: Sequence[Any]) -> dict[int, Product]:
@@ -175,8 +180,8 @@ def matching_numbers(db: sqlite3.Connection, where: Filter | None, limit: int) -
     return [number for (number,) in found]
 
 
-def matching_among(db: sqlite3.Connection, numbers: Iterable[int], where: Filter) -> set[int]:
-    """Return those of the products with these numbers that match."""
+def matching_among(db: sqlite3.Connection, numbers: Iterable[int], where: Filter | None) -> set[int]:
+    """Return those of the products with these numbers that are there, and match."""
     condition, values = matching(where)
     query = f"SELECT id FROM product WHERE id IN {_EACH} AND {condition}"
     return {number for (number,) in db.execute(query, (each(numbers), *values))}

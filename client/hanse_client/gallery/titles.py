@@ -1,8 +1,9 @@
 """What products are called, against what somebody types: tf-idf over words and their parts.
 
     titles = Titles()
-    titles.follow(db)
-    numbers, scores = titles.scores("wanderschuh rot")    # cosines in [0, 1], for every product
+    while titles.follow(db):
+        ...
+    titles.scores("wanderschuh rot")        # {3: 0.71, 12: 0.22}: products' numbers and cosines, best first
 
 A text is folded (case, accents, compatibility forms) and counted as words and as parts of words: three characters in
 a row for scripts with spaces, which finds "Wanderschuh" by "Schuh" and forgives a slip; single characters and pairs for
@@ -21,7 +22,6 @@ from typing import Final
 
 import numpy as np
 import scipy.sparse
-from numpy.typing import NDArray
 from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 
 from hanse_client.gallery import rows
@@ -29,6 +29,9 @@ from hanse_client.gallery.product import Product
 
 MAX_TEXT: Final = 300
 """Bound of a text that is searched for, in characters; what is longer is cut."""
+
+CHUNK: Final = 5000
+"""Products that are taken in at once: as long as somebody reads, old pages can't be taken out of the database."""
 
 _TERMS = 1 << 20
 _JOINERS = "\u200c\u200d"
@@ -74,13 +77,13 @@ class Titles:
         self._revision, self._removal = 0, removal
         self._weighing: TfidfTransformer | None = None
 
-    def follow(self, db: sqlite3.Connection) -> None:
-        """Take in what has changed in the database."""
+    def follow(self, db: sqlite3.Connection) -> bool:
+        """Take in what has changed in the database, at most `CHUNK` products; return whether there may be more."""
         first, last = db.execute("SELECT min(number), max(number) FROM removal").fetchone()
         if first is not None and self._removal < first - 1:
             self._clear(last)
         gone = db.execute("SELECT product FROM removal WHERE number > ?", (self._removal,)).fetchall()
-        revision, changed = rows.revised(db, self._revision)
+        revision, changed = rows.revised(db, self._revision, CHUNK)
         numbers = np.array([number for (number,) in gone if number is not None] + list(changed), np.int64)
         if len(numbers):
             keep = ~np.isin(self._numbers, numbers)
@@ -91,13 +94,18 @@ class Titles:
             self._counts = scipy.sparse.vstack(parts, format="csr")
             self._weighing = None
         self._revision, self._removal = revision, last or 0
+        return len(changed) == CHUNK
 
-    def scores(self, text: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Return the numbers (n,) of all products, and how near each is to `text`, cosines (n,) in [0, 1]."""
+    def scores(self, text: str) -> dict[int, float]:
+        """Return how near products are to `text`, by number, best first: cosines over 0, those of all that are near."""
         if not len(self._numbers):
-            return self._numbers, np.empty(0)
+            return {}
         if self._weighing is None:
             self._weighing = TfidfTransformer(sublinear_tf=True).fit(self._counts)
-            self._weighted = self._weighing.transform(self._counts)
+            # By columns: a text has some tens of terms, and only what has one of them is looked at.
+            self._weighted = self._weighing.transform(self._counts).tocsc()
         query = self._weighing.transform(self._hashing.transform([text[:MAX_TEXT]]))
-        return self._numbers, np.asarray((self._weighted @ query.T).todense()).ravel()
+        found = (query @ self._weighted.T).tocoo()
+        numbers, cosines = self._numbers[found.col], found.data
+        order = np.lexsort((numbers, -cosines))
+        return dict(zip(numbers[order].tolist(), cosines[order].tolist(), strict=True))

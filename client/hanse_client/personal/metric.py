@@ -65,7 +65,8 @@ FOLDS: Final = 5
 
 ENOUGH: Final = 300
 """The fewest photos asked with that decide alone. In the same style, 9 in 100 photos of groceries find their product
-only with a metric, and 3 only without: the test calls that clear four times in five with 300 photos, but not with 100."""
+only with a metric, and 3 only without it. The test calls that clear four times in five with 300 photos, one in three
+times with 100."""
 
 MAX_PHOTOS: Final = 20_000
 """The most photos that a metric is learned from and judged by; more add time and little else."""

@@ -82,16 +82,20 @@ class Follower:
             self._thread.join()
 
     def _follow(self) -> None:
+        self._try(self._gallery.follow_words)
         while not self._ending.is_set():
-            for step in (self._renew, self._tend):
-                try:
-                    step()
-                except HanseError as error:
-                    self._say(str(error))
-                except Exception as error:
-                    log.exception("Following the recognizer failed; the one that serves goes on.")
-                    self._say(f"found {type(error).__name__}, which nobody expected; the log says where")
+            self._try(self._renew)
+            self._try(self._tend)
             self._ending.wait(LOOK_SECONDS)
+
+    def _try(self, step: Callable[[], None]) -> None:
+        try:
+            step()
+        except HanseError as error:
+            self._say(str(error))
+        except Exception as error:
+            log.exception("Following the recognizer failed; the one that serves goes on.")
+            self._say(f"found {type(error).__name__}, which nobody expected; the log says where")
 
     def _tend(self) -> None:
         """Do for the recognizer that serves what products that came and went ask for."""

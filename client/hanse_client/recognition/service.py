@@ -71,8 +71,8 @@ class Recognition:
         """Open the shop's gallery, and load the recognizer that the configuration or the league's release names.
 
         With `follow` a thread watches for others, and keeps the gallery's vectors complete; without, the first search
-        completes them. With `follow` searches by photo are counted by class, too, where the policy allows it
-        (`hanse_client.queries`).
+        completes them. With `follow` each `search` by a photo is counted by class, too, where the policy allows it
+        (`hanse_client.queries`); no other method counts.
 
         Raises `ConfigError` when there is no recognizer, or no text model where one is wanted, `RecognizerError` when
         the recognizer is damaged, `GalleryError` when the gallery is.
@@ -148,7 +148,8 @@ class Recognition:
     ) -> Found:
         """Return the k products that look most like `image`, of those that match `where`.
 
-        With `text` the order follows looks and words together; without `image`, words alone.
+        With `text` the order follows looks and words together; without `image`, words alone. A photo is taken for a
+        shopper's: a call for it is counted once (`open`). What the shop itself looks at is for `recognize`.
 
         Raises `Busy`, `GalleryError`, and `RecognizerError` where the recognizer has no embedding.
         """
@@ -171,10 +172,13 @@ class Recognition:
         text: str | None = None,
         k: int = 10,
     ) -> Recognized:
-        """Return what `classify` and `search` say of `image`, by one pass through the network. Raises as they do."""
+        """Return what `classify` and `search` say of `image`, by one pass through the network. Raises as they do.
+
+        It is for what the shop itself looks at, such as at a till or on its page, and is never counted.
+        """
         with self._engines.in_use() as (engine, _):
             engine.require_embedding()
-            seen = self._counted(engine, image)
+            seen = self._batcher.submit(engine, image).result()
             return Recognized(
                 _classification(engine, seen, top), self._found(engine, seen.embedding, text, where, k)
             )

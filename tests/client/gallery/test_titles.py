@@ -1,10 +1,15 @@
 """Search by words: in languages with and without spaces, with slips, kept up with what changes."""
 
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
+from hanse_client.gallery import titles
 from hanse_client.gallery.gallery import Gallery
 from hanse_client.gallery.product import Filter, Product
-from hanse_client.gallery.titles import terms
+from hanse_client.gallery.titles import Titles, terms
 
 TITLES = {
     "w1": "Wanderschuh rot, wasserdicht",
@@ -98,3 +103,52 @@ def test_marks_belong_to_their_word_and_joiners_part_none() -> None:
     assert [term for term in terms("कमीज") if term == "कमीज"] == ["कमीज"]
     assert list(terms("می\u200cروم")) == list(terms("میروم"))
     assert list(terms("snake_case")) == [*terms("snake"), *terms("case")]
+
+
+def test_products_are_taken_in_some_at_a_time(named: Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(titles, "CHUNK", 2)
+    for sku, title in TITLES.items():
+        assert named.search_text(title, 1)[0].product.sku == sku
+    for number in range(5):
+        named.put(Product(sku=f"k{number}", title="Kiosk"))
+    named.remove("k3")
+    assert [match.product.sku for match in named.search_text("kiosk", 9)] == ["k0", "k1", "k2", "k4"]
+
+
+def test_a_product_that_went_while_its_words_were_compared_is_not_found(
+    named: Gallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared = Titles.scores
+
+    def then_removed(self: Titles, text: str) -> dict[int, float]:
+        scores = compared(self, text)
+        named.remove("w1")
+        return scores
+
+    monkeypatch.setattr(Titles, "scores", then_removed)
+    found = [match.product.sku for match in named.search_text("wanderschuh wanderrucksack", 2)]
+    assert found[0] == "w2" and "w1" not in found
+
+
+def test_a_search_by_photo_does_not_wait_for_words(gallery, jpeg, unit, embedding, monkeypatch) -> None:
+    (query,) = unit(1)
+    gallery.put(Product(sku="one", title="Red cup"), [jpeg(1)], {embedding: query[None]})
+    reading, go_on = threading.Event(), threading.Event()
+
+    def slowly(text: str) -> Iterator[str]:
+        reading.set()
+        assert go_on.wait(30)
+        return terms(text)
+
+    monkeypatch.setattr(titles, "terms", slowly)
+    with ThreadPoolExecutor(2) as threads:
+        by_words = threads.submit(gallery.search_text, "cup", 1)
+        try:
+            assert reading.wait(30)
+            ((match,),) = threads.submit(gallery.search, embedding, query[None], 1).result(timeout=30)
+            gallery.put(Product(sku="two", title="Blue cup"))
+            assert not by_words.done()
+        finally:
+            go_on.set()
+        assert match.product.sku == "one"
+        assert by_words.result(timeout=30)[0].product.sku == "one"
