@@ -56,12 +56,16 @@ class Page(Section):
 
 
 class Search(Section):
-    """How the shop's products are found by a text. `text_model` also compares meanings, in English above all.
+    """How the shop's products are found.
 
-    It needs the extra `text`.
+    `text_model` also compares what texts mean, in English above all; it needs the extra `text`. `false_accept` and
+    `false_reject` are the targets by which the threshold of "not in the catalog" is calibrated
+    (`hanse_client.gallery.rejection`).
     """
 
     text_model: Literal["minilm"] | None = None
+    false_accept: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    false_reject: Annotated[float, Field(gt=0, lt=1)] = 0.2
 
 
 class ClientConfig(Section):

@@ -113,7 +113,7 @@ class Gate:
     """The ASGI application `app`, for those who have the token.
 
     `cookie` is the session's name, another one for each port. `token` is asked at each request; None lets nobody in.
-    Those outside read that `command` lets them in. Inside, `request.state.key` is the key of the session's forms.
+    Those outside read the template `locked`: how `command` lets them in. Inside, `request.state.key` is the key of the session's forms.
     `secure` is whether the page is served by TLS: the cookie is then sent by nothing else.
     """
 
@@ -125,6 +125,7 @@ class Gate:
         languages: Languages,
         command: str,
         *,
+        locked: str = "page-locked.html",
         secure: bool = False,
     ) -> None:
         self._app = app
@@ -132,6 +133,7 @@ class Gate:
         self._token = token
         self._languages = languages
         self._command = command
+        self._locked = locked
         self._secure = secure
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -145,7 +147,7 @@ class Gate:
             elif token is not None and (session := self._session(token, request)):
                 scope.setdefault("state", {})["key"] = _mac(token, "form", session)
             else:
-                app = self._said(request, "page-locked.html", 403, command=self._command)
+                app = self._said(request, self._locked, 403, command=self._command)
         await app(scope, receive, send)
 
     def _knocks(self, token: str, request: Request) -> bool:

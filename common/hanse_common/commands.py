@@ -66,3 +66,7 @@ def run(app: typer.Typer) -> None:
     except KeyboardInterrupt:
         err.print("stopped")
         sys.exit(130)
+    except SystemExit as ended:
+        if ended.code == 130:  # typer's way to end after Ctrl-C
+            err.print("stopped")
+        raise

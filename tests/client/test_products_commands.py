@@ -90,3 +90,135 @@ def test_products_that_look_the_same_under_two_skus_are_named(shop: Path) -> Non
     assert "2 products look the same under several SKUs: A and B." in " ".join(said.split())
     told("remove", "B")
     assert told("check")["twins"] == [] and "several SKUs" not in invoke("check")[1]
+
+
+def test_what_is_named_empty_is_taken_away(shop: Path) -> None:
+    price = ("--title", "Shoe", "--price", "59,90", "--currency", "EUR")
+    told("add", "A", *price, "--category", "shoes", "-a", "size=42", "-a", "colour=red", "-a", "fit=")
+    assert told("update", "A", "-a", "size=")["attributes"] == {"colour": "red"}
+    assert told("update", "A", "--category", "")["category"] is None
+    assert told("update", "A")["price"] == "59.90"
+    left = told("update", "A", "--price", "", "--currency", "", "--title", "")
+    assert left == {
+        "sku": "A",
+        "title": "",
+        "price": None,
+        "currency": None,
+        "category": None,
+        "attributes": {"colour": "red"},
+        "photos": [],
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ("add", "A", "--currency", "EURO"),
+            "currency: found 'EURO', expected three capital letters, such as EUR.",
+        ),
+        (("add", "A", "--price", "1e3"), "--price: found '1e3', expected a number such as 59.90"),
+        (("add", "A", "--price", "1,299"), "--price: found '1,299', which may be 1299 or 1.299"),
+        (("list", "--price-max", "1.299"), "--price-max: found '1.299', which may be"),
+        (("list", "--category", ""), "category: found '', expected one line of 1 to 128 characters."),
+    ],
+)
+def test_what_is_wrong_is_told_in_words(shop: Path, words: tuple[str, ...], said: str) -> None:
+    code, text = invoke(*words)
+    assert code == 30 and said in text and "command again" in text
+
+
+def scene(corner: int, size: int) -> Image.Image:
+    """A part of a photo, as large as `size`."""
+    part = Image.fromarray(load_sample_images().images[0]).crop((corner, corner, corner + 200, corner + 200))
+    return part.resize((size, size))
+
+
+@pytest.fixture
+def released(shop: Path) -> Path:
+    """A shop with a recognizer, and photos 0.png to 5.png, each of another part of a scene."""
+    release(load(ClientConfig, shop / "hanse-client.yaml"), Made(shop / "made"), 1)
+    for number in range(6):
+        scene(40 * number, 100).save(shop / f"{number}.png")
+    return shop
+
+
+def test_one_photo_is_removed_and_the_product_stays(released: Path) -> None:
+    told("add", "A", "-p", "0.png", "-p", "1.png", "-p", "2.png")
+    first, second, third = told("show", "A")["photos"]
+    code, said = invoke("show", "A")
+    assert code == 0 and f"3 photos: {first[:8]}, {second[:8]}, {third[:8]}" in " ".join(said.split())
+    for words in (
+        ("remove", "A", "--photo", "00000000"),
+        ("remove", "A", "-p", first[:7]),
+        ("remove", "A", "-p", ""),
+    ):
+        code, said = invoke(*words)
+        assert code == 30 and "expected" in said
+    assert invoke("remove", "A", "-p", first, "-p", "00000000")[0] == 30
+    assert invoke("remove", "A", "B", "-p", first)[0] == invoke("remove", "B", "-p", first)[0] == 30
+    assert told("show", "A")["photos"] == [first, second, third]
+    assert invoke("remove", "A", "--photo", second[:8].upper()) == (
+        0,
+        "Removed 1 photo of A; it has 2 photos.\n",
+    )
+    assert told("remove", "A", "-p", first[:9], "-p", first)["photos"] == [third]
+    assert told("show", "A")["photos"] == [third]
+
+
+def test_an_import_says_what_it_did(released: Path) -> None:
+    file = released / "products.csv"
+    file.write_text("sku,title,photo\nA,Shoe,0.png\nA,,1.png\nB,Boot,none.png\n,no sku,\n")
+    code, said = invoke("import", "products.csv")
+    assert code == 30 and said.startswith("Took in 2 products with 2 photos.")
+    assert "products.csv: left out 1 row and 1 photo:" in said
+    assert (
+        "products.csv:4: none.png: found no such file" in said
+        and "'B' was taken in without this photo." in said
+    )
+    assert str(released) not in said
+    code, said = invoke("import", "products.csv")
+    assert code == 30 and said.startswith("Nothing new.") and "Took in" not in said
+    file.write_text("sku,title,photo\nA,Shoe,0.png\n")
+    assert invoke("import", "products.csv") == (0, "Nothing new: your products are as the file has them.\n")
+    assert told("import", "products.csv")["rows"] == 1
+    file.write_text("sku,title,photo\n")
+    assert invoke("import", "products.csv") == (0, "The file has no row below the names of its columns.\n")
+
+
+def test_an_import_that_is_stopped_says_that_it_can_go_on(
+    released: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (released / "products.csv").write_text("sku,title\nA,Shoe\n")
+
+    def stop(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hanse_client.recognition.service.import_products", stop)
+    monkeypatch.setattr("sys.argv", ["hanse-client", "products", "import", "products.csv"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 130
+    said = " ".join(capsys.readouterr().err.split())
+    assert (
+        "What was taken in by now stays. Call the command again, and it goes on from there. stopped" in said
+    )
+
+
+def test_a_photo_at_two_products_is_named_once_and_where_it_is_wrong(released: Path) -> None:
+    """A photo of A's got to B, too: each product has more of its own, that look like one another."""
+    for sku, corner, name in (("A", 0, "0.png"), ("B", 200, "5.png")):
+        for number in range(2):
+            scene(corner + 1 + number, 100).save(released / f"{sku}{number}.png")
+        told("add", sku, "-p", f"{sku}0.png", "-p", f"{sku}1.png", "-p", name)
+    told("update", "B", "-p", "0.png")
+    photo = told("show", "B")["photos"][-1]
+    assert photo in told("show", "A")["photos"]
+    found = told("check")["misplaced"]
+    assert [(one["sku"], one["photo"], one["instead"]) for one in found] == [("B", photo, "A")]
+    _, said = invoke("check")
+    said = " ".join(said.split())
+    assert f"Perhaps at the wrong product: {photo[:8]} of B looks like A." in said
+    assert f"{photo[:8]} of A and B" in said
+    (summary,) = [line for line in invoke("check")[1].splitlines() if line.startswith("Looked at")]
+    assert summary.startswith("Looked at 6 photos of 2 products: 1 perhaps at the wrong product, ")

@@ -97,7 +97,8 @@ def searched(league: Any, name: str, day: date) -> Counter[str]:
     with Recognition.open(config(league, name), follow=True) as recognition:
         for photo in photos:
             with Image.open(photo) as image:
-                found[recognition.recognize(image).classification.classes[0].label] += 1
+                found[recognition.classify(image, top=1).classes[0].label] += 1
+                recognition.search(image)
     with sqlite3.connect(config(league, name).state / "queries.sqlite") as db:  # the day goes by
         for label, count in found.items():
             now = (datetime.now(UTC).date().isoformat(), label)

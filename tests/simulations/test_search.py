@@ -135,7 +135,7 @@ def test_all_columns_are_measured_and_repeat() -> None:
 def blurred(count: int, seed: int) -> NDArray[np.float32]:
     """Photos of a shop whose style changes three of the features."""
     noise = 0.1 * rows(count, seed)
-    noise[:, :3] *= 60
+    noise[:, :3] *= 30
     return noise
 
 
@@ -149,7 +149,7 @@ def test_the_personal_metric_serves_unless_corrections_speak_against_it(style: s
             return looks[shown] + blurred(len(shown), seed)
         return looks[shown] * np.array([1, 1, 1, *[0] * 9], dtype=np.float32) + 0.5 * rows(len(shown), seed)
 
-    taught, asked = products[products < 40], np.arange(40, 60)
+    taught, asked = products[products < 40], np.repeat(np.arange(40, 60), 10)
     one = Trial(
         gallery=looks[products] + blurred(240, 1),
         gallery_products=products,

@@ -13,8 +13,9 @@ when a photo is blurred: of one that is blurred already, little [1]. So photos o
 
 **Misplaced photos.** A photo is suspect when some photo of another product is more similar to it than every other one
 of its own product, by `MARGIN`. It is the nearest-neighbour rule for data that was labelled wrongly [2]; what is
-suspect need not be wrong, as two products may well look the same. A product's only photo can't be judged. Whether a
-photo shows the *class* that its label says is for `hanse_client.suspects`.
+suspect need not be wrong, as two products may well look the same. A product's only photo can't be judged. A photo that
+two products have is compared with the other photos of each alone: so it is suspect at one of the two, not at both.
+Whether a photo shows the *class* that its label says is for `hanse_client.suspects`.
 
 [1] Crété, Dolmiere, Ladret, Nicolas, "The Blur Effect: Perception and Estimation with a New No-Reference Perceptual
     Blur Metric", SPIE 6492, 2007, section 3.
@@ -27,6 +28,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import uniform_filter1d
 
@@ -128,8 +130,8 @@ def misplaced_photos(recognition: "Recognition") -> list[Misplaced]:
         np.fill_diagonal(among, -np.inf)
         for index, matches in enumerate(gallery.search(embedding, vectors, 1 + _OTHERS)):
             others = {
-                match.product.sku: float(
-                    (gallery.vectors_of(match.product.sku, embedding) @ vectors[index]).max(initial=-1.0)
+                match.product.sku: _nearest(
+                    gallery, embedding, match.product.sku, vectors[index], photos[index]
                 )
                 for match in matches
                 if match.product.sku != sku
@@ -138,6 +140,16 @@ def misplaced_photos(recognition: "Recognition") -> list[Misplaced]:
             if nearest is not None and others[nearest] > own + MARGIN:
                 found.append(Misplaced(Placed(sku, photos[index]), nearest, own, others[nearest]))
     return sorted(found, key=lambda one: one.own - one.other)
+
+
+def _nearest(
+    gallery: "Gallery", embedding: bytes, sku: str, vector: NDArray[np.float32], photo: bytes
+) -> float:
+    """Return the similarity of the `vector` (d,) of `photo` to the nearest other photo of `sku`, −1 without any."""
+    vectors, photos = gallery.vectors_of(sku, embedding), gallery.photos_of(sku)
+    if len(vectors) == len(photos):
+        vectors = vectors[[digest != photo for digest in photos]]
+    return float((vectors @ vector).max(initial=-1.0)) if len(vectors) else -1.0
 
 
 def _all_photos(gallery: "Gallery") -> Iterator[Placed]:

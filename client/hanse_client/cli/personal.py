@@ -168,7 +168,7 @@ def _print_metric(learned: "LearnedMetric") -> None:
 def metric_conclusion(record: "MetricRecord") -> str:
     judged, asked = record.judgement, record.asked
     used = "is used from now on" if record.serves else "is not used"
-    if asked.better or asked.photos >= metrics.ENOUGH:
+    if asked.better:
         return (
             f"So your own metric {used}, judged by {photos(asked.photos)} that search was asked with. "
             f"({_chance(asked)}.)"

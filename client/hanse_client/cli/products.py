@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -12,7 +12,9 @@ from pydantic import BaseModel, ValidationError
 
 from hanse_client.cli.options import DEFAULT_CONFIG, ConfigOption, photos, say, with_options
 from hanse_client.config import ClientConfig
+from hanse_client.gallery.faults import in_words
 from hanse_client.gallery.gallery import Gallery
+from hanse_client.gallery.prices import read_price
 from hanse_client.gallery.product import MAX_NAME, MAX_SKU, Filter, Product
 from hanse_client.gallery.spelling import composed
 from hanse_client.personal.corrections import Corrections
@@ -31,6 +33,12 @@ M = TypeVar("M", bound=BaseModel)
 Put = Callable[[Product], Sequence[bytes]]
 
 Sku = Annotated[str, typer.Argument(help="Your number of the product.", metavar="SKU", show_default=False)]
+DIGITS = 8
+"""By so many digits of its SHA-256 a photo is named."""
+
+TOLD = 20
+"""So many problems of an import are told."""
+
 Title = Annotated[str | None, typer.Option(help="Its title.", metavar="TEXT")]
 Price = Annotated[str | None, typer.Option(help="Its price, such as 19.90.", metavar="DECIMAL")]
 Currency = Annotated[str | None, typer.Option(help="The price's currency, such as EUR.", metavar="CODE")]
@@ -73,15 +81,16 @@ def _fields(
     category: Category = None,
     attribute: Attributes = None,
 ) -> dict[str, Any]:
-    """Return the fields that were given."""
-    fields = {
-        "title": title,
-        "price": _decimal("--price", price),
-        "currency": currency,
-        "category": category,
-        "attributes": _pairs(attribute) or None,
-    }
-    return {name: value for name, value in fields.items() if value is not None}
+    """Return the fields that were given; one that was given as "" is to be empty, so an attribute."""
+    given = {"price": price, "currency": currency, "category": category}
+    fields: dict[str, Any] = {name: text or None for name, text in given.items() if text is not None}
+    if title is not None:
+        fields["title"] = title
+    if price:
+        fields["price"] = _decimal("--price", price)
+    if attribute:
+        fields["attributes"] = _pairs(attribute)
+    return fields
 
 
 @app.command()
@@ -99,7 +108,7 @@ def add(
 
     Exit codes: 0 added, 21 to 23 a photo can't be used, 30 there is such a product already, or a value is wrong.
     """
-    product = _valid(Product, sku=sku, **fields)
+    product = _valid(Product, **_changed({"sku": sku}, fields))
     with _shelf(config, photo) as (gallery, put):
         if gallery.get(sku) is not None:
             raise GalleryError(
@@ -120,12 +129,13 @@ def update(
 ) -> None:
     """Change what you name of a product, and add photos. The rest stays; attributes that you name are added.
 
+    An empty value takes away what was there: --price "" the price, -a size= the attribute size. hanse-client products
+    remove --photo takes away a photo.
+
     Exit codes: 0 changed, 21 to 23 a photo can't be used, 30 there is no such product, or a value is wrong.
     """
     with _shelf(config, photo) as (gallery, put):
-        before = _known(gallery, sku)
-        attributes = before.attributes | fields.pop("attributes", {})
-        product = _valid(Product, **dict(before) | fields | {"attributes": attributes})
+        product = _valid(Product, **_changed(dict(_known(gallery, sku)), fields))
         put(product)
         there = gallery.photos_of(sku)
     _tell(product, f"Changed {product.sku}; it has {photos(len(there))}.", there, as_json)
@@ -134,14 +144,31 @@ def update(
 @app.command()
 def remove(
     skus: Annotated[list[str], typer.Argument(help="The products.", metavar="SKU...")],
+    photo: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--photo",
+            "-p",
+            help="Remove this photo of the product alone, as often as you like: the first digits of its SHA-256, as "
+            "show and check print them.",
+            metavar="DIGITS",
+        ),
+    ] = None,
     config: ConfigOption = DEFAULT_CONFIG,
     as_json: Json = False,
 ) -> None:
     """Remove products with their photos, for good, and the photos that you said show them.
 
-    Exit codes: 0 all removed, 30 one of them is not there (the others are removed all the same).
+    With --photo the product stays, and only these photos of it go.
+
+    Exit codes: 0 all removed, 30 one of them is not there (other products are removed all the same).
     """
     settings = load(ClientConfig, config)
+    if photo:
+        if len(skus) != 1:
+            raise GalleryError(f"--photo: found {len(skus)} products, expected the one that has the photo.")
+        _remove_photos(settings, skus[0], photo, as_json)
+        return
     with (
         Gallery.open(settings.gallery_path) as gallery,
         Corrections(settings.corrections_path) as corrections,
@@ -167,7 +194,8 @@ def show(sku: Sku, config: ConfigOption = DEFAULT_CONFIG, as_json: Json = False)
     with Gallery.open(load(ClientConfig, config).gallery_path) as gallery:
         product = _known(gallery, sku)
         digests = gallery.photos_of(sku)
-    _tell(product, f"{described(product)}; {photos(len(digests))}", digests, as_json)
+    named = f": {', '.join(map(_short, digests))}" if digests else ""
+    _tell(product, f"{described(product)}; {photos(len(digests))}{named}", digests, as_json)
 
 
 @app.command("list")
@@ -196,24 +224,46 @@ def import_csv(
 ) -> None:
     """Take in many products from a CSV file: sku, title, price, currency, category, photo; more columns are attributes.
 
-    What `import-products` writes is such a file, too. Rows that can't be used are told, and the others taken in.
+    What `import-products` writes is such a file, too. Rows that can't be used are told, and the others taken in. An
+    empty field leaves what a product has. A file may be imported again: what is there already is passed over.
 
-    Exit codes: 0 all taken in, 30 the file can't be used, or a row could not be taken in.
+    Exit codes: 0 all taken in, 30 the file can't be used, or a row or photo was left out, 130 you stopped it.
     """
-    with _recognition(config) as recognition, err.status("importing") as status:
-        done = recognition.import_products(
-            source, lambda read, total: status.update(f"importing: {100 * read // max(1, total)} %")
-        )
+    try:
+        with _recognition(config) as recognition, err.status("importing") as status:
+            done = recognition.import_products(
+                source, lambda read, total: status.update(f"importing: {100 * read // max(1, total)} %")
+            )
+    except KeyboardInterrupt:
+        err.print("What was taken in by now stays. Call the command again, and it goes on from there.")
+        raise
     problems = [{"line": problem.line, "reason": problem.reason} for problem in done.problems]
     if as_json:
-        facts = {"products": done.products, "photos": done.photos, "left_out": done.problem_count}
+        facts = {
+            "rows": done.rows,
+            "products": done.products,
+            "photos": done.photos,
+            "left_out": done.problem_count,
+            "rows_left_out": done.rows_left_out,
+            "photos_left_out": done.photos_left_out,
+        }
         typer.echo(json.dumps(facts | {"problems": problems}))
+    elif done.products:
+        say(f"Took in {_counted(done.products, 'product')} with {photos(done.photos)}.")
+    elif done.rows:
+        say(
+            "Nothing new: your products are as the file has them."
+            if not done.problem_count
+            else "Nothing new."
+        )
     else:
-        products = "1 product" if done.products == 1 else f"{done.products} products"
-        say(f"Took in {products} with {photos(done.photos)}.")
+        say("The file has no row below the names of its columns.")
     if done.problem_count:
-        told = "\n".join(problem.reason for problem in done.problems[:20])
-        raise GalleryError(f"{source}: {done.problem_count} rows or photos were left out:\n{told}")
+        told = "\n".join(problem.reason for problem in done.problems[:TOLD])
+        left = _counted(done.rows_left_out, "row"), photos(done.photos_left_out)
+        which = " and ".join(text for text in left if not text.startswith("0 "))
+        first = f", the first {TOLD} are" if done.problem_count > TOLD else ""
+        raise GalleryError(f"{source}: left out {which}{first}:\n{told}")
 
 
 @app.command()
@@ -240,6 +290,7 @@ def check(
         alike = display.look_alike_photos(recognition.gallery)
         twins = display.twins(alike)
         misplaced = display.misplaced_photos(recognition)
+        looked_at = recognition.gallery.count_photos()
         if pictures is not None:
             named = {*best.values(), *(one.photo for group in alike for one in group)}
             _save(recognition.gallery, named | {one.placed.photo for one in misplaced}, pictures)
@@ -260,7 +311,11 @@ def check(
             f"Perhaps at the wrong product: {_short(one.placed.photo)} of {one.placed.sku} looks like {one.instead}."
         )
     for group in alike:
-        say("These look the same: " + ", ".join(f"{_short(one.photo)} of {one.sku}" for one in group) + ".")
+        owners: dict[str, list[str]] = {}
+        for each in group:
+            owners.setdefault(_short(each.photo), []).append(each.sku)
+        told = ", ".join(f"{name} of {' and '.join(skus)}" for name, skus in owners.items())
+        say(f"These look the same: {told}." if len(owners) > 1 else f"This is at several products: {told}.")
     if twins:
         count = len({sku for skus in twins for sku in skus})
         told = "; ".join(" and ".join(skus) for skus in twins)
@@ -269,10 +324,56 @@ def check(
         say(f"{sku}: show {_short(photo)} first.")
     if not best:
         say("There is no photo yet: hanse-client products add.")
+        return
+    say(
+        f"Looked at {photos(looked_at)} of {_counted(len(best), 'product')}: {len(misplaced)} perhaps at the wrong "
+        f"product, {_counted(len(alike), 'group')} that look the same."
+    )
 
 
 def _short(digest: bytes) -> str:
-    return digest.hex()[:8]
+    return digest.hex()[:DIGITS]
+
+
+def _counted(count: int, what: str) -> str:
+    return f"1 {what}" if count == 1 else f"{count} {what}s"
+
+
+def _changed(before: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a product with `fields` in place of those `before`; attributes are added, empty ones go."""
+    given = fields.get("attributes", {})
+    attributes = before.get("attributes", {}) | given
+    kept = {name: value for name, value in attributes.items() if value or name not in given}
+    return before | fields | {"attributes": kept}
+
+
+def _remove_photos(settings: ClientConfig, sku: str, named: Sequence[str], as_json: bool) -> None:
+    """Remove the photos of the product `sku` whose SHA-256 begin as `named`; none, if there isn't one for each."""
+    with Gallery.open(settings.gallery_path) as gallery:
+        product = _known(gallery, sku)
+        there = gallery.photos_of(sku)
+        chosen = dict.fromkeys(_named(product, there, digits) for digits in named)
+        for digest in chosen:
+            gallery.remove_photo(sku, digest)
+        left = gallery.photos_of(sku)
+    _tell(
+        product, f"Removed {photos(len(chosen))} of {product.sku}; it has {photos(len(left))}.", left, as_json
+    )
+
+
+def _named(product: Product, there: Sequence[bytes], digits: str) -> bytes:
+    """Return which of the photos that are `there` begins with `digits`."""
+    if len(digits) < DIGITS:
+        raise GalleryError(
+            f"--photo: found {digits!r}, expected the first {DIGITS} digits of a SHA-256 or more."
+        )
+    found = [digest for digest in there if digest.hex().startswith(digits.lower())]
+    if len(found) != 1:
+        raise GalleryError(
+            f"Product {product.sku!r}: found {len(found)} photos {digits[:64]!r}, expected one; hanse-client products "
+            f"show {product.sku} lists them."
+        )
+    return found[0]
 
 
 def _save(gallery: Gallery, digests: set[bytes], folder: Path) -> None:
@@ -331,11 +432,9 @@ def _tell(product: Product, text: str, digests: Sequence[bytes], as_json: bool) 
 
 def _decimal(option: str, text: str | None) -> Decimal | None:
     try:
-        return None if text is None else Decimal(text)
-    except InvalidOperation:
-        raise GalleryError(
-            f"{option}: found {text!r:.40}, expected a decimal number, such as 19.90."
-        ) from None
+        return None if text is None else read_price(text)
+    except ValueError as error:
+        raise GalleryError(f"{option}: {error}. Correct it and call the command again.") from None
 
 
 def _pairs(texts: list[str] | None) -> dict[str, str]:
@@ -350,6 +449,5 @@ def _valid(model: type[M], **fields: Any) -> M:
     try:
         return model(**fields)
     except ValidationError as error:
-        faults = error.errors(include_url=False, include_input=False)
-        said = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in faults)
+        said = in_words(error.errors(include_url=False))
         raise GalleryError(f"{said}. Correct it and call the command again.") from None

@@ -24,6 +24,7 @@ from hanse_common.vision.photo import decode, shown
 if TYPE_CHECKING:  # torch takes seconds to load
     from hanse_client.recognition.answers import Found
     from hanse_client.recognition.engine import Engine, Seen
+    from hanse_client.recognition.service import Recognition
 
 Results = Annotated[
     int, typer.Option("-k", help="How many products to show.", min=1, max=100, metavar="NUMBER")
@@ -136,7 +137,9 @@ def search(
     failed: PhotoError | None = None
     with Recognition.open(load(ClientConfig, config)) as recognition:
         if not paths:
-            _tell("", recognition.search(text=text, where=where, k=k), as_json)
+            _tell(
+                "", recognition.search(text=text, where=where, k=k), as_json, _why_nothing(recognition, where)
+            )
         for path in paths or ():
             try:
                 image = decode(path)
@@ -144,7 +147,8 @@ def search(
                 commands.complain(error)
                 failed = failed or error
                 continue
-            _tell(shown(path), recognition.search(image, text=text, where=where, k=k), as_json)
+            answer = recognition.search(image, text=text, where=where, k=k)
+            _tell(shown(path), answer, as_json, _why_nothing(recognition, where))
     if failed is not None:
         raise typer.Exit(failed.exit_code)
 
@@ -170,7 +174,8 @@ def similar(
     from hanse_client.recognition.service import Recognition
 
     with Recognition.open(load(ClientConfig, config)) as recognition:
-        _tell("", similar_products(recognition, sku, k=k, where=where, diversity=diversity), as_json)
+        found = similar_products(recognition, sku, k=k, where=where, diversity=diversity)
+        _tell("", found, as_json, _why_nothing(recognition, where))
 
 
 def inventory(
@@ -195,6 +200,7 @@ def inventory(
     files = [photo for path in paths for photo in (photos_in(path) if path.is_dir() else (path,))]
     with Recognition.open(load(ClientConfig, config)) as recognition:
         found = take_inventory(recognition, files, divided, unknown_folder=unknown)
+        empty = recognition.gallery.count_photos() == 0
     if as_json:
         typer.echo(found.model_dump_json())
     else:
@@ -203,12 +209,28 @@ def inventory(
         say(f"Looked at {photos(found.photos)}; unknown: {len(found.unknown)}.")
         for each in found.unknown if unknown is None else ():
             say(f"  {each.photo} {list(each.box)}")
+        if empty:
+            say(_EMPTY)
     if found.problems:
         raise CatalogError("\n".join(found.problems))
 
 
-def _tell(name: str, found: "Found", as_json: bool) -> None:
-    """Print what was found for the photo of that name."""
+_EMPTY = "There is no product with a photo yet: hanse-client products add."
+
+
+def _why_nothing(recognition: "Recognition", where: Filter | None, *, by_photo: bool = True) -> str:
+    """Return what is to be said where no product is found."""
+    if recognition.gallery.count() == 0:
+        return "nothing. There is no product yet: hanse-client products add."
+    if by_photo and recognition.gallery.count_photos() == 0:
+        return f"nothing. {_EMPTY}"
+    if where is not None:
+        return "nothing: none of your products fits --category, --price-min, --price-max and --attribute together."
+    return "nothing"
+
+
+def _tell(name: str, found: "Found", as_json: bool, nothing: str) -> None:
+    """Print what was found for the photo of that name; `nothing`, if nothing was."""
     from hanse_client.serving.answers import Listed
 
     if as_json:
@@ -221,4 +243,4 @@ def _tell(name: str, found: "Found", as_json: bool) -> None:
     for match in found.matches:
         say(f"  {match.score:6.3f}  {described(match.product)}")
     if not found.matches:
-        say("  nothing")
+        say(f"  {nothing}")

@@ -7,20 +7,22 @@
 
 A photo of the gallery stands in for two that a shopper might take. *Leave its product out*, and it shows something that
 is not in the catalog: the best similarity among the others is an impostor's. *Leave only the photo out*, and it shows
-a product seen from other sides: the best similarity is then genuine, where the product has another photo to tell.
+a product seen from other sides: the best similarity is then genuine, where the product has another picture to tell.
 Photos from elsewhere that show nothing of the gallery are impostors as well.
 
 Each piece of the photos is looked at in a transaction of its own, so that searches need not wait for all of it.
 
 *Twins* show one picture under several SKUs (`hanse_client.duplicates.SAME`). A photo of one is no impostor to the other
 and would push the threshold up, so it is left out with its twins: what is promised is of photos that show nothing of
-the gallery. Products that look alike in different pictures still make the threshold strict. Photos taken as shoppers
-take them tell more than catalog pictures do.
+the gallery. Products that look alike in different pictures still count. Photos taken as shoppers take them tell more
+than catalog pictures do.
+
+A photo that is the *same picture* as one of the gallery needs no threshold: it shows a product (`shown`).
 """
 
 import sqlite3
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,16 +30,26 @@ from numpy.typing import NDArray
 from hanse_client.duplicates import SAME
 from hanse_client.gallery import rows
 from hanse_client.gallery.index import VectorIndex, spread
-from hanse_client.gallery.rejection import Rejection
+from hanse_client.gallery.rejection import Rejection, Targets
 from hanse_client.gallery.store import PAD
 
 PHOTOS: Final = 1000
 """Photos of the gallery that are looked at, at most; the quantile of a thousand is near enough."""
 
+CHANGED: Final = 0.1
+"""The threshold is to be calibrated anew when the photos that came or went are more than this part of those before."""
+
 PIECE: Final = 16
 """Photos that are looked at in one transaction."""
 
 _NEAREST = 40
+
+
+class Extent(NamedTuple):
+    """How many of the gallery's photos have a vector, and the number of the newest, 0 without any."""
+
+    photos: int
+    newest: int
 
 
 @dataclass(slots=True)
@@ -93,19 +105,66 @@ def of_others(
 def stored(db: sqlite3.Connection, embedding: bytes) -> Rejection:
     """Return the rejection that was stored last, or the default."""
     row = db.execute(
-        "SELECT threshold, false_accept, genuine, impostor, false_reject FROM rejection WHERE embedding = ?",
+        """SELECT threshold, false_accept, genuine, impostor, false_reject, most_false_accept, most_false_reject
+        FROM rejection WHERE embedding = ?""",
         (embedding,),
     ).fetchone()
-    return Rejection() if row is None else Rejection(*row)
+    return Rejection() if row is None else Rejection(*row[:5], Targets(*row[5:]))
 
 
-def store(db: sqlite3.Connection, embedding: bytes, rejection: Rejection) -> None:
-    """Keep the rejection of `embedding`, instead of the last one."""
-    one = rejection
+def store(db: sqlite3.Connection, embedding: bytes, rejection: Rejection, extent: Extent) -> None:
+    """Keep the rejection of `embedding` that was calibrated on photos of that `extent`, instead of the last one."""
+    one, targets = rejection, rejection.targets
+    rates = (one.threshold, one.false_accept, one.genuine, one.impostor, one.false_reject)
     db.execute(
-        "INSERT OR REPLACE INTO rejection VALUES (?, ?, ?, ?, ?, ?)",
-        (embedding, one.threshold, one.false_accept, one.genuine, one.impostor, one.false_reject),
+        "INSERT OR REPLACE INTO rejection VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (embedding, *rates, targets.false_accept, targets.false_reject, *extent),
     )
+
+
+def extent(db: sqlite3.Connection, embedding: bytes) -> Extent:
+    """Return how much there is to calibrate on now."""
+    found = db.execute(
+        """SELECT count(*), coalesce(max(id), 0) FROM vector
+        WHERE embedding = (SELECT id FROM embedding WHERE name = ?)""",
+        (embedding,),
+    )
+    return Extent(*found.fetchone())
+
+
+def stale(db: sqlite3.Connection, embedding: bytes, targets: Targets) -> bool:
+    """Return whether the rejection that is stored is for other targets, or its photos changed by `CHANGED`."""
+    row = db.execute(
+        "SELECT most_false_accept, most_false_reject, photos, newest FROM rejection WHERE embedding = ?",
+        (embedding,),
+    ).fetchone()
+    now = extent(db, embedding)
+    if row is None:
+        return now.photos > 0
+    before = Extent(*row[2:])
+    (kept,) = db.execute(
+        "SELECT count(*) FROM vector WHERE embedding = (SELECT id FROM embedding WHERE name = ?) AND id <= ?",
+        (embedding, before.newest),
+    ).fetchone()
+    changed = before.photos + now.photos - 2 * kept
+    return Targets(*row[:2]) != targets or changed > CHANGED * before.photos
+
+
+def shown(
+    db: sqlite3.Connection,
+    embedding: bytes,
+    index: VectorIndex,
+    query: NDArray[np.float32],
+    rejection: Rejection,
+) -> bool:
+    """Return whether a photo with the vector `query` (d,) shows one of the products that are most similar to it."""
+    (ids,), _ = index.search(query[None], _NEAREST)
+    numbers, vectors = rows.prototypes(db, ids.tolist(), None, index.dimension)
+    if not numbers:
+        return False
+    if rejection.known(float((vectors @ query).max())):
+        return True
+    return any(view @ query >= SAME for _, _, view in rows.views(db, embedding, numbers))
 
 
 def _shown(
@@ -148,13 +207,14 @@ def _best_other(
 def _left_out(
     db: sqlite3.Connection, embedding: bytes, product: int, photo: int, query: NDArray[np.float32]
 ) -> float:
-    """Return the similarity of a photo to its product without it; −2 where the product has no other."""
+    """Return the similarity of a photo to its product without that picture; −2 where the product has no other."""
     found = db.execute(
         """SELECT substr(vector.data, ?) FROM view JOIN vector ON vector.photo = view.photo
         AND vector.embedding = (SELECT id FROM embedding WHERE name = ?) WHERE view.product = ? AND view.photo <> ?""",
         (PAD + 1, embedding, product, photo),
     ).fetchall()
-    if not found:
+    others = [data for (data,) in found if np.frombuffer(data, "<f4") @ query < SAME]
+    if not others:
         return -2.0
-    mean = rows.mean([data for (data,) in found])
+    mean = rows.mean(others)
     return float(np.frombuffer(mean, "<f4") @ query)

@@ -18,6 +18,7 @@ import sqlite3
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -55,14 +56,17 @@ Vectors = NDArray[np.float32]
 class Match:
     """A product that was found. `similarity` is a cosine in [−1, 1]: of the query with the product's prototype.
 
-    `photo` is the SHA-256 of the reference photo nearest to the query, empty for a product without any. `score` is what
-    the order follows: the similarity, or the similarity mixed with that of the words.
+    `photo` is the SHA-256 of the reference photo nearest to the query, empty for a product without any, and `nearest`
+    is that photo's similarity. `score` is what the order of a search follows: the similarity, or the similarity mixed
+    with that of the words. Products that are chosen to differ, and suggestions, keep the similarity as their score, and
+    come in an order of their own.
     """
 
     product: Product
     similarity: float
     photo: bytes
     score: float
+    nearest: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,14 +247,13 @@ def _ordered(scores: dict[int, float]) -> list[tuple[int, float]]:
 
 def _named(db: sqlite3.Connection, words: Words, k: int, where: Filter | None) -> list[int]:
     """Return the k products that match, and are still there, whose words are nearest, best first."""
-    ordered = list(words.scores)
+    ordered = iter(words.scores)
     found: list[int] = []
-    for start in range(0, len(ordered), rows.CHUNK):
-        part = ordered[start : start + rows.CHUNK]
+    asked = ASKED * k
+    while len(found) < k and (part := list(islice(ordered, asked))):
         match = rows.matching_among(db, part, where)
         found += [number for number in part if number in match]
-        if len(found) >= k:
-            break
+        asked = min(ASKED * asked, rows.CHUNK)
     return found[:k]
 
 
@@ -272,7 +275,13 @@ def _matches(
     without = rows.first_photos(db, _without(products, nearest))
     photos = without | {number: digest for number, (_, digest) in nearest.items()}
     return [
-        Match(products[number], similarities[number], photos.get(number, b""), score)
+        Match(
+            products[number],
+            similarities[number],
+            photos.get(number, b""),
+            score,
+            nearest[number][0] if number in nearest else 0.0,
+        )
         for number, score in best
     ]
 

@@ -33,7 +33,7 @@ from hanse_client.gallery.finding import Finder
 from hanse_client.gallery.finding import Match as Match
 from hanse_client.gallery.followed import Followed
 from hanse_client.gallery.product import Filter, Product
-from hanse_client.gallery.rejection import FALSE_ACCEPT, Rejection, calibrate
+from hanse_client.gallery.rejection import DEFAULT_TARGETS, Rejection, Targets, calibrate
 from hanse_client.gallery.store import Store, damaged
 from hanse_common.errors import GalleryError, PhotoError
 from hanse_common.vision import photo as photos_
@@ -202,6 +202,13 @@ class Gallery:
             )
             return [digest for (digest,) in found]
 
+    def showing(self, digest: bytes) -> list[Product]:
+        """Return the products that have the photo with this SHA-256, the first added first."""
+        with self._store.read() as db:
+            numbers = rows.products_showing(db, [digest])
+            found = rows.products(db, numbers)
+            return [found[number] for number in sorted(numbers)]
+
     def photo(self, digest: bytes) -> bytes | None:
         """Return the JPEG file with this SHA-256, or None when there is none."""
         with self._store.read() as db:
@@ -356,8 +363,19 @@ class Gallery:
         with self._store.read() as db:
             return calibration.stored(db, embedding)
 
+    def shows(self, embedding: bytes, query: Vectors) -> bool:
+        """Return whether a photo with the vector `query` (d,) shows any product of the gallery.
+
+        So it is when the most similar product is above the threshold, or a photo of the most similar ones is the same
+        picture (`hanse_client.duplicates.SAME`).
+        """
+        _require_rows(embedding, query[np.newaxis], 1)
+        with self._store.read() as db, self._follower(embedding).following(db) as index:
+            rejection = calibration.stored(db, embedding)
+            return index is not None and calibration.shown(db, embedding, index, query, rejection)
+
     def calibrate(
-        self, embedding: bytes, impostors: Vectors | None = None, false_accept: float = FALSE_ACCEPT
+        self, embedding: bytes, impostors: Vectors | None = None, targets: Targets = DEFAULT_TARGETS
     ) -> Rejection:
         """Calibrate the rejection of `embedding`, keep it, and return it.
 
@@ -371,7 +389,7 @@ class Gallery:
         impostor: list[float] = []
         twins: set[int] = set()
         with self._store.read() as db:
-            pieces = calibration.sampled(db, embedding)
+            extent, pieces = calibration.extent(db, embedding), calibration.sampled(db, embedding)
         for piece in pieces:
             with self._store.read() as db, follower.following(db) as index:
                 if index is not None:
@@ -388,10 +406,18 @@ class Gallery:
                 "%d products look the same as another under a SKU of its own: hanse-client products check names them.",
                 len(twins),
             )
-        found = calibrate(np.array(genuine), np.array(impostor), false_accept)
+        found = calibrate(np.array(genuine), np.array(impostor), targets)
         with self._store.write() as db:
-            calibration.store(db, embedding, found)
+            calibration.store(db, embedding, found, extent)
         return found
+
+    def is_stale(self, embedding: bytes, targets: Targets = DEFAULT_TARGETS) -> bool:
+        """Return whether the rejection of `embedding` is to be calibrated: for other targets, or for other photos.
+
+        So it is when those that came and went since are more than a tenth of what it was calibrated on.
+        """
+        with self._store.read() as db:
+            return calibration.stale(db, embedding, targets)
 
     def __enter__(self) -> Self:
         return self

@@ -10,9 +10,11 @@
 Fields are divided by commas, or by semicolons if there are more of these in the first line, which names the columns, in
 any order and case: `sku`, which must be there, `title`, `price`, `currency`,
 `category`, and `photo`, as often as there are photos (`photo`, `photo2`, …; or several in one field with `|` between).
-Every other column is an attribute. A product may have several rows: each adds its photos, and its fields hold where
-they are not empty. The catalog file that `hanse-client import-products` writes (`path`, `label`, `sku`, `title`) is
-read as well, and files with the columns of Google's Vision Product Search [1]: `image-uri`, `product-id`,
+Every other column is an attribute. A product may have several rows, and may be in the gallery already: each row adds
+its photos, and its fields hold where they are not empty. An empty field, and a column that is missing, leave what was
+known before; no row takes a field away. A price has a point or a comma before its decimals
+(`hanse_client.gallery.prices`). The catalog file that `hanse-client import-products` writes (`path`, `label`, `sku`,
+`title`) is read as well, and files with the columns of Google's Vision Product Search [1]: `image-uri`, `product-id`,
 `product-category`, `product-display-name`, `labels` as `key=value,key=value`; its other columns say nothing here.
 
 Paths count from the file's own folder and may not lead out of it. Nothing in the file is trusted: rows, fields and
@@ -29,7 +31,6 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from decimal import Decimal
 from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -39,7 +40,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import ValidationError
 
+from hanse_client.gallery.faults import in_words
 from hanse_client.gallery.gallery import MAX_VIEWS, Gallery
+from hanse_client.gallery.prices import read_price
 from hanse_client.gallery.product import Product
 from hanse_client.gallery.spelling import composed
 from hanse_common.errors import GalleryError, PhotoError
@@ -77,7 +80,6 @@ _SAYS_NOTHING = {"image-id", "product-set-id", "bounding-poly"}
 _FIELDS = ("sku", "title", "price", "currency", "category")
 # Places where a line may break or may not, and the mark that says in which order a file's bytes are.
 _UNSEEN = dict.fromkeys(map(ord, "\u00ad\u200b\u2060\ufeff"))
-_PRICE = re.compile(r"^\d{1,12}([.,]\d{1,4})?$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,20 +92,34 @@ class Problem:
 
 @dataclass(slots=True)
 class Imported:
-    """What an import did: rows read, products written, photos added, and rows or photos that could not be used.
+    """What an import did: rows read, products added or changed, photos added, and rows and photos left out.
 
-    `problems` has the first `MAX_PROBLEMS`, `problem_count` is how many there were.
+    `problems` has the first `MAX_PROBLEMS` of what was left out.
     """
 
     rows: int = 0
     products: int = 0
     photos: int = 0
-    problem_count: int = 0
+    rows_left_out: int = 0
+    photos_left_out: int = 0
     problems: list[Problem] = field(default_factory=list)
 
-    def add(self, line: int, reason: str) -> None:
-        """Note a problem."""
-        self.problem_count += 1
+    @property
+    def problem_count(self) -> int:
+        """How many problems there were, those that are not told included."""
+        return self.rows_left_out + self.photos_left_out
+
+    def leave_out_row(self, line: int, reason: str) -> None:
+        """Note that a row could not be used."""
+        self.rows_left_out += 1
+        self._tell(line, reason)
+
+    def leave_out_photo(self, line: int, reason: str) -> None:
+        """Note that a photo could not be used; the rest of its row was."""
+        self.photos_left_out += 1
+        self._tell(line, reason)
+
+    def _tell(self, line: int, reason: str) -> None:
         if len(self.problems) < MAX_PROBLEMS:
             self.problems.append(Problem(line, reason))
 
@@ -130,20 +146,23 @@ def import_products(
     """
     done = Imported()
     waiting: list[_Row] = []
-    for row in _rows(source, limits, done, progress):
+    taken: set[str] = set()
+    for row in _rows(gallery, source, limits, done, progress):
         stored = set(gallery.photos_of(row.product.sku))
         new = tuple(jpeg for jpeg in row.photos if photo.content_digest(jpeg) not in stored)
         if new or gallery.get(row.product.sku) != row.product:
             waiting.append(_Row(row.line, row.product, new))
         if sum(len(one.photos) for one in waiting) >= BATCH or len(waiting) >= BATCH:
-            _put(gallery, waiting, embed, done)
+            taken |= _put(gallery, source, waiting, embed, done)
             waiting = []
-    _put(gallery, waiting, embed, done)
+    taken |= _put(gallery, source, waiting, embed, done)
+    done.products = len(taken)
     return done
 
 
-def _put(gallery: Gallery, waiting: list[_Row], embed: Embed, done: Imported) -> None:
-    """Embed the photos of `waiting` at once, as stored, and store each row."""
+def _put(gallery: Gallery, source: Path, waiting: list[_Row], embed: Embed, done: Imported) -> set[str]:
+    """Embed the photos of `waiting` at once, as stored, store each row, and return the SKUs of what was stored."""
+    taken: set[str] = set()
     images = [photo.decode(jpeg) for row in waiting for jpeg in row.photos]
     vectors = embed(images) if images else {}
     start = 0
@@ -151,37 +170,45 @@ def _put(gallery: Gallery, waiting: list[_Row], embed: Embed, done: Imported) ->
         end = start + len(row.photos)
         has = len(gallery.photos_of(row.product.sku))
         if has + len(row.photos) > MAX_VIEWS:
-            done.add(
-                row.line, f"line {row.line}: {has} + {len(row.photos)} photos, expected at most {MAX_VIEWS}."
+            done.leave_out_row(
+                row.line,
+                f"{source}:{row.line}: product {row.product.sku!r} would have {has} + {len(row.photos)} photos, "
+                f"expected at most {MAX_VIEWS}. Name those that show something new.",
             )
         else:
             given = {name: matrix[start:end] for name, matrix in vectors.items()}
             gallery.put(row.product, row.photos, given if row.photos else None)
-            done.products += 1
+            taken.add(row.product.sku)
             done.photos += len(row.photos)
         start = end
+    return taken
 
 
 def _rows(
-    source: Path, limits: PhotoLimits, done: Imported, progress: Callable[[int, int], None] | None
+    gallery: Gallery,
+    source: Path,
+    limits: PhotoLimits,
+    done: Imported,
+    progress: Callable[[int, int], None] | None,
 ) -> Iterator[_Row]:
-    """Yield the rows that can be used, each with its product as all rows so far have it, and its photos as stored."""
+    """Yield the rows that can be used: photos as stored, and the product as the gallery and the rows so far have it."""
     known: dict[str, Product] = {}
     folder = Path(os.path.realpath(source.parent))
     for line, columns in _records(source, done, progress):
         done.rows += 1
         try:
-            product = _product(columns, known)
+            product = _product(columns, gallery, known)
         except ValueError as error:
-            done.add(line, f"{source}:{line}: {error}")
+            done.leave_out_row(line, f"{source}:{line}: {error}")
             continue
         known[product.sku] = product
         photos = []
         for name in columns.photos:
             try:
                 photos.append(_prepared(folder, name, limits))
-            except (PhotoError, ValueError) as error:
-                done.add(line, f"{source}:{line}: {error}")
+            except ValueError as error:
+                left = f"{source}:{line}: {error} Product {product.sku!r} was taken in without this photo."
+                done.leave_out_photo(line, left)
         yield _Row(line, product, tuple(dict.fromkeys(photos)))
 
 
@@ -216,7 +243,7 @@ def _records(
             except StopIteration:
                 break
             except csv.Error as error:
-                done.add(
+                done.leave_out_row(
                     reader.line_num,
                     f"{source}:{reader.line_num}: not CSV ({error}). Mind quotes, and what stands between fields.",
                 )
@@ -229,7 +256,7 @@ def _records(
             try:
                 yield reader.line_num, _columns(names, row)
             except ValueError as error:
-                done.add(reader.line_num, f"{source}:{reader.line_num}: {error}")
+                done.leave_out_row(reader.line_num, f"{source}:{reader.line_num}: {error}")
             if progress is not None:
                 progress(min(file.tell(), size), size)
 
@@ -279,39 +306,44 @@ def _columns(names: list[str], row: list[str]) -> _Columns:
     return found
 
 
-def _product(columns: _Columns, known: dict[str, Product]) -> Product:
-    """Return the product of a row, with what earlier rows of the file said where this one says nothing."""
+def _product(columns: _Columns, gallery: Gallery, known: dict[str, Product]) -> Product:
+    """Return the product of a row: what it says, and for the rest what earlier rows said, or what the gallery has."""
     given: dict[str, object] = dict(columns.fields)
-    if "sku" not in given:
+    sku = columns.fields.get("sku")
+    if sku is None:
         raise ValueError("sku is empty, expected a value. Fill it in or delete the row.")
     if "price" in given:
-        text = columns.fields["price"]
-        if not _PRICE.match(text):
-            raise ValueError(f"price: found {text[:40]!r}, expected a number such as 59.90.")
-        given["price"] = Decimal(text.replace(",", "."))
+        try:
+            given["price"] = read_price(columns.fields["price"])
+        except ValueError as error:
+            raise ValueError(f"price: {error}.") from None
     if "currency" in given:
         given["currency"] = columns.fields["currency"].upper()
-    earlier = known.get(columns.fields["sku"])
+    earlier = known.get(sku) or gallery.get(sku)
     if earlier is not None:
-        said = {name: getattr(earlier, name) for name in _FIELDS}
-        given = said | given
+        given = {name: getattr(earlier, name) for name in _FIELDS} | given
     given["attributes"] = (earlier.attributes if earlier else {}) | columns.attributes
     try:
         return Product.model_validate(given)
     except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        place = ".".join(map(str, fault["loc"]))
-        raise ValueError(f"{place}: found {str(fault['input'])[:40]!r}, {fault['msg']}.") from None
+        raise ValueError(f"{in_words(error.errors(include_url=False))}.") from None
 
 
 def _prepared(folder: Path, name: str, limits: PhotoLimits) -> bytes:
-    """Return the stored form of the photo called `name` in the folder; raises ValueError when it leads out."""
+    """Return the stored form of the photo called `name` in the folder.
+
+    Raises ValueError, which calls it by `name`, when it leads out or is no photo.
+    """
     if "\0" in name:
         raise ValueError("photo: found a NUL character, expected a path.")
     path = Path(os.path.realpath(folder / name))
     if not path.is_relative_to(folder):
         raise ValueError(f"photo {name!r} leads out of the file's folder, expected one inside.")
-    return Gallery.prepare(photo.decode(path, limits))
+    try:
+        return Gallery.prepare(photo.decode(path, limits))
+    except PhotoError as error:
+        reason = str(error).removeprefix(photo.shown(path))
+        raise ValueError(f"{photo.shown(Path(name))}{reason}") from None
 
 
 def _lines(source: Path, file: BinaryIO) -> Iterator[str]:

@@ -18,8 +18,17 @@ from hanse_common.wire import Value
 MAX_SKU: Final = 64
 """Bound of a SKU, in characters."""
 
+MAX_TITLE: Final = 300
+"""Bound of a title, in characters."""
+
+MAX_CATEGORY: Final = 128
+"""Bound of a category, in characters."""
+
 MAX_NAME: Final = 64
 """Bound of an attribute's name, in characters."""
+
+MAX_VALUE: Final = 256
+"""Bound of an attribute's value, in characters."""
 
 MAX_ATTRIBUTES: Final = 32
 """Bound of the attributes of one product, and of one filter."""
@@ -44,16 +53,18 @@ def _composed(most: int) -> BeforeValidator:
 
 
 Sku = Annotated[str, Field(min_length=1, max_length=MAX_SKU), _composed(MAX_SKU), AfterValidator(identifier)]
-Title = Annotated[str, Field(max_length=300), _composed(300), AfterValidator(printable)]
+Title = Annotated[str, Field(max_length=MAX_TITLE), _composed(MAX_TITLE), AfterValidator(printable)]
 Price = Annotated[Decimal, Field(ge=0, max_digits=PRICE_DIGITS, decimal_places=PRICE_PLACES)]
 Currency = Annotated[str, Field(pattern=r"^[A-Z]{3}$")]
-Category = Annotated[str, Field(min_length=1, max_length=128), _composed(128), AfterValidator(printable)]
+Category = Annotated[
+    str, Field(min_length=1, max_length=MAX_CATEGORY), _composed(MAX_CATEGORY), AfterValidator(printable)
+]
 Attributes = Annotated[
     dict[
         Annotated[
             str, Field(min_length=1, max_length=MAX_NAME), _composed(MAX_NAME), AfterValidator(printable)
         ],
-        Annotated[str, Field(max_length=256), _composed(256), AfterValidator(printable)],
+        Annotated[str, Field(max_length=MAX_VALUE), _composed(MAX_VALUE), AfterValidator(printable)],
     ],
     Field(max_length=MAX_ATTRIBUTES),
     WrapValidator(_distinct),

@@ -84,8 +84,9 @@ _SCHEMA = (
     UNIQUE (product, embedding)) STRICT""",
     "CREATE INDEX prototype_embedding ON prototype (embedding)",
     "CREATE TABLE removal (number INTEGER PRIMARY KEY AUTOINCREMENT, product INTEGER, prototype INTEGER) STRICT",
-    """CREATE TABLE rejection (embedding BLOB PRIMARY KEY, threshold REAL NOT NULL, false_accept REAL NOT NULL,
-    genuine INTEGER NOT NULL, impostor INTEGER NOT NULL, false_reject REAL) STRICT, WITHOUT ROWID""",
+    """CREATE TABLE rejection (embedding BLOB PRIMARY KEY, threshold REAL NOT NULL, false_accept REAL,
+    genuine INTEGER NOT NULL, impostor INTEGER NOT NULL, false_reject REAL, most_false_accept REAL NOT NULL,
+    most_false_reject REAL NOT NULL, photos INTEGER NOT NULL, newest INTEGER NOT NULL) STRICT, WITHOUT ROWID""",
 )
 
 _CARE = "Stop what uses it, move the folder away, and import the products again; a copy from a backup will do as well."

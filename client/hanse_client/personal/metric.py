@@ -21,7 +21,10 @@ how often chance alone makes such a difference; below `compare.SIGNIFICANCE` = 0
 - *photos that were asked with*, which the owner's corrections are: each searches for its product in the gallery, as it
   did when it came. They are few, and what search is for.
 
-**When it serves.** See `MetricRecord.serves`.
+**When it serves.** Where it is clearly better by photos that were asked with. Also where it is clearly better by the
+shop's own photos, if those asked with do not speak against it: as soon as one of their products fares otherwise with
+it, more of them must find theirs than without it. That is no test, for which few shops correct enough. It errs the less
+the more is corrected: docs/search.md has how often.
 
 Labels are not used: photos of different products under one label differ in just what tells products apart.
 
@@ -63,11 +66,6 @@ MIN_PRODUCTS: Final = 10
 
 FOLDS: Final = 5
 
-ENOUGH: Final = 300
-"""The fewest photos asked with that decide alone. In the same style, 9 in 100 photos of groceries find their product
-only with a metric, and 3 only without it. The test calls that clear four times in five with 300 photos, one in three
-times with 100."""
-
 MAX_PHOTOS: Final = 20_000
 """The most photos that a metric is learned from and judged by; more add time and little else."""
 
@@ -88,16 +86,9 @@ class MetricRecord(Saved):
 
     @property
     def serves(self) -> bool:
-        """Whether the metric is used.
-
-        From `ENOUGH` photos on that were asked with, they alone decide: where it is clearly better by them. With fewer
-        it is also used where it is clearly better by the shop's own photos, if those asked with do not speak against
-        it: as soon as one of their products fares otherwise with it, more of them must find theirs than without it.
-        """
-        if self.asked.better or self.asked.photos >= ENOUGH:
-            return self.asked.better
+        """Whether the metric is used: see the module's text."""
         agreed = self.asked.differing == 0 or self.asked.own_right > self.asked.shared_right
-        return self.judgement.better and agreed
+        return self.asked.better or (self.judgement.better and agreed)
 
 
 @dataclass(frozen=True, eq=False)

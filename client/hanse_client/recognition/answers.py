@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from hanse_client.gallery.gallery import Match
+    from hanse_client.gallery.rejection import Rejection
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,9 @@ class Embedded:
 class Found:
     """Products, best first.
 
-    `known` is whether the nearest is near enough to be what the photo shows, so whether its similarity is at least
-    `threshold`; None for what was asked by text alone, which shows nothing. `embedding` is whose index was searched.
+    `known` is whether the photo shows any product of the shop, whatever filter or text was asked by: the similarity of
+    the nearest is above `threshold`, or a photo of one near is the same picture. It is None where no photo was asked
+    about. `embedding` is whose index was searched.
     """
 
     matches: tuple["Match", ...]
@@ -80,7 +82,8 @@ class RecognitionStatus:
     """What serves now.
 
     `version` is the released recognizer's number in the league's registry, None for one that was not released.
-    `rebuild` is under way while photos lack a vector; `problem` says why a newer recognizer does not serve.
+    `rejection` is by what a photo is said to show none of the products, and how often that is wrong. `rebuild` is under
+    way while photos lack a vector; `problem` says why a newer recognizer does not serve.
     """
 
     recognizer: bytes
@@ -91,9 +94,14 @@ class RecognitionStatus:
     personal_labels: tuple[str, ...]
     products: int
     photos: int
-    threshold: float
+    rejection: "Rejection"
     rebuild: Rebuild | None
     problem: str | None
+
+    @property
+    def threshold(self) -> float:
+        """Similarity above which a photo shows one of the products."""
+        return self.rejection.threshold
 
 
 def ranked(labels: Sequence[str], probabilities: NDArray[np.floating[Any]], top: int) -> tuple[Guess, ...]:

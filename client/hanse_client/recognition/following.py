@@ -23,10 +23,11 @@ from numpy.typing import NDArray
 
 from hanse_client.config import ClientConfig
 from hanse_client.gallery.gallery import Gallery
+from hanse_client.gallery.rejection import Targets
 from hanse_client.recognition.answers import Rebuild
 from hanse_client.recognition.batching import Batcher
 from hanse_client.recognition.engines import Engines
-from hanse_client.recognition.sources import Wanted
+from hanse_client.recognition.sources import Wanted, named
 from hanse_common.errors import HanseError, PhotoError
 from hanse_common.vision.photo import decode
 
@@ -44,17 +45,24 @@ RETRY_SECONDS = 60.0
 CHUNK = 32
 """Photos that are embedded anew between two writes."""
 
-GROWTH = 0.1
-"""The threshold is calibrated anew when the number of photos has changed by more than this part."""
-
 Progress = Callable[[int, int], None]
+Tell = Callable[[str], None]
 
 
 class Follower:
-    """Changes `engines` as the league and the shop go on. `rebuild` and `problem` are for `RecognitionStatus`."""
+    """Changes `engines` as the league and the shop go on. `rebuild` and `problem` are for `RecognitionStatus`.
+
+    `tell` hears a line, in words for the shop's owner, when another recognizer serves and when something goes wrong.
+    """
 
     def __init__(
-        self, config: ClientConfig, first: Wanted, engines: Engines, batcher: Batcher, gallery: Gallery
+        self,
+        config: ClientConfig,
+        first: Wanted,
+        engines: Engines,
+        batcher: Batcher,
+        gallery: Gallery,
+        tell: Tell = lambda line: None,
     ) -> None:
         self.rebuild: Rebuild | None = None
         self.problem: str | None = None
@@ -63,11 +71,12 @@ class Follower:
         self._engines = engines
         self._batcher = batcher
         self._gallery = gallery
+        self._tell = tell
+        self._told: str | None = None
         self._refused: Wanted | None = None
         self._retry_at = 0.0
         self._photos = 0
         self._damaged: set[bytes] = set()
-        self._calibrated = -1
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="following", daemon=True)
 
@@ -82,20 +91,22 @@ class Follower:
             self._thread.join()
 
     def _follow(self) -> None:
-        self._try(self._gallery.follow_words)
+        self._try(self._gallery.follow_words, "Your products' titles cannot be compared by meaning yet")
         while not self._ending.is_set():
-            self._try(self._renew)
-            self._try(self._tend)
+            self._try(self._renew, "Another recognizer cannot serve, so the one before goes on")
+            self._try(self._tend, "What changed among your products cannot be followed")
+            if self.problem is None:
+                self._told = None
             self._ending.wait(LOOK_SECONDS)
 
-    def _try(self, step: Callable[[], None]) -> None:
+    def _try(self, step: Callable[[], None], failed: str) -> None:
         try:
             step()
         except HanseError as error:
-            self._say(str(error))
+            self._say(failed, str(error))
         except Exception as error:
             log.exception("Following the recognizer failed; the one that serves goes on.")
-            self._say(f"found {type(error).__name__}, which nobody expected; the log says where")
+            self._say(failed, f"found {type(error).__name__}, which nobody expected; the log says where")
 
     def _tend(self) -> None:
         """Do for the recognizer that serves what products that came and went ask for."""
@@ -120,7 +131,7 @@ class Follower:
             try:
                 ready = self._embed(engine)
                 if ready:
-                    self._gallery.calibrate(engine.embedding)
+                    self._gallery.calibrate(engine.embedding, None, targets(self._config))
             except BaseException:
                 self._engines.announce(None)
                 raise
@@ -130,16 +141,19 @@ class Follower:
         self._engines.switch(engine)
         self._served, self._refused, self.problem = wanted, None, None
         log.info("Recognizer %s serves.", engine.digest.hex()[:16])
+        if engine.digest == before.digest:
+            self._speak("What `personalize` did last holds from now on.")
+        else:
+            classes = f"{len(engine.classes)} classes"
+            self._speak(
+                f"Another recognizer serves from now on: {named(self._config, engine.digest)}, {classes}."
+            )
 
     def _calibrate(self, engine: "Engine") -> None:
         """Calibrate the threshold when the gallery has changed enough since, and not while products are coming."""
         before, self._photos = self._photos, self._gallery.count_photos()
-        if self._calibrated < 0 and self._gallery.rejection(engine.embedding).calibrated:
-            self._calibrated = self._photos
-        enough = abs(self._photos - self._calibrated) > GROWTH * max(self._calibrated, 0)
-        if self._photos and self._photos == before and enough:
-            self._gallery.calibrate(engine.embedding)
-            self._calibrated = self._photos
+        if self._photos == before:
+            calibrate_when_stale(self._gallery, engine, self._config)
 
     def _embed(self, engine: "Engine") -> bool:
         """Embed what `engine` has not; return whether nothing is left out."""
@@ -165,10 +179,28 @@ class Follower:
             if serving and embedding != serving:
                 self._gallery.forget(embedding)
 
-    def _say(self, problem: str) -> None:
-        if problem != self.problem:
+    def _say(self, failed: str, problem: str) -> None:
+        if problem != self._told:
             log.warning("The recognizer that serves goes on: %s", problem)
-        self.problem = problem
+            self._speak(f"{failed}: {problem}")
+        self.problem = self._told = problem
+
+    def _speak(self, line: str) -> None:
+        try:
+            self._tell(line)
+        except Exception:  # a console that is gone stops nobody who serves
+            log.exception("Nobody heard: %s", line)
+
+
+def targets(config: ClientConfig) -> Targets:
+    """Return by what the shop wants its threshold to be calibrated."""
+    return Targets(config.search.false_accept, config.search.false_reject)
+
+
+def calibrate_when_stale(gallery: Gallery, engine: "Engine", config: ClientConfig) -> None:
+    """Calibrate the threshold of `engine` when the gallery's photos, or what the shop wants, changed enough since."""
+    if gallery.is_stale(engine.embedding, targets(config)):
+        gallery.calibrate(engine.embedding, None, targets(config))
 
 
 def embed_missing(

@@ -37,7 +37,7 @@ from hanse_client.recognition.answers import (
 )
 from hanse_client.recognition.batching import Batcher
 from hanse_client.recognition.engines import Engines
-from hanse_client.recognition.following import Follower, embed_missing
+from hanse_client.recognition.following import Follower, Tell, calibrate_when_stale, embed_missing
 from hanse_client.recognition.sources import begin, version
 from hanse_common.errors import CatalogError, GalleryError
 from hanse_common.vision.photo import decode
@@ -53,7 +53,7 @@ log = logging.getLogger(__name__)
 class Recognition:
     """A shop's recognizer and gallery at work. Made by `open`."""
 
-    def __init__(self, config: ClientConfig, gallery: Gallery, *, follow: bool) -> None:
+    def __init__(self, config: ClientConfig, gallery: Gallery, *, follow: bool, tell: Tell) -> None:
         self.gallery = gallery
         self._config = config
         # What a shop's own commands look at is not what shoppers search for.
@@ -61,18 +61,18 @@ class Recognition:
         first, engine = begin(config, gallery, follow=follow)
         self._engines = Engines(engine)
         self._batcher = Batcher()
-        self._follower = Follower(config, first, self._engines, self._batcher, gallery)
+        self._follower = Follower(config, first, self._engines, self._batcher, gallery, tell)
         self._follows = follow
         if follow:
             self._follower.start()
 
     @classmethod
-    def open(cls, config: ClientConfig, *, follow: bool = False) -> Self:
+    def open(cls, config: ClientConfig, *, follow: bool = False, tell: Tell = lambda line: None) -> Self:
         """Open the shop's gallery, and load the recognizer that the configuration or the league's release names.
 
         With `follow` a thread watches for others, and keeps the gallery's vectors complete; without, the first search
         completes them. With `follow` each `search` by a photo is counted by class, too, where the policy allows it
-        (`hanse_client.queries`); no other method counts.
+        (`hanse_client.queries`); no other method counts. `tell` hears a line when another recognizer serves, or can't.
 
         Raises `ConfigError` when there is no recognizer, or no text model where one is wanted, `RecognizerError` when
         the recognizer is damaged, `GalleryError` when the gallery is.
@@ -84,7 +84,7 @@ class Recognition:
             meanings = Meanings.load()
         gallery = Gallery.open(config.gallery_path, meanings)
         try:
-            return cls(config, gallery, follow=follow)
+            return cls(config, gallery, follow=follow, tell=tell)
         except BaseException:
             gallery.close()
             raise
@@ -114,7 +114,7 @@ class Recognition:
             personal_labels=engine.personal_labels,
             products=self.gallery.count(),
             photos=self.gallery.count_photos(),
-            threshold=self.gallery.rejection(engine.embedding).threshold,
+            rejection=self.gallery.rejection(engine.embedding),
             rebuild=self._follower.rebuild,
             problem=self._follower.problem,
         )
@@ -198,7 +198,9 @@ class Recognition:
             self._complete(engine)
             vectors = np.stack([one.embedding for one in seen])
             found = self.gallery.search(engine.embedding, vectors, k, where)
-            return [self._answer(engine, matches) for matches in found]
+            return [
+                self._answer(engine, vector, matches) for vector, matches in zip(vectors, found, strict=True)
+            ]
 
     def similar(self, sku: str, *, where: Filter | None = None, k: int = 10) -> Found:
         """Return the k other products that look most like the product `sku`, all their photos taken together.
@@ -215,7 +217,9 @@ class Recognition:
             mean = views.mean(axis=0, dtype=np.float32)[np.newaxis]
             mean /= max(float(np.linalg.norm(mean)), 1e-12)
             (matches,) = self.gallery.search(engine.embedding, mean, min(k + 1, MAX_RESULTS), where)
-            return self._answer(engine, [match for match in matches if match.product.sku != product.sku][:k])
+            others = [match for match in matches if match.product.sku != product.sku][:k]
+            threshold = self.gallery.rejection(engine.embedding).threshold
+            return Found(tuple(others), None, threshold, engine.embedding)
 
     # Products
 
@@ -250,19 +254,25 @@ class Recognition:
         return self.gallery.remove_photo(sku, digest)
 
     def import_products(self, source: Path, progress: Progress = lambda done, total: None) -> Imported:
-        """Put the products of a CSV file (`hanse_client.gallery.importing`) into the gallery, and calibrate anew.
+        """Put the products of a CSV file (`hanse_client.gallery.importing`) into the gallery.
 
         `progress` hears bytes of it (read, in all). Requests of others go in between. Raises `GalleryError`.
         """
         done = import_products(self.gallery, source, self._embedded, progress=progress)
         engine = self._engines.serving
-        if engine.embedding and done.photos and not self._follows:
-            self.gallery.calibrate(engine.embedding)
+        if engine.embedding:
+            self._complete(engine)
         return done
 
     def complete(self, progress: Progress = lambda done, total: None) -> None:
-        """Embed the gallery's photos that have no vector yet; `progress` hears (done, total)."""
-        embed_missing(self.gallery, self._engines.serving, self._batcher, progress=progress)
+        """Embed the gallery's photos that have no vector yet; `progress` hears (done, total).
+
+        The threshold is then calibrated, where enough photos came or went since.
+        """
+        engine = self._engines.serving
+        embed_missing(self.gallery, engine, self._batcher, progress=progress)
+        if engine.embedding:
+            calibrate_when_stale(self.gallery, engine, self._config)
 
     # Parts
 
@@ -281,17 +291,21 @@ class Recognition:
     def _complete(self, engine: "Engine") -> None:
         if not self._follows:
             embed_missing(self.gallery, engine, self._batcher)
+            calibrate_when_stale(self.gallery, engine, self._config)
 
     def _found(
         self, engine: "Engine", vector: NDArray[np.float32], text: str | None, where: Filter | None, k: int
     ) -> Found:
         self._complete(engine)
         (matches,) = self.gallery.search(engine.embedding, vector[np.newaxis], k, where, text)
-        return self._answer(engine, matches)
+        return self._answer(engine, vector, matches)
 
-    def _answer(self, engine: "Engine", matches: Sequence[Match]) -> Found:
+    def _answer(self, engine: "Engine", vector: NDArray[np.float32], matches: Sequence[Match]) -> Found:
         rejection = self.gallery.rejection(engine.embedding)
-        known = any(rejection.known(match.similarity) for match in matches)
+        # What a filter leaves out, or a text puts behind, is looked up only where it can change the answer.
+        known = any(rejection.known(match.similarity) for match in matches) or self.gallery.shows(
+            engine.embedding, vector
+        )
         return Found(tuple(matches), known, rejection.threshold, engine.embedding)
 
     def _views(self, sku: str, engine: "Engine") -> NDArray[np.float32]:

@@ -101,6 +101,12 @@ def version(config: ClientConfig, digest: bytes) -> int | None:
     return release.version if release is not None and release.recognizer == digest else None
 
 
+def named(config: ClientConfig, digest: bytes) -> str:
+    """Return what a shop's owner calls the recognizer with that digest: its version, or how the digest begins."""
+    found = version(config, digest)
+    return digest.hex()[:16] if found is None else f"version {found}"
+
+
 def _versions(folder: Path) -> tuple[tuple[str, int, int], ...]:
     """Return name, time and inode of each file in `folder`; none without one."""
     try:

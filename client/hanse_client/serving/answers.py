@@ -13,6 +13,7 @@ from pydantic import Field
 
 from hanse_client.gallery.gallery import Match
 from hanse_client.gallery.product import Product
+from hanse_client.gallery.rejection import Rejection
 from hanse_client.personal.corrections import Correction
 from hanse_client.recognition.answers import (
     Classification,
@@ -64,7 +65,10 @@ class Vector(Value):
 
 
 class Matched(Value):
-    """A product that was found; `photo` is its reference photo that is nearest, "" for one without photos."""
+    """A product that was found; `photo` is its reference photo that is nearest, "" for one without photos.
+
+    A search is in the order of `score`; products that are chosen to differ, and suggestions, in one of their own.
+    """
 
     product: Product
     similarity: float
@@ -80,7 +84,10 @@ class Matched(Value):
 
 
 class Listed(Value):
-    """Products, best first. `known` false: what the photo shows is likely none of them. It is null for a text alone."""
+    """Products, best first. `known` false: the photo likely shows none of the shop's, whatever the conditions.
+
+    It is null where no photo was sent. Above the similarity `threshold` a photo shows a product.
+    """
 
     matches: tuple[Matched, ...]
     known: bool | None
@@ -130,8 +137,34 @@ class Rebuilding(Value):
     total: Count
 
 
+class ThresholdRates(Value):
+    """How often `known` is wrong at the threshold, by the shop's own photos; null where there are none to tell.
+
+    `false_accept` is the share of `impostor` photos, which show none of the products that they are compared with, that
+    are taken for one; `false_reject` is the share of `genuine` photos of products that are turned away. `calibrated` is
+    false as long as there are too few, and the threshold a default.
+    """
+
+    calibrated: bool
+    false_accept: Share | None
+    impostor: Count
+    false_reject: Share | None
+    genuine: Count
+
+    @classmethod
+    def of(cls, rejection: Rejection) -> Self:
+        """Return it of the gallery's rejection."""
+        return cls(
+            calibrated=rejection.calibrated,
+            false_accept=rejection.false_accept,
+            impostor=rejection.impostor,
+            false_reject=rejection.false_reject,
+            genuine=rejection.genuine,
+        )
+
+
 class ServiceStatus(Value):
-    """What serves now. `problem` says why a newer recognizer does not."""
+    """What serves now. `problem` says why a newer recognizer does not; `rates`, how often `threshold` is wrong."""
 
     recognizer: Hex
     version: int | None
@@ -143,6 +176,7 @@ class ServiceStatus(Value):
     photos: Count
     corrections: Count
     threshold: float
+    rates: ThresholdRates
     rebuild: Rebuilding | None
     problem: str | None
 
@@ -162,6 +196,7 @@ class ServiceStatus(Value):
             photos=status.photos,
             corrections=corrections,
             threshold=status.threshold,
+            rates=ThresholdRates.of(status.rejection),
             rebuild=rebuild,
             problem=status.problem,
         )

@@ -10,7 +10,7 @@ from typing import Final
 from hanse_client.applications.similar import similar_products
 from hanse_client.gallery.gallery import Gallery
 from hanse_client.serving import recognition_pb2 as pb
-from hanse_client.serving.catalogue import require
+from hanse_client.serving.catalogue import require, require_photo
 from hanse_client.serving.messages import (
     classification_message,
     conditions,
@@ -19,6 +19,7 @@ from hanse_client.serving.messages import (
     number,
     product_message,
     product_of,
+    rates_message,
 )
 from hanse_client.serving.photos import decoded, references
 from hanse_client.serving.problems import Refused, without_folders
@@ -60,7 +61,7 @@ def similar(service: Service, request: pb.SimilarRequest) -> pb.Found:
     """Find products like a product."""
     if not 0 <= request.diversity <= 1:
         raise Refused(422, "invalid", "diversity: expected 0 to 1.")
-    require(service, request.sku)
+    require_photo(service, request.sku)
     k, where = number(request, "k", 10, MAX_RESULTS), conditions(request.where)
     found = similar_products(service.recognition, request.sku, k=k, where=where, diversity=request.diversity)
     return found_message(found)
@@ -103,6 +104,7 @@ def get_status(service: Service, request: pb.GetStatusRequest) -> pb.Status:
         threshold=status.threshold,
         rebuild=None if coming is None else pb.Rebuild(done=coming.done, total=coming.total),
         problem=without_folders(status.problem or "") or None,
+        rates=rates_message(status.rejection),
     )
 
 

@@ -12,6 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
+from hanse_client.gallery.faults import EXPECTED
 from hanse_client.gallery.product import MAX_SKU, Product, Sku
 from hanse_client.serving.answers import ImportProgress, PhotoAdded, ProductPage, Shelved
 from hanse_client.serving.openapi import NO_CONTENT, problems
@@ -37,8 +38,7 @@ def _sku(sku: Annotated[str, Path(json_schema_extra={"minLength": 1, "maxLength"
     try:
         return _SKU.validate_python(unquoted(sku))
     except ValidationError:
-        text = "sku: expected 1 to 64 printable characters, no space at either end, none that is invisible."
-        raise Refused(422, "invalid", text) from None
+        raise Refused(422, "invalid", f"sku: expected {EXPECTED['sku']}.") from None
 
 
 def _digest(photo: Annotated[str, Path(pattern=r"^[0-9a-f]{64}$")]) -> bytes:
@@ -56,6 +56,12 @@ def require(service: Service, sku: str) -> Product:
     if product is None:
         raise Refused(404, "not_found", "There is no product of that SKU.")
     return product
+
+
+def require_photo(service: Service, sku: str) -> None:
+    """Return if there is the product, with a photo to compare by. Raises `Refused`: 404, or 409 without a photo."""
+    if not service.recognition.gallery.photos_of(require(service, sku).sku):
+        raise Refused(409, "no_photo", "The product has no photo to compare by.")
 
 
 def router(service: Service) -> APIRouter:

@@ -183,7 +183,7 @@ class Imports:
             product = asked.product()
             images = references(asked.photos)
         except ValidationError as error:
-            return faults_in_words(error.errors(include_url=False, include_input=False))
+            return faults_in_words(error.errors(include_url=False))
         except Refused as refusal:
             return str(refusal.detail)
         except HanseError as error:

@@ -10,8 +10,10 @@ import re
 from decimal import Decimal
 from typing import Any
 
+from hanse_client.gallery.faults import EXPECTED, SHOWN
 from hanse_client.gallery.gallery import Match
 from hanse_client.gallery.product import Filter, Product
+from hanse_client.gallery.rejection import Rejection
 from hanse_client.recognition.answers import Classification, Found, Guess
 from hanse_client.serving import recognition_pb2 as pb
 from hanse_client.serving.problems import Refused
@@ -40,6 +42,17 @@ def match_message(match: Match) -> pb.Match:
         similarity=match.similarity,
         score=match.score,
         photo=match.photo,
+    )
+
+
+def rates_message(rejection: Rejection) -> pb.ThresholdRates:
+    """Return the message of how often a threshold is wrong."""
+    return pb.ThresholdRates(
+        calibrated=rejection.calibrated,
+        false_accept=rejection.false_accept,
+        impostor=rejection.impostor,
+        false_reject=rejection.false_reject,
+        genuine=rejection.genuine,
     )
 
 
@@ -97,7 +110,7 @@ def _decimal(message: Any, field: str) -> Decimal | None:
     if text is None:
         return None
     if not _DECIMAL.fullmatch(text):
-        raise Refused(422, "invalid", f"{field}: expected a decimal number, such as 19.90.")
+        raise Refused(422, "invalid", f"{field}: found {text[:SHOWN]!r}, expected {EXPECTED[field]}.")
     return Decimal(text)
 
 

@@ -28,6 +28,7 @@ from hanse_common.web.security import Guarded
 from hanse_common.web.serving import static_routes
 
 COMMAND = "hanse-client serve"
+LOCKED = "recognition-locked.html"
 STATIC_FILES = ("shop.css", "recognize.js")
 
 
@@ -46,7 +47,8 @@ def build(
     `secure` is whether TLS is spoken. Raises `CatalogError` when the owner's corrections cannot be opened.
     """
     context = PageContext(recognition, config)
-    return Guarded(Gate(_app(context), cookie, token, context.languages, COMMAND, secure=secure), hosts)
+    gate = Gate(_app(context), cookie, token, context.languages, COMMAND, locked=LOCKED, secure=secure)
+    return Guarded(gate, hosts)
 
 
 def _app(context: PageContext) -> Starlette:

@@ -13,8 +13,10 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from hanse_client.gallery.product import Filter
-from hanse_client.serving.page_context import MAX_PHOTOS, PageContext, act, digest_of, product_link
+from hanse_client.gallery.prices import written_price
+from hanse_client.gallery.product import Filter, Product
+from hanse_client.personal.corrections import MAX_CORRECTIONS
+from hanse_client.serving.page_context import MAX_PHOTOS, PageContext, act, code_for, digest_of, product_link
 from hanse_client.serving.page_forms import Form, read_product, typed_attributes
 from hanse_client.serving.page_view import views
 from hanse_client.serving.photos import references
@@ -49,13 +51,12 @@ class CataloguePages:
             act("/product/photo-remove", self._remove_photo),
             act("/product/remove", self._remove),
             self._context.upload("/product/new", self._add, MAX_PHOTOS, self._new),
-            self._context.upload("/product/photos", self._add_photos, MAX_PHOTOS, self._too_many),
+            self._context.upload("/product/photos", self._add_photos, MAX_PHOTOS, self._product),
         ]
 
     def _products(self, request: Request) -> Response:
         asked = request.query_params
         text, category = asked.get("q", "").strip()[:MAX_QUERY], asked.get("category", "").strip()
-        photo = asked.get("photo", "")
         where = _of_category(category)
         more = ""
         if text:
@@ -78,19 +79,19 @@ class CataloguePages:
             more=more,
             after=asked.get("after", ""),
             total=self._gallery.count(),
-            photo=photo if self._context.known(photo) else "",
+            photo=self._looked_at(request),
             quote=quote,
         )
 
-    def _product(self, request: Request, trouble: str = "", sku: str = "") -> Response:
-        product = self._context.existing(sku or request.query_params.get("sku", ""))
+    def _product(self, request: Request, trouble: str = "") -> Response:
+        product = self._asked_for(request)
         photos = self._gallery.photos_of(product.sku)
         searched = photos and self._recognition.status().embedding
         found = self._recognition.similar(product.sku, k=SIMILAR_SHOWN) if searched else None
         return self._context.render(
             request,
             "product",
-            422 if trouble else 200,
+            code_for(trouble),
             here=product_link(product),
             product=product,
             photos=[each.hex() for each in photos],
@@ -105,13 +106,13 @@ class CataloguePages:
         fields: Mapping[str, str] | None = None,
         errors: Mapping[str, str] | None = None,
     ) -> Response:
-        photo = (fields or request.query_params).get("photo", "")
+        photo = self._looked_at(request)
         return self._context.render(
             request,
             "new",
-            422 if trouble or errors else 200,
-            here="/product/new",
-            photo=photo if self._context.known(photo) else "",
+            422 if errors else code_for(trouble),
+            here=f"/product/new?photo={photo}" if photo else "/product/new",
+            photo=photo,
             fields={"currency": self._usual_currency()} if fields is None else fields,
             errors=errors or {},
             trouble=trouble,
@@ -121,8 +122,9 @@ class CataloguePages:
     def _add(self, request: Request, form: Form) -> Response:
         """Add a product, with the photos that were chosen and the one that was looked at."""
         product, errors = read_product(form.fields)
-        if product is not None and self._gallery.get(product.sku) is not None:
-            errors = {"sku": "taken"}
+        sku = " ".join(form.fields.get("sku", "").split())
+        if sku and "sku" not in errors and self._gallery.get(sku) is not None:
+            errors = {**errors, "sku": "taken"}
         if product is None or errors:
             return self._new(request, "", form.fields, errors)
         try:
@@ -130,8 +132,7 @@ class CataloguePages:
         except PhotoError as error:
             trouble = "large" if isinstance(error, PhotoTooLarge) else "unreadable"
             return self._new(request, trouble, form.fields)
-        photo = form.fields.get("photo", "")
-        if self._context.known(photo):
+        if photo := self._looked_at(request):
             images.insert(0, decode(self._context.kept(bytes.fromhex(photo))))
         self._recognition.put(product, images)
         self._currency = product.currency or self._currency
@@ -139,20 +140,16 @@ class CataloguePages:
 
     def _add_photos(self, request: Request, form: Form) -> Response:
         """Add photos to a product."""
-        product = self._context.existing(form.fields.get("sku", ""))
+        product = self._asked_for(request)
         if not form.files:
-            return self._product(request, "missing", product.sku)
+            return self._product(request, "missing")
         try:
             images = references(form.files, self._limits)
         except PhotoError as error:
             trouble = "large" if isinstance(error, PhotoTooLarge) else "unreadable"
-            return self._product(request, trouble, product.sku)
+            return self._product(request, trouble)
         self._recognition.put(product, images)
         return RedirectResponse(product_link(product), 303)
-
-    def _too_many(self, request: Request, trouble: str) -> Response:
-        """Answer a form whose fields were not read: which product it was for is not known."""
-        return self._context.render(request, "error", 413, here="/products", code_shown=413, lines=[])
 
     def _change(
         self,
@@ -165,7 +162,7 @@ class CataloguePages:
             fields = {
                 "sku": product.sku,
                 "title": product.title,
-                "price": "" if product.price is None else f"{product.price:f}",
+                "price": "" if product.price is None else written_price(product.price),
                 "currency": product.currency or "",
                 "category": product.category or "",
                 "attributes": typed_attributes(product),
@@ -174,6 +171,7 @@ class CataloguePages:
             request,
             "change",
             422 if errors else 200,
+            here=product_link(product).replace("/product?", "/product/change?", 1),
             product=product,
             fields=fields,
             errors=errors or {},
@@ -189,15 +187,22 @@ class CataloguePages:
         return RedirectResponse(product_link(product), 303)
 
     def _remove_photo(self, request: Request, fields: Mapping[str, str]) -> Response:
+        """Take a photo from a product; who looks at it just then goes on doing so."""
         product = self._context.existing(fields.get("sku", ""))
-        self._recognition.remove_photo(product.sku, digest_of(fields.get("digest", "")))
-        return RedirectResponse(product_link(product), 303)
+        digest = digest_of(fields.get("digest", ""))
+        back = product_link(product)
+        if fields.get("to") == "photo":
+            self._context.photos.keep(self._context.kept(digest))
+            back = f"/photo/{digest.hex()}"
+        self._recognition.remove_photo(product.sku, digest)
+        return RedirectResponse(back, 303)
 
     def _confirm(self, request: Request) -> Response:
-        product = self._context.existing(request.query_params.get("sku", ""))
+        product = self._asked_for(request)
         photos = self._gallery.photos_of(product.sku)
+        said = sum(each.sku == product.sku for each in self._corrections.list(limit=MAX_CORRECTIONS))
         return self._context.render(
-            request, "remove", product=product, photos=[each.hex() for each in photos]
+            request, "remove", product=product, photos=[each.hex() for each in photos], said=said
         )
 
     def _remove(self, request: Request, fields: Mapping[str, str]) -> Response:
@@ -205,6 +210,15 @@ class CataloguePages:
         self._recognition.remove(sku)
         self._corrections.forget(sku)
         return RedirectResponse("/products", 303)
+
+    def _asked_for(self, request: Request) -> Product:
+        """Return the product that the address names: known even where a form was too large to be read."""
+        return self._context.existing(request.query_params.get("sku", ""))
+
+    def _looked_at(self, request: Request) -> str:
+        """Return the digest in the address, of a photo that is kept; empty without one."""
+        photo = request.query_params.get("photo", "")
+        return photo if self._context.known(photo) else ""
 
     def _first_photo(self, sku: str) -> str:
         photos = self._gallery.photos_of(sku)

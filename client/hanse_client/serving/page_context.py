@@ -26,13 +26,16 @@ from hanse_client.personal.corrections import Corrections
 from hanse_client.recognition.service import Recognition
 from hanse_client.serving.page_forms import Take, taking
 from hanse_client.serving.page_photos import Photos
-from hanse_client.serving.page_view import price
+from hanse_client.serving.page_view import percent, price
 from hanse_common.vision.photo import PhotoLimits, decode
 from hanse_common.web.languages import Languages
 
 MAX_FORM_BYTES = 32 * 1024
 MAX_PHOTOS = 12
 """Photos that are added to a product at a time."""
+
+LARGEST_AT_ONCE = 4
+"""How many photos of the largest size there is room for in one form."""
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _QUERY = re.compile(r"[A-Za-z0-9%=&+._~-]{0,2000}")
@@ -60,9 +63,11 @@ class PageContext:
             "place": request.url.path,
             "here": f"{request.url.path}?{query}" if (query := _query(request)) else request.url.path,
             "price": price,
+            "percent": percent,
             "link": product_link,
             "megabytes": self.limits.max_bytes >> 20,
             "most": MAX_PHOTOS,
+            "most_megabytes": LARGEST_AT_ONCE * self.limits.max_bytes >> 20,
         }
         page = self.languages.of(request).render(f"recognition-{template}.html", **{**common, **values})
         return HTMLResponse(page, code)
@@ -76,12 +81,13 @@ class PageContext:
         return answer
 
     def upload(self, path: str, take: Take, most: int, failed: Callable[..., Response]) -> Route:
-        """Return the route of a form with up to `most` photos; room for four of the largest is enough for many.
+        """Return the route of a form with up to `most` photos, of as many bytes as `LARGEST_AT_ONCE` of the largest.
 
-        `failed(request, trouble="large")` answers one that is too large.
+        `failed(request, trouble=...)` answers one that is larger, or has more, and whose fields were not read.
         """
-        bytes_ = min(most, 4) * self.limits.max_bytes + MAX_FORM_BYTES
-        endpoint = taking(take, bytes_, most, lambda request: failed(request, trouble="large"))
+        bytes_ = min(most, LARGEST_AT_ONCE) * self.limits.max_bytes + MAX_FORM_BYTES
+        trouble = "large" if most == 1 else "many"
+        endpoint = taking(take, bytes_, most, lambda request: failed(request, trouble=trouble))
         return Route(path, endpoint, methods=["POST"])
 
     def existing(self, sku: str) -> Product:
@@ -121,6 +127,11 @@ class PageContext:
 def act(path: str, do: Callable[[Request, Mapping[str, str]], Response]) -> Route:
     """Return the route of a form without photos."""
     return Route(path, deed(do, MAX_FORM_BYTES), methods=["POST"])
+
+
+def code_for(trouble: str) -> int:
+    """Return the status of a page that tells what is wrong with the photos that were chosen; 200 for nothing."""
+    return {"": 200, "large": 413, "many": 413}.get(trouble, 422)
 
 
 def product_link(product: Product) -> str:

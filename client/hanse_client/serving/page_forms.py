@@ -12,7 +12,6 @@ error of its own, and not what the page has to say.
 import re
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
 
 from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
@@ -22,6 +21,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 from starlette.responses import Response
 
+from hanse_client.gallery.prices import MarkUnclear, read_price
 from hanse_client.gallery.product import Product
 from hanse_client.page_access import Endpoint, require_session
 from hanse_common.web.forms import MAX_FIELDS, require_own_origin
@@ -115,7 +115,8 @@ async def _bounded(request: Request, max_bytes: int) -> AsyncGenerator[bytes, No
 def read_product(fields: Mapping[str, str]) -> tuple[Product | None, dict[str, str]]:
     """Return the product that somebody typed, and which fields are wrong; one of the two is empty.
 
-    A price may have a comma. Attributes are lines of a name, a colon and a value.
+    What is wrong is "form", and "mark" for a price whose mark may divide thousands. Attributes are lines of a name, a
+    colon and a value.
     """
     errors: dict[str, str] = {}
     typed = {
@@ -125,10 +126,12 @@ def read_product(fields: Mapping[str, str]) -> tuple[Product | None, dict[str, s
     values["title"] = typed["title"]
     values["sku"] = typed["sku"]
     values["currency"] = typed["currency"].upper() or None
+    price = fields.get("price", "").strip()
     try:
-        text = fields.get("price", "").strip().replace(",", ".")
-        values["price"] = Decimal(text) if text else None
-    except InvalidOperation:
+        values["price"] = read_price(price) if price else None
+    except MarkUnclear:
+        errors["price"] = "mark"
+    except ValueError:
         errors["price"] = "form"
     attributes: dict[str, str] = {}
     for line in fields.get("attributes", "").splitlines():

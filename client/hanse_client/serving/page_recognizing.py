@@ -17,7 +17,7 @@ from hanse_client.gallery.gallery import Gallery
 from hanse_client.gallery.product import Product
 from hanse_client.personal.corrections import MAX_CORRECTIONS, Correction
 from hanse_client.recognition.answers import Found
-from hanse_client.serving.page_context import PageContext, act, digest_of
+from hanse_client.serving.page_context import PageContext, act, code_for, digest_of
 from hanse_client.serving.page_forms import Form
 from hanse_client.serving.page_view import bars, certainty, views
 from hanse_client.serving.photos import decoded
@@ -55,11 +55,10 @@ class RecognizingPages:
         ]
 
     def _start(self, request: Request, trouble: str = "") -> Response:
-        code = {"": 200, "large": 413}.get(trouble, 422)
         return self._context.render(
             request,
             "start",
-            code,
+            code_for(trouble),
             here="/",
             trouble=trouble,
             status=self._recognition.status(),
@@ -89,6 +88,7 @@ class RecognizingPages:
         else:
             seen = self._recognition.classify(image, top=CLASSES_SHOWN)
         said = self._corrections.of(digest)
+        showing = self._gallery.showing(digest)
         classes = bars(seen.classes)
         return self._context.render(
             request,
@@ -105,7 +105,8 @@ class RecognizingPages:
             known=bool(found and found.known),
             said=said,
             said_product=self._gallery.get(said.sku) if said and said.sku else None,
-            reference=bool(said and said.sku and digest in self._gallery.photos_of(said.sku)),
+            reference=bool(said and any(each.sku == said.sku for each in showing)),
+            others=[each for each in showing if said is None or each.sku != said.sku],
             labels=self._labels(status.classes),
         )
 
@@ -138,17 +139,27 @@ class RecognizingPages:
         return RedirectResponse(f"/photo/{kept.hex()}", 303)
 
     def _forget(self, request: Request, fields: Mapping[str, str]) -> Response:
-        """Take back what was said of a photo; it can still be looked at."""
+        """Take back what was said of a photo, and the photo from the product if it is asked for.
+
+        It can still be looked at.
+        """
         digest = self._context.digest_kept(request)
         self._photos.keep(self._context.kept(digest))
+        said = self._corrections.of(digest)
+        if said and said.sku and fields.get("photo") == "remove":
+            self._recognition.remove_photo(said.sku, digest)
         self._corrections.remove(digest)
         back = "/corrections" if fields.get("to") == "corrections" else f"/photo/{digest.hex()}"
         return RedirectResponse(back, 303)
 
     def _corrected(self, request: Request) -> Response:
         said = self._corrections.list(limit=MAX_CORRECTIONS)
-        shown: list[tuple[Correction, Product | None]] = [
-            (each, self._gallery.get(each.sku) if each.sku else None)
+        shown: list[tuple[Correction, Product | None, bool]] = [
+            (
+                each,
+                self._gallery.get(each.sku) if each.sku else None,
+                bool(each.sku) and each.photo in self._gallery.photos_of(each.sku or ""),
+            )
             for each in reversed(said[-CORRECTIONS_SHOWN:])
         ]
         return self._context.render(

@@ -10,7 +10,7 @@ its traceback goes to the log.
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Final
 
 from fastapi import FastAPI
@@ -22,6 +22,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, Route
 
+from hanse_client.gallery import faults
 from hanse_common.errors import (
     Busy,
     CatalogError,
@@ -45,8 +46,9 @@ HELP: Final[Mapping[str, str]] = {
     "internal": "Try again. If it stays, look into serve.log in your state folder and tell the developers.",
     "invalid": "Correct what is named, and send it again.",
     "method_not_allowed": "Look at /openapi.json for the methods of this address.",
+    "no_photo": "Add a photo to the product, then ask again: POST it to /v1/products/SKU/photos.",
     "not_found": "Check the address; /v1/products lists the products there are.",
-    "not_kept": "Read the text; often the disk is full, or another program has the file.",
+    "not_kept": "Do what the text says; where it says no more, the disk may be full, or another program has the file.",
     "other_origin": "Have your own server ask, not a page in somebody's browser.",
     "photo_too_large": "Send a smaller copy: 1,000 pixels at the longer side are plenty.",
     "photo_unreadable": "Send a photo file as the request's body: JPEG, PNG, WebP, GIF, BMP or TIFF.",
@@ -133,15 +135,13 @@ def _hanse(request: Request, error: Exception) -> Response:
 
 
 def _invalid(request: Request, error: Exception) -> Response:
-    faults = error.errors() if isinstance(error, RequestValidationError) else []
-    return problem_response(422, "invalid", faults_in_words(faults))
+    found = error.errors() if isinstance(error, RequestValidationError) else []
+    return problem_response(422, "invalid", faults_in_words(found))
 
 
-def faults_in_words(faults: "list[dict[str, Any]] | Any") -> str:
-    """Return pydantic's errors in one line, by place and rule, without the values."""
-    said = [f"{'.'.join(map(str, fault['loc'])) or 'body'}: {fault['msg']}" for fault in faults[:5]]
-    more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
-    return one_line("; ".join(said) + more)
+def faults_in_words(found: Sequence[Any]) -> str:
+    """Return pydantic's errors in one line; of a product's fields with their values (`hanse_client.gallery.faults`)."""
+    return one_line(f"{faults.in_words(found)}.")
 
 
 def _http(request: Request, error: Exception) -> Response:

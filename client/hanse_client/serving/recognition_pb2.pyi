@@ -175,7 +175,7 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Status(_message.Message):
-    __slots__ = ("recognizer", "version", "embedding", "dimension", "classes", "personal_labels", "products", "photos", "corrections", "threshold", "rebuild", "problem")
+    __slots__ = ("recognizer", "version", "embedding", "dimension", "classes", "personal_labels", "products", "photos", "corrections", "threshold", "rebuild", "problem", "rates")
     RECOGNIZER_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     EMBEDDING_FIELD_NUMBER: _ClassVar[int]
@@ -188,6 +188,7 @@ class Status(_message.Message):
     THRESHOLD_FIELD_NUMBER: _ClassVar[int]
     REBUILD_FIELD_NUMBER: _ClassVar[int]
     PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    RATES_FIELD_NUMBER: _ClassVar[int]
     recognizer: bytes
     version: int
     embedding: bytes
@@ -200,7 +201,22 @@ class Status(_message.Message):
     threshold: float
     rebuild: Rebuild
     problem: str
-    def __init__(self, recognizer: _Optional[bytes] = ..., version: _Optional[int] = ..., embedding: _Optional[bytes] = ..., dimension: _Optional[int] = ..., classes: _Optional[_Iterable[str]] = ..., personal_labels: _Optional[_Iterable[str]] = ..., products: _Optional[int] = ..., photos: _Optional[int] = ..., corrections: _Optional[int] = ..., threshold: _Optional[float] = ..., rebuild: _Optional[_Union[Rebuild, _Mapping]] = ..., problem: _Optional[str] = ...) -> None: ...
+    rates: ThresholdRates
+    def __init__(self, recognizer: _Optional[bytes] = ..., version: _Optional[int] = ..., embedding: _Optional[bytes] = ..., dimension: _Optional[int] = ..., classes: _Optional[_Iterable[str]] = ..., personal_labels: _Optional[_Iterable[str]] = ..., products: _Optional[int] = ..., photos: _Optional[int] = ..., corrections: _Optional[int] = ..., threshold: _Optional[float] = ..., rebuild: _Optional[_Union[Rebuild, _Mapping]] = ..., problem: _Optional[str] = ..., rates: _Optional[_Union[ThresholdRates, _Mapping]] = ...) -> None: ...
+
+class ThresholdRates(_message.Message):
+    __slots__ = ("calibrated", "false_accept", "impostor", "false_reject", "genuine")
+    CALIBRATED_FIELD_NUMBER: _ClassVar[int]
+    FALSE_ACCEPT_FIELD_NUMBER: _ClassVar[int]
+    IMPOSTOR_FIELD_NUMBER: _ClassVar[int]
+    FALSE_REJECT_FIELD_NUMBER: _ClassVar[int]
+    GENUINE_FIELD_NUMBER: _ClassVar[int]
+    calibrated: bool
+    false_accept: float
+    impostor: int
+    false_reject: float
+    genuine: int
+    def __init__(self, calibrated: _Optional[bool] = ..., false_accept: _Optional[float] = ..., impostor: _Optional[int] = ..., false_reject: _Optional[float] = ..., genuine: _Optional[int] = ...) -> None: ...
 
 class Rebuild(_message.Message):
     __slots__ = ("done", "total")

@@ -19,7 +19,7 @@ from hanse_client.serving.answers import (
     Suggested,
     Vector,
 )
-from hanse_client.serving.catalogue import DigestInPath, SkuInPath, require
+from hanse_client.serving.catalogue import DigestInPath, SkuInPath, require, require_photo
 from hanse_client.serving.openapi import NO_CONTENT, problems
 from hanse_client.serving.photos import PHOTO_BODY, Photo, decoded
 from hanse_client.serving.problems import Refused, without_folders
@@ -71,7 +71,7 @@ def router(service: Service) -> APIRouter:
     @routes.get("/products/{sku}/similar", responses=problems(404, 409, 422, 503))
     def similar(sku: SkuInPath, query: Annotated[SimilarQuery, Query()]) -> Listed:
         """Find the products that look most like a product, itself left out."""
-        require(service, sku)
+        require_photo(service, sku)
         where = query.filter()
         found = similar_products(recognition, sku, k=query.k, where=where, diversity=query.diversity)
         return Listed.of(found)

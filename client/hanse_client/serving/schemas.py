@@ -20,6 +20,7 @@ from pydantic import (
     WithJsonSchema,
 )
 
+from hanse_client.gallery import prices
 from hanse_client.gallery.product import (
     MAX_ATTRIBUTES,
     Attributes,
@@ -65,7 +66,7 @@ def valid(model: type[M], **fields: Any) -> M:
 
 def _plain(value: object) -> object:
     if isinstance(value, bool) or (isinstance(value, str) and not _DECIMAL.fullmatch(value)):
-        raise ValueError("expected a decimal number, such as 19.90")
+        raise ValueError(f"expected {prices.WORDS}")
     return value
 
 

@@ -21,6 +21,7 @@ import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from hanse_client.config import ClientConfig
+from hanse_client.recognition.sources import named
 from hanse_client.serving import page
 from hanse_client.serving.access import make_token, read_token
 from hanse_client.serving.app import build
@@ -42,7 +43,7 @@ SPARE_THREADS: Final = 4
 def serve(
     config: ClientConfig, tell: Callable[[str], None], stop: threading.Event, *, private: bool = True
 ) -> None:
-    """Serve until `stop`. `tell` hears what is served and where, a line at a time.
+    """Serve until `stop`. `tell` hears what is served and where, and when that changes, a line at a time.
 
     The token is told only if what is told is `private`: a system's journal has more readers than its owner.
 
@@ -55,7 +56,7 @@ def serve(
         listener = open_.enter_context(GrpcListener(settings)) if settings.grpc_port is not None else None
         context = _uvicorn(settings)
         tell("Loading the recognizer.")
-        service = open_.enter_context(Service.open(config))
+        service = open_.enter_context(Service.open(config, tell))
         needed = (lambda: read_token(config)) if settings.token else None
         app = build(service, needed, _page(service))
         with _answering(context, _with_threads(app, settings.requests), bound):
@@ -74,7 +75,6 @@ def announcement(service: Service, token: str | None) -> tuple[str, ...]:
     """Return what is served and where, in words; the way into the page with the token, if there is one to tell."""
     settings, status = service.config.serve, service.recognition.status()
     host = settings.address.rpartition(":")[0].partition("://")[2]
-    version = f"version {status.version}" if status.version is not None else status.recognizer.hex()[:16]
     who = "this machine alone" if settings.is_loopback else "every machine that reaches it"
     known = f"{len(status.classes)} classes, {status.products} products"
     where = f"{settings.address}/v1" + (
@@ -86,7 +86,7 @@ def announcement(service: Service, token: str | None) -> tuple[str, ...]:
         else "No token is needed (serve.token: false)."
     )
     return (
-        f"The recognizer is ready: {version}, {known}.",
+        f"The recognizer is ready: {named(service.config, status.recognizer)}, {known}.",
         f"Serving to {who}: {where}.",
         asked,
         f"Your page: {settings.address}/?token={token or 'TOKEN'}"

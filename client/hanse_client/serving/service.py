@@ -17,6 +17,7 @@ from hanse_client.config import ClientConfig
 from hanse_client.gallery.gallery import Match
 from hanse_client.gallery.product import Filter, Product
 from hanse_client.personal.corrections import Corrections
+from hanse_client.recognition.following import Tell
 from hanse_client.recognition.service import Recognition
 from hanse_client.serving.imports import Imports
 
@@ -37,11 +38,14 @@ class Service:
     """Held while a product is read, changed and written back."""
 
     @classmethod
-    def open(cls, config: ClientConfig) -> Self:
-        """Load the recognizer, warm, and follow the league's releases. Raises as `Recognition.open`, `Corrections`."""
+    def open(cls, config: ClientConfig, tell: Tell = lambda line: None) -> Self:
+        """Load the recognizer, warm, and follow the league's releases, of which `tell` hears a line each.
+
+        Raises as `Recognition.open` and `Corrections` do.
+        """
         corrections = Corrections(config.corrections_path)
         try:
-            recognition = Recognition.open(config, follow=True)
+            recognition = Recognition.open(config, follow=True, tell=tell)
         except BaseException:
             corrections.close()
             raise

@@ -79,6 +79,7 @@ def configuration(folder: Path) -> ClientConfig:
             "taxonomy": {"classes": CLASSES},
         },
         "policy": {"league": "test", "epsilon": 1.0},
+        "search": {"false_reject": 0.02},
     }
     return ClientConfig.model_validate(found)
 

@@ -110,7 +110,7 @@ def test_a_catalog_file_is_read_with_a_row_for_each_photo(gallery: Gallery, tabl
         "photos/2.png,bag,b,Tote",
     )
     done = import_products(gallery, source, embed)
-    assert (done.products, done.photos, done.problem_count) == (3, 3, 0)
+    assert (done.rows, done.products, done.photos, done.problem_count) == (3, 2, 3, 0)
     assert gallery.get("a") == Product(sku="a", title="Runner", category="shoe")
     assert len(gallery.photos_of("a")) == 2
 
@@ -160,6 +160,7 @@ def test_a_bad_row_is_told_by_its_line_and_stops_nothing(gallery: Gallery, table
         assert reason in problem.reason
         assert f"products.csv:{problem.line}: " in problem.reason
     assert gallery.photos_of("good")
+    assert (done.rows_left_out, done.photos_left_out) == (len(rows) - 7, 7)
     # A product without its bad photo is there all the same.
     assert {product.sku for product in gallery.products()} == {*"ghijklm", "good"}
 
@@ -228,10 +229,56 @@ def test_what_changed_in_the_file_changes_in_the_gallery(gallery: Gallery, table
     assert embed.batches == [1]
 
 
+def test_a_file_changes_nothing_that_it_does_not_name(gallery: Gallery, table, embed) -> None:
+    shoe = Product(
+        sku="a", title="Shoe", price=Decimal(1), currency="EUR", category="shoes", attributes={"size": "42"}
+    )
+    gallery.put(shoe)
+    import_products(gallery, table("sku,price,colour", "a,2,red"), embed)
+    there = shoe.model_copy(update={"price": Decimal(2), "attributes": {"size": "42", "colour": "red"}})
+    assert gallery.get("a") == there
+    for line in ("a,,,,,", ",".join("a" + " " * 5)):
+        import_products(gallery, table("sku,title,price,currency,category,size", line), embed)
+        assert gallery.get("a") == there
+
+
+def test_a_photo_is_called_as_the_file_calls_it(gallery: Gallery, table, embed) -> None:
+    (table("sku").parent / "text.png").write_text("no photo")
+    done = import_products(gallery, table("sku,photo", "a,photos/none.png", "b,./text.png"), embed)
+    for problem, name, sku in zip(done.problems, ("photos/none.png", "text.png"), "ab", strict=True):
+        assert f"products.csv:{problem.line}: {name}: found no " in problem.reason
+        assert f"Product '{sku}' was taken in without this photo." in problem.reason
+    assert (done.products, done.rows_left_out, done.photos_left_out) == (2, 0, 2)
+
+
+@pytest.mark.parametrize("price", ["1,299", "1.299", "12,500"])
+def test_a_price_with_a_mark_that_may_divide_thousands_is_asked_about(
+    gallery: Gallery, table, embed, price: str
+) -> None:
+    done = import_products(gallery, table("sku;price", f"a;{price}", "b;1299", "c;1,2990", "d;0,299"), embed)
+    whole = price.replace(",", "").replace(".", "")
+    assert [problem.line for problem in done.problems] == [2]
+    assert f"price: found '{price}', which may be {whole} or " in done.problems[0].reason
+    assert [product.price for product in gallery.products()] == [
+        Decimal(1299),
+        Decimal("1.299"),
+        Decimal("0.299"),
+    ]
+
+
+def test_what_is_wrong_in_a_field_is_told_in_words(gallery: Gallery, table, embed) -> None:
+    source = table("sku,currency,price,size", "a,EURO,,", "b,,dear,", "c,,," + "x" * 257)
+    told = [problem.reason for problem in import_products(gallery, source, embed).problems]
+    assert told[0].endswith(":2: currency: found 'EURO', expected three capital letters, such as EUR.")
+    assert "price: found 'dear', expected a number such as 59.90" in told[1]
+    assert "attributes.size: found 'xxx" in told[2] and "expected a value of at most 256" in told[2]
+
+
 def test_a_product_of_too_many_photos_is_a_problem(gallery: Gallery, jpeg, table, embed) -> None:
     gallery.put(Product(sku="a"), [jpeg(number) for number in range(64)])
     done = import_products(gallery, table("sku,photo", "a,photos/0.png", "b,photos/0.png"), embed)
-    assert [problem.reason for problem in done.problems] == ["line 2: 64 + 1 photos, expected at most 64."]
+    (problem,) = done.problems
+    assert "products.csv:2: product 'a' would have 64 + 1 photos, expected at most 64." in problem.reason
     assert gallery.photos_of("b")
 
 

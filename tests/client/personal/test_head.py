@@ -260,7 +260,7 @@ def test_personalize_learns_the_shops_own_labels_and_says_how_good(
     assert sorted(found["head"]["labels"]) == sorted(KINDS)
     assert found["head"]["corrections"] == 5
     assert found["head"]["used"]
-    assert found["metric"] == {"products": 0, "judgement": None, "used": False}
+    assert found["metric"] == {"products": 0, "judgement": None, "asked": None, "used": False}
     served = PersonalHead.load(config.personal_path, RECIPE, config.league.taxonomy)
     assert served is not None
     features = league().features([picture(kind, 2000) for kind in range(4)])

@@ -20,7 +20,7 @@ from hanse_client.personal import metric as metrics
 from hanse_client.personal import metric_judging, metric_learning
 from hanse_client.personal.corrections import Corrections
 from hanse_client.personal.head import Judgement
-from hanse_client.personal.metric import ENOUGH, FOLDS, MetricRecord, PersonalMetric
+from hanse_client.personal.metric import FOLDS, MetricRecord, PersonalMetric
 from hanse_client.personal.metric_judging import Asked, finds_its_product, parts_of
 from hanse_client.personal.metric_learning import LearnedMetric, fitted, learn_metric, learned_from
 from hanse_client.shop import Shop
@@ -149,9 +149,6 @@ BETTER, UNCLEAR = judgement(900, 400, 450, clear=True), judgement(900, 400, 405,
         (UNCLEAR, judgement(30, 12, 14, clear=False), False),
         (UNCLEAR, judgement(30, 2, 12, clear=True), True),
         (BETTER, judgement(30, 12, 2, clear=True), False),
-        (BETTER, judgement(ENOUGH, 80, 90, clear=False), False),
-        (BETTER, judgement(ENOUGH - 1, 80, 90, clear=False), True),
-        (UNCLEAR, judgement(ENOUGH, 80, 120, clear=True), True),
     ],
 )
 def test_what_it_takes_to_serve(own: Judgement, asked: Judgement, serves: bool) -> None:
@@ -166,9 +163,7 @@ def test_what_it_takes_to_serve(own: Judgement, asked: Judgement, serves: bool) 
     assert record.serves == serves
     said = metric_conclusion(record)
     assert ("is used from now on" in said, "is not used" in said) == (serves, not serves)
-    assert (f"{asked.photos} photos that search was asked with" in said) == (
-        asked.photos > 0 and (serves or asked.photos >= ENOUGH)
-    )
+    assert (f"{asked.photos} photos that search was asked with" in said) == (serves and asked.photos > 0)
     assert ("alone" in said.replace("Chance alone", "")) == (serves and asked.photos == 0)
 
 

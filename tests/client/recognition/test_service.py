@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from tests.client.released import CLASSES, Made
 
 from hanse_client.config import ClientConfig
 from hanse_client.gallery.gallery import MAX_VIEWS, Gallery
 from hanse_client.gallery.product import Filter, Product
+from hanse_client.gallery.rejection import DEFAULT_THRESHOLD
 from hanse_client.recognition.service import Recognition
 from hanse_common.errors import Busy, ConfigError, GalleryError, RecognizerError
 from hanse_common.vision.photo import decode
@@ -27,6 +29,11 @@ def fill(recognition: Recognition, count: int = 12) -> None:
             sku=f"p{number}", title=f"Thing {number}", category="even" if number % 2 == 0 else "odd"
         )
         recognition.put(product, [picture(number), picture(number, 50, 42)])
+
+
+def view(seed: int, number: int) -> Image.Image:
+    """Return a picture that has much of `picture(seed)`, another one for each number."""
+    return Image.blend(picture(seed), picture(100_000 + 1000 * number + seed), 0.2)
 
 
 def test_it_says_what_the_recognizer_says(recognition: Recognition, shelf: Shelf) -> None:
@@ -76,7 +83,8 @@ def test_similar_products_leave_the_product_out(recognition: Recognition) -> Non
     recognition.put(Product(sku="twin"), [picture(5, 49, 41)])
     found = recognition.similar("p5", k=4)
     assert found.matches[0].product.sku == "twin" and len(found.matches) == 4
-    assert "p5" not in {match.product.sku for match in found.matches} and found.known
+    assert "p5" not in {match.product.sku for match in found.matches}
+    assert found.known is None  # a product of the shop was asked about, no photo
     assert {m.product.category for m in recognition.similar("p5", where=Filter(category="even")).matches} == {
         "even"
     }
@@ -161,13 +169,91 @@ def test_many_threads_get_what_one_gets(recognition: Recognition) -> None:
 
 def test_a_threshold_that_is_calibrated_decides_what_is_known(recognition: Recognition) -> None:
     for number in range(40):
-        recognition.put(Product(sku=f"p{number}"), [picture(number)])
+        recognition.put(Product(sku=f"p{number}"), [view(number, 0), view(number, 1)])
     rejection = recognition.gallery.calibrate(recognition.status().embedding)
     assert rejection.calibrated and recognition.status().threshold == rejection.threshold
     found = [recognition.search(picture(seed)) for seed in (*range(40), *range(1000, 1100))]
     assert all(one.threshold == rejection.threshold for one in found)
     assert [one.known for one in found] == [one.matches[0].similarity > rejection.threshold for one in found]
     assert all(one.known for one in found[:40]) and sum(bool(one.known) for one in found[40:]) < 20
+
+
+def test_a_filter_does_not_change_what_is_known(recognition: Recognition) -> None:
+    for number in range(12):
+        category = "even" if number % 2 == 0 else "odd"
+        product = Product(sku=f"p{number}", title=f"Thing {number}", category=category)
+        recognition.put(product, [view(number, 0), view(number, 1)])
+    nothing = recognition.search(picture(5), where=Filter(category="none"))
+    assert nothing.matches == () and nothing.known
+    assert recognition.search(picture(5), where=Filter(category="even"), k=1).known
+    assert recognition.recognize(picture(5), where=Filter(category="even"), k=1).found.known
+    assert [one.known for one in recognition.search_all([picture(5)], where=Filter(category="none"))] == [
+        True
+    ]
+    assert recognition.search(picture(5), text="Thing 2", where=Filter(category="even"), k=1).known
+    for where in (None, Filter(category="none"), Filter(category="even")):
+        assert recognition.search(picture(77), where=where).known is False
+
+
+def test_the_shops_own_photos_are_known_whatever_the_threshold(recognition: Recognition) -> None:
+    """Products whose two photos are nothing like each other, so that none is near its product's mean."""
+    for number in range(20):
+        recognition.put(Product(sku=f"p{number}"), [picture(number), picture(100 + number)])
+    embedding = recognition.status().embedding
+    recognition.search(picture(1))
+    with recognition.gallery._store.write() as db:
+        db.execute("UPDATE rejection SET threshold = 0.999")
+    assert recognition.gallery.rejection(embedding).threshold == 0.999
+    for number in range(20):
+        found = recognition.search(picture(number), k=1)
+        assert found.matches[0].similarity < 0.999 and found.known
+    assert not any(recognition.search(picture(seed)).known for seed in range(1000, 1020))
+
+
+def test_what_is_added_and_removed_by_commands_calibrates_the_threshold_at_the_next_search(
+    recognition: Recognition,
+) -> None:
+    def fill() -> None:
+        for number in range(30):
+            recognition.put(Product(sku=f"p{number}"), [view(number, 0), view(number, 1)])
+
+    def searched() -> float:
+        return recognition.search(picture(1)).threshold
+
+    embedding = recognition.status().embedding
+    fill()
+    first = searched()
+    rejection = recognition.gallery.rejection(embedding)
+    assert rejection.calibrated and rejection.threshold == first != DEFAULT_THRESHOLD
+    recognition.put(Product(sku="p30"), [picture(30)])
+    assert searched() == first and recognition.gallery.rejection(embedding) == rejection
+    for number in range(15):
+        recognition.remove(f"p{number}")
+    searched()
+    assert recognition.gallery.rejection(embedding).impostor == 31
+    for number in range(31):
+        recognition.remove(f"p{number}")
+    assert searched() == DEFAULT_THRESHOLD
+    fill()
+    recognition.complete()
+    assert recognition.gallery.rejection(embedding) == rejection
+
+
+def test_the_configuration_says_how_many_photos_may_be_turned_away(config: ClientConfig) -> None:
+    found = []
+    for share in (0.9, 0.1):
+        search = config.search.model_copy(update={"false_reject": share, "false_accept": 0.1})
+        with Recognition.open(config.model_copy(update={"search": search})) as recognition:
+            if not found:
+                for number in range(20):
+                    recognition.put(
+                        Product(sku=f"p{number}"), [picture(number + 100 * view) for view in range(3)]
+                    )
+            recognition.complete()
+            found.append(recognition.status().rejection)
+    assert [(one.targets.false_accept, one.targets.false_reject) for one in found] == [(0.1, 0.9), (0.1, 0.1)]
+    assert found[1].threshold < found[0].threshold and found[1].false_reject <= 0.1
+    assert found[0].false_accept <= 0.1 < found[1].false_accept
 
 
 def test_products_are_imported_from_a_file(recognition: Recognition, tmp_path: Path) -> None:

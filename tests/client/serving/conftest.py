@@ -93,7 +93,9 @@ class Served:
 
 
 @contextmanager
-def running(folder: Path, *, private: bool = True, **serve: Any) -> Iterator[Served]:
+def running(
+    folder: Path, *, private: bool = True, told: list[str] | None = None, **serve: Any
+) -> Iterator[Served]:
     """Serve a shop in `folder` while entered, as the command does, in a thread."""
     written = settings_in(folder, **serve)
     source = folder / "hanse-client.yaml"
@@ -102,7 +104,7 @@ def running(folder: Path, *, private: bool = True, **serve: Any) -> Iterator[Ser
 
     config = load(ClientConfig, source)
     release(config, Made(folder / "made"), 1)
-    told: list[str] = []
+    told = [] if told is None else told
     stop, failures = threading.Event(), []
 
     def run() -> None:
@@ -151,6 +153,18 @@ def _empty(request: pytest.FixtureRequest) -> Iterator[None]:
                     one.delete(f"/v1/products/{quoted(product['sku'])}").raise_for_status()
             for each in one.get("/v1/corrections").json()["corrections"]:
                 one.delete(f"/v1/corrections/{each['photo']}").raise_for_status()
+
+
+@pytest.fixture
+def twins(client: httpx.Client) -> None:
+    """Products A, B and C with one picture in three formats, and five that look different: O-0 to O-4, others."""
+    shown = {"A": photo(1), "B": photo(1, "PNG"), "C": photo(1, "WEBP")}
+    shown |= {f"O-{number}": photo(10 + number) for number in range(5)}
+    for number, (sku, of_it) in enumerate(shown.items()):
+        fields = {"price": str(number), "category": "twins" if sku in "ABC" else "others"}
+        fields |= {"attributes": {"parity": "even" if number % 2 == 0 else "odd"}}
+        client.put(f"/v1/products/{sku}", json=fields).raise_for_status()
+        client.post(f"/v1/products/{sku}/photos", **of_it).raise_for_status()
 
 
 def quoted(sku: str) -> str:

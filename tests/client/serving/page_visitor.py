@@ -113,8 +113,8 @@ def make_recognizer(folder: Path, recipe: Recipe = RECIPE) -> None:
 
 
 @contextmanager
-def a_shop(folder: Path, **changes: Any) -> Iterator[Shop]:
-    """A shop in `folder`, where its recognizer is."""
+def a_shop(folder: Path, *, follow: bool = False, **changes: Any) -> Iterator[Shop]:
+    """A shop in `folder`, where its recognizer is. With `follow` it is at work as the service has it."""
     config = ClientConfig.model_validate(
         {
             "photos": folder,
@@ -126,7 +126,7 @@ def a_shop(folder: Path, **changes: Any) -> Iterator[Shop]:
         }
         | changes
     )
-    with Recognition.open(config) as recognition:
+    with Recognition.open(config, follow=follow) as recognition:
         shop = Shop(config, recognition)
         yield shop
         shop.corrections.close()

@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 
 from hanse_client.gallery.gallery import Gallery
+from hanse_client.gallery.product import Product
+from hanse_client.serving.page_context import product_link
 from hanse_common.vision.photo import decode
 from hanse_common.web.serving import listen, serving
 
-from .page_visitor import Owner, Shop, a_shop, make_recognizer, picture, png
+from .page_visitor import Owner, Shop, a_shop, make_recognizer, picture, png, product
 
 FILLED = 24
 
@@ -196,6 +198,56 @@ def test_on_a_phone(browser: Any, shop: Shop, port: int, scheme: str, language: 
         ada.page.goto(f"{ada.origin}{path}")
         ada.look(f"shop-400-{scheme}-{name}")
     assert [each for each in ada.complaints if "404" not in each] == []
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_name_of_one_long_word_breaks(browser: Any, shop: Shop, port: int, width: int) -> None:
+    word = "Donaudampfschifffahrt" * 6
+    long = Product(sku=word[:64], title=word + word, category=word, attributes={word[:64]: word})
+    (photo,) = shop.recognition.put(long, [picture(1)])
+    (other,) = shop.recognition.put(product(2, category=word), [picture(2)])
+    jpegs = [shop.recognition.gallery.photo(each) or b"" for each in (photo, other)]
+    shop.corrections.add(jpegs[0], sku=long.sku)
+    shop.corrections.add(jpegs[1], label=word)
+    ada = Owner(browser, shop, port, viewport={"width": width, "height": 800})
+    link = product_link(long)
+    for name, path in (
+        ("product", link),
+        ("change", link.replace("product?", "product/change?")),
+        ("remove", link.replace("product?", "product/remove?")),
+        ("said", f"/photo/{photo.hex()}"),
+        ("labelled", f"/photo/{other.hex()}"),
+        ("products", "/products"),
+        ("corrections", "/corrections"),
+    ):
+        ada.page.goto(f"{ada.origin}{path}")
+        ada.look(f"shop-long-{width}-{name}")  # no page is wider than its window
+    assert ada.complaints == []
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_what_is_wrong_with_photos_is_in_sight(browser: Any, shop: Shop, port: int, width: int) -> None:
+    shop.recognition.put(product(1), [picture(seed) for seed in range(12)])
+    ada = Owner(browser, shop, port, viewport={"width": width, "height": 800})
+    text = {"name": "notes.txt", "mimeType": "image/png", "buffer": b"hello"}
+    for path, button, files, said in (
+        ("/product?sku=A-01", "Add these photos", [text], "This file can't be read as a photo."),
+        ("/product?sku=A-01", "Add these photos", [text] * 13, "Choose up to 12 photos at a time"),
+        ("/product/new", "Add this product", [text], "This file can't be read as a photo."),
+    ):
+        ada.page.goto(f"{ada.origin}{path}")
+        if path == "/product/new":
+            ada.page.get_by_label("Product number (SKU)").fill("B-1")
+        ada.page.locator("#photos").set_input_files(files)
+        ada.press(button)
+        box = ada.page.get_by_text(said).bounding_box()
+        assert box and box["y"] + box["height"] < 800
+        ada.look(f"shop-trouble-{width}-{len(files)}-{button.split()[1]}")
+        ada.follow("Choose again")
+        ada.page.wait_for_function(
+            "document.querySelector('#photos').getBoundingClientRect().bottom <= innerHeight"
+        )
+    assert [each for each in ada.complaints if "422" not in each and "413" not in each] == []
 
 
 def test_by_keyboard_alone(browser: Any, shop: Shop, port: int) -> None:

@@ -116,6 +116,52 @@ def test_similar_leaves_the_product_itself_out(client: httpx.Client, stock: Stoc
     problem(client.get("/v1/products/S-9/similar"), 404, "not_found")
 
 
+def skus(answer: httpx.Response) -> list[str]:
+    return [match["product"]["sku"] for match in answer.raise_for_status().json()["matches"]]
+
+
+def test_similar_products_differ_from_one_another_as_far_as_is_asked(
+    client: httpx.Client, twins: None
+) -> None:
+    def similar(diversity: float) -> list[str]:
+        params = {"k": 2, "diversity": diversity}
+        return skus(client.get("/v1/products/A/similar", params=params))
+
+    assert set(similar(0)) == {"B", "C"}
+    first, second = similar(0.9)
+    assert first in "BC" and second.startswith("O-")
+
+
+FILTERS: list[tuple[dict[str, str], set[str]]] = [
+    ({"category": "others"}, {"O-0", "O-1", "O-2", "O-3", "O-4"}),
+    ({"price_min": "4"}, {"O-1", "O-2", "O-3", "O-4"}),
+    ({"price_max": "4"}, {"B", "C", "O-0", "O-1"}),
+    ({"attribute": "parity:odd"}, {"B", "O-0", "O-2", "O-4"}),
+    ({"category": "others", "price_max": "5", "attribute": "parity:odd"}, {"O-0", "O-2"}),
+    ({"category": "hats"}, set()),
+]
+"""Conditions, and the products of `twins` but A of which they hold."""
+
+
+@pytest.mark.parametrize(("where", "expected"), FILTERS)
+def test_conditions_hold_of_all_that_is_suggested_or_similar(
+    client: httpx.Client, twins: None, where: dict[str, str], expected: set[str]
+) -> None:
+    assert set(skus(client.get("/v1/suggestions", params={"viewed": "A"} | where))) == expected
+    assert set(skus(client.get("/v1/products/A/similar", params=where))) == expected
+    everything = skus(client.post("/v1/search", params=where, **photo(1)))
+    assert set(everything) - {"A"} == expected
+
+
+def test_what_was_viewed_last_counts_most(client: httpx.Client, twins: None) -> None:
+    """Of two products viewed, the first one named is the one viewed last."""
+    client.put("/v1/products/P", json={}).raise_for_status()
+    client.post("/v1/products/P/photos", **photo(12, "PNG")).raise_for_status()  # looks like O-2
+    for viewed, expected in ((["A", "P"], "BC"), (["P", "A"], ["O-2"])):
+        found = skus(client.get("/v1/suggestions", params={"viewed": viewed, "k": 1}))
+        assert found[0] in expected, viewed
+
+
 def test_with_a_product_goes_what_was_said_to_show_it(client: httpx.Client, stock: Stock) -> None:
     stock(2)
     client.post("/v1/products/S-1/corrections", **photo(7)).raise_for_status()

@@ -132,6 +132,28 @@ def test_products_are_shown_listed_and_suggested_as_rest_does(
     assert [match.product.sku for match in odd.matches] == ["S-1"]
 
 
+def test_similar_products_differ_and_conditions_hold_as_with_rest(
+    call: Caller, client: httpx.Client, twins: None
+) -> None:
+    def skus(answer: Any) -> list[str]:
+        return [match.product.sku for match in answer.matches]
+
+    nearest = call("Similar", pb.SimilarRequest(sku="A", k=2))
+    first, second = skus(call("Similar", pb.SimilarRequest(sku="A", k=2, diversity=0.9)))
+    assert set(skus(nearest)) == {"B", "C"} and first in "BC" and second.startswith("O-")
+    rest = client.get("/v1/products/A/similar", params={"k": 2, "diversity": 0.9}).json()["matches"]
+    assert [each["product"]["sku"] for each in rest] == [first, second]
+    where = pb.Filter(category="others", price_max="5", attributes={"parity": "odd"})
+    for answer in (
+        call("Similar", pb.SimilarRequest(sku="A", where=where)),
+        call("Suggest", pb.SuggestRequest(viewed=["A"], where=where)),
+        call("Search", pb.SearchRequest(photo=picture(1), where=where)),
+    ):
+        assert set(skus(answer)) == {"O-0", "O-2"}
+    (answer,) = call("Recognize", iter([pb.Photo(photo=picture(1), where=where)]))
+    assert set(skus(answer.recognized.found)) == {"O-0", "O-2"}
+
+
 def test_corrections_and_status_are_those_of_rest(call: Caller, client: httpx.Client, stock: Stock) -> None:
     stock(1)
     labelled = call("Correct", pb.CorrectRequest(photo=picture(5), label="trail shoe"))
