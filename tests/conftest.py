@@ -53,10 +53,24 @@ def root() -> Path:
     return ROOT
 
 
+def missing_data(folder: Path) -> str:
+    """Say what to do where a file of Fashion-MNIST is not in `folder`; return nothing where all are there."""
+    names = (
+        f"{part}-{kind}-ubyte.gz" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
+    )
+    lacking = [name for name in names if not (folder / name).is_file()]
+    if not lacking:
+        return ""
+    return f"{folder}: found no {', '.join(lacking)}; run `make install`, which fetches Fashion-MNIST, once."
+
+
 @pytest.fixture(scope="session")
 def data_folder() -> Path:
     """Where `make install` puts Fashion-MNIST."""
-    return ROOT / ".data" / "fashion-mnist"
+    folder = ROOT / ".data" / "fashion-mnist"
+    if missing := missing_data(folder):
+        pytest.fail(missing, pytrace=False)
+    return folder
 
 
 @pytest.fixture

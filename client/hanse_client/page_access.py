@@ -113,8 +113,8 @@ class Gate:
     """The ASGI application `app`, for those who have the token.
 
     `cookie` is the session's name, another one for each port. `token` is asked at each request; None lets nobody in.
-    Those outside read the template `locked`: how `command` lets them in. Inside, `request.state.key` is the key of the session's forms.
-    `secure` is whether the page is served by TLS: the cookie is then sent by nothing else.
+    Those outside read the template `locked`, which says how `command` lets them in. Inside, `request.state.key` is the
+    key of the session's forms. `secure` is whether the page is served by TLS: the cookie is then sent by nothing else.
     """
 
     def __init__(

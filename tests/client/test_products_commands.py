@@ -120,7 +120,7 @@ def test_what_is_named_empty_is_taken_away(shop: Path) -> None:
         (("add", "A", "--price", "1e3"), "--price: found '1e3', expected a number such as 59.90"),
         (("add", "A", "--price", "1,299"), "--price: found '1,299', which may be 1299 or 1.299"),
         (("list", "--price-max", "1.299"), "--price-max: found '1.299', which may be"),
-        (("list", "--category", ""), "category: found '', expected one line of 1 to 128 characters."),
+        (("list", "--category", ""), "category: found '', expected 1 to 128 characters in one line."),
     ],
 )
 def test_what_is_wrong_is_told_in_words(shop: Path, words: tuple[str, ...], said: str) -> None:
@@ -222,3 +222,20 @@ def test_a_photo_at_two_products_is_named_once_and_where_it_is_wrong(released: P
     assert f"{photo[:8]} of A and B" in said
     (summary,) = [line for line in invoke("check")[1].splitlines() if line.startswith("Looked at")]
     assert summary.startswith("Looked at 6 photos of 2 products: 1 perhaps at the wrong product, ")
+
+
+def test_check_tells_how_often_photos_are_wrongly_not_in_the_catalog(released: Path) -> None:
+    assert told("check")["rates"]["genuine"] == 0 and "tried on your photos" not in invoke("check")[1]
+    for sku, first in (("A", 0), ("B", 90), ("C", 180)):
+        for number in range(3):
+            scene(first + 15 * number, 100).save(released / f"{sku}{number}.png")
+        told("add", sku, "-p", f"{sku}0.png", "-p", f"{sku}1.png", "-p", f"{sku}2.png")
+    found = told("check")
+    rates = found["rates"]
+    assert rates["genuine"] > 3 < rates["impostor"] and not rates["calibrated"]
+    said = " ".join(invoke("check")[1].split())
+    assert f"said of {100 * rates['false_reject']:.0f} % of {rates['genuine']} that show a product" in said
+    assert (
+        f"not said of {100 * rates['false_accept']:.0f} % of {rates['impostor']}, each without its product"
+        in said
+    )

@@ -8,6 +8,7 @@ from hanse_client.cli.ledger import ledger
 from hanse_client.cli.membership import endorse, init, join, members, rotate, show_words
 from hanse_client.cli.personal import personalize
 from hanse_client.cli.plans import approve, explain, plans, refuse
+from hanse_client.cli.product_check import check
 from hanse_client.cli.receipts import receipt
 from hanse_client.cli.recognition import classify, inventory, search, similar
 from hanse_client.cli.releases import update
@@ -55,6 +56,7 @@ for command in (
     app.command()(command)
 app.command("words")(show_words)
 app.add_typer(league.app, name="league")
+products.app.command()(check)
 app.add_typer(products.app, name="products")
 
 

@@ -49,9 +49,14 @@ def say_now(text: str) -> None:
     say(f"{datetime.now():%H:%M:%S}  {text}")
 
 
+def counted(count: int, what: str) -> str:
+    """Return a number of things, each of which is a `what`."""
+    return f"1 {what}" if count == 1 else f"{count} {what}s"
+
+
 def photos(count: int) -> str:
     """Return the number of photos in words."""
-    return "1 photo" if count == 1 else f"{count} photos"
+    return counted(count, "photo")
 
 
 def confirmed(question: str, yes: bool) -> bool:

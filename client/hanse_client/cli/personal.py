@@ -201,7 +201,8 @@ def _conclusion(judged: "Judgement", name: str) -> str:
 
 
 def _chance(judged: "Judgement") -> str:
-    return f"Chance alone makes such a difference with a probability of {100 * judged.p_value:.2g} %"
+    percent = f"{100 * judged.p_value:.0f} %" if judged.p_value >= 0.01 else "under 1 %"
+    return f"Chance alone makes such a difference with a probability of {percent}"
 
 
 def _of(right: int, judged: "Judgement") -> str:

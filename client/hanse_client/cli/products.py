@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 from pydantic import BaseModel, ValidationError
 
-from hanse_client.cli.options import DEFAULT_CONFIG, ConfigOption, photos, say, with_options
+from hanse_client.cli.options import DEFAULT_CONFIG, ConfigOption, counted, photos, say, with_options
 from hanse_client.config import ClientConfig
 from hanse_client.gallery.faults import in_words
 from hanse_client.gallery.gallery import Gallery
@@ -29,16 +29,16 @@ if TYPE_CHECKING:  # torch takes seconds to load
 
 app = commands.new_app("Your products with their reference photos: a photo is looked up among them.")
 
-M = TypeVar("M", bound=BaseModel)
-Put = Callable[[Product], Sequence[bytes]]
-
-Sku = Annotated[str, typer.Argument(help="Your number of the product.", metavar="SKU", show_default=False)]
 DIGITS = 8
 """By so many digits of its SHA-256 a photo is named."""
 
 TOLD = 20
 """So many problems of an import are told."""
 
+M = TypeVar("M", bound=BaseModel)
+Put = Callable[[Product], Sequence[bytes]]
+
+Sku = Annotated[str, typer.Argument(help="Your number of the product.", metavar="SKU", show_default=False)]
 Title = Annotated[str | None, typer.Option(help="Its title.", metavar="TEXT")]
 Price = Annotated[str | None, typer.Option(help="Its price, such as 19.90.", metavar="DECIMAL")]
 Currency = Annotated[str | None, typer.Option(help="The price's currency, such as EUR.", metavar="CODE")]
@@ -194,7 +194,7 @@ def show(sku: Sku, config: ConfigOption = DEFAULT_CONFIG, as_json: Json = False)
     with Gallery.open(load(ClientConfig, config).gallery_path) as gallery:
         product = _known(gallery, sku)
         digests = gallery.photos_of(sku)
-    named = f": {', '.join(map(_short, digests))}" if digests else ""
+    named = f": {', '.join(map(short, digests))}" if digests else ""
     _tell(product, f"{described(product)}; {photos(len(digests))}{named}", digests, as_json)
 
 
@@ -230,7 +230,7 @@ def import_csv(
     Exit codes: 0 all taken in, 30 the file can't be used, or a row or photo was left out, 130 you stopped it.
     """
     try:
-        with _recognition(config) as recognition, err.status("importing") as status:
+        with opened(config) as recognition, err.status("importing") as status:
             done = recognition.import_products(
                 source, lambda read, total: status.update(f"importing: {100 * read // max(1, total)} %")
             )
@@ -249,7 +249,7 @@ def import_csv(
         }
         typer.echo(json.dumps(facts | {"problems": problems}))
     elif done.products:
-        say(f"Took in {_counted(done.products, 'product')} with {photos(done.photos)}.")
+        say(f"Took in {counted(done.products, 'product')} with {photos(done.photos)}.")
     elif done.rows:
         say(
             "Nothing new: your products are as the file has them."
@@ -260,83 +260,15 @@ def import_csv(
         say("The file has no row below the names of its columns.")
     if done.problem_count:
         told = "\n".join(problem.reason for problem in done.problems[:TOLD])
-        left = _counted(done.rows_left_out, "row"), photos(done.photos_left_out)
+        left = counted(done.rows_left_out, "row"), photos(done.photos_left_out)
         which = " and ".join(text for text in left if not text.startswith("0 "))
         first = f", the first {TOLD} are" if done.problem_count > TOLD else ""
         raise GalleryError(f"{source}: left out {which}{first}:\n{told}")
 
 
-@app.command()
-def check(
-    pictures: Annotated[
-        Path | None,
-        typer.Option(help="Folder for the pictures that are named; it must be new.", metavar="FOLDER"),
-    ] = None,
-    config: ConfigOption = DEFAULT_CONFIG,
-    as_json: Json = False,
-) -> None:
-    """Look through your products' photos: the best one of each, those that look the same, those at the wrong product.
-
-    Nothing is changed. Photos are named by the first digits of their SHA-256.
-
-    Exit codes: 0, 30 the gallery or the folder can't be used.
-    """
-    from hanse_client.applications import display
-
-    with _recognition(config) as recognition, err.status("looking at photos"):
-        recognition.complete()
-        skus = list(recognition.gallery.skus())
-        best = {sku: photo for sku in skus if (photo := display.best_photo(recognition, sku)) is not None}
-        alike = display.look_alike_photos(recognition.gallery)
-        twins = display.twins(alike)
-        misplaced = display.misplaced_photos(recognition)
-        looked_at = recognition.gallery.count_photos()
-        if pictures is not None:
-            named = {*best.values(), *(one.photo for group in alike for one in group)}
-            _save(recognition.gallery, named | {one.placed.photo for one in misplaced}, pictures)
-    if as_json:
-        facts = {
-            "best": {sku: photo.hex() for sku, photo in best.items()},
-            "alike": [[{"sku": one.sku, "photo": one.photo.hex()} for one in group] for group in alike],
-            "twins": twins,
-            "misplaced": [
-                {"sku": one.placed.sku, "photo": one.placed.photo.hex(), "instead": one.instead}
-                for one in misplaced
-            ],
-        }
-        typer.echo(json.dumps(facts))
-        return
-    for one in misplaced:
-        say(
-            f"Perhaps at the wrong product: {_short(one.placed.photo)} of {one.placed.sku} looks like {one.instead}."
-        )
-    for group in alike:
-        owners: dict[str, list[str]] = {}
-        for each in group:
-            owners.setdefault(_short(each.photo), []).append(each.sku)
-        told = ", ".join(f"{name} of {' and '.join(skus)}" for name, skus in owners.items())
-        say(f"These look the same: {told}." if len(owners) > 1 else f"This is at several products: {told}.")
-    if twins:
-        count = len({sku for skus in twins for sku in skus})
-        told = "; ".join(" and ".join(skus) for skus in twins)
-        say(f"{count} products look the same under several SKUs: {told}. No photo tells one from the other.")
-    for sku, photo in best.items():
-        say(f"{sku}: show {_short(photo)} first.")
-    if not best:
-        say("There is no photo yet: hanse-client products add.")
-        return
-    say(
-        f"Looked at {photos(looked_at)} of {_counted(len(best), 'product')}: {len(misplaced)} perhaps at the wrong "
-        f"product, {_counted(len(alike), 'group')} that look the same."
-    )
-
-
-def _short(digest: bytes) -> str:
+def short(digest: bytes) -> str:
+    """Return the digits by which a photo is named."""
     return digest.hex()[:DIGITS]
-
-
-def _counted(count: int, what: str) -> str:
-    return f"1 {what}" if count == 1 else f"{count} {what}s"
 
 
 def _changed(before: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
@@ -370,22 +302,10 @@ def _named(product: Product, there: Sequence[bytes], digits: str) -> bytes:
     found = [digest for digest in there if digest.hex().startswith(digits.lower())]
     if len(found) != 1:
         raise GalleryError(
-            f"Product {product.sku!r}: found {len(found)} photos {digits[:64]!r}, expected one; hanse-client products "
-            f"show {product.sku} lists them."
+            f"Product {product.sku!r}: found {len(found)} photos that begin with {digits[:64]!r}, expected one; "
+            f"hanse-client products show {product.sku} lists them."
         )
     return found[0]
-
-
-def _save(gallery: Gallery, digests: set[bytes], folder: Path) -> None:
-    """Write the pictures into the new `folder`, for the owner's eyes."""
-    try:
-        folder.mkdir(mode=0o700)
-        for digest in digests:
-            data = gallery.photo(digest)
-            if data is not None:  # removed meanwhile
-                (folder / f"{_short(digest)}.jpg").write_bytes(data)
-    except OSError as error:
-        raise GalleryError(f"{folder}: cannot be written ({error.strerror}); name a new folder.") from None
 
 
 def described(product: Product) -> str:
@@ -396,7 +316,8 @@ def described(product: Product) -> str:
 
 
 @contextmanager
-def _recognition(config: Path) -> "Iterator[Recognition]":
+def opened(config: Path) -> "Iterator[Recognition]":
+    """Yield the recognizer and gallery of the shop."""
     from hanse_client.recognition.service import Recognition
 
     with Recognition.open(load(ClientConfig, config)) as recognition:
@@ -411,7 +332,7 @@ def _shelf(config: Path, photos: Sequence[Path] | None) -> Iterator[tuple[Galler
             yield gallery, gallery.put
         return
     images = [decode(path) for path in photos]
-    with _recognition(config) as recognition:
+    with opened(config) as recognition:
         yield recognition.gallery, lambda product: recognition.put(product, images)
 
 

@@ -137,9 +137,8 @@ def search(
     failed: PhotoError | None = None
     with Recognition.open(load(ClientConfig, config)) as recognition:
         if not paths:
-            _tell(
-                "", recognition.search(text=text, where=where, k=k), as_json, _why_nothing(recognition, where)
-            )
+            answer = recognition.search(text=text, where=where, k=k)
+            _tell("", answer, as_json, _why_nothing(recognition, where, by_photo=False))
         for path in paths or ():
             try:
                 image = decode(path)
@@ -225,7 +224,8 @@ def _why_nothing(recognition: "Recognition", where: Filter | None, *, by_photo: 
     if by_photo and recognition.gallery.count_photos() == 0:
         return f"nothing. {_EMPTY}"
     if where is not None:
-        return "nothing: none of your products fits --category, --price-min, --price-max and --attribute together."
+        asked = "--category, --price-min, --price-max and --attribute"
+        return f"nothing: none of your products fits {asked if by_photo else f'--text, {asked}'} together."
     return "nothing"
 
 

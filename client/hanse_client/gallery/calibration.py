@@ -75,11 +75,14 @@ def sampled(db: sqlite3.Connection, embedding: bytes) -> list[list[int]]:
 def of_own(db: sqlite3.Connection, embedding: bytes, index: VectorIndex, photos: list[int]) -> OwnPhotos:
     """Return what the gallery's own `photos` tell."""
     found = OwnPhotos()
-    for photo in photos:
-        query, owners = _shown(db, embedding, photo)
-        if query is None:
-            continue
-        others, twins = _best_other(db, embedding, index, query, owners)
+    shown_by = [(photo, *_shown(db, embedding, photo)) for photo in photos]
+    there = [(photo, query, owners) for photo, query, owners in shown_by if query is not None]
+    if not there:
+        return found
+    asked = _NEAREST + max(len(owners) for _, _, owners in there)
+    ids, _ = index.search(np.stack([query for _, query, _ in there]), asked)
+    for (photo, query, owners), near in zip(there, ids, strict=True):
+        others, twins = _best_other(db, embedding, index, near, query, owners)
         if len(owners) + len(twins) > 1:
             found.twins |= {*owners, *twins}
         if others is None:
@@ -98,7 +101,14 @@ def of_others(
 
     A photo that is a product's own picture does show it; what it reaches is with that product left out.
     """
-    found = (_best_other(db, embedding, index, query, [])[0] for query in impostors)
+    found = []
+    for start in range(0, len(impostors), PIECE):
+        queries = impostors[start : start + PIECE]
+        ids, _ = index.search(queries, _NEAREST)
+        found += [
+            _best_other(db, embedding, index, near, query, [])[0]
+            for near, query in zip(ids, queries, strict=True)
+        ]
     return [similarity for similarity in found if similarity is not None]
 
 
@@ -109,7 +119,10 @@ def stored(db: sqlite3.Connection, embedding: bytes) -> Rejection:
         FROM rejection WHERE embedding = ?""",
         (embedding,),
     ).fetchone()
-    return Rejection() if row is None else Rejection(*row[:5], Targets(*row[5:]))
+    if row is None:
+        return Rejection()
+    threshold, false_accept, genuine, impostor, false_reject, *most = row
+    return Rejection(threshold, false_accept, genuine, impostor, false_reject, Targets(*most))
 
 
 def store(db: sqlite3.Connection, embedding: bytes, rejection: Rejection, extent: Extent) -> None:
@@ -130,6 +143,15 @@ def extent(db: sqlite3.Connection, embedding: bytes) -> Extent:
         (embedding,),
     )
     return Extent(*found.fetchone())
+
+
+def mark(db: sqlite3.Connection) -> tuple[int, int]:
+    """Return two numbers of which one grows whenever a photo with a vector comes or goes; found without counting."""
+    found = db.execute(
+        "SELECT coalesce((SELECT max(id) FROM vector), 0), coalesce((SELECT max(number) FROM removal), 0)"
+    )
+    vector, removal = found.fetchone()
+    return vector, removal
 
 
 def stale(db: sqlite3.Connection, embedding: bytes, targets: Targets) -> bool:
@@ -183,15 +205,16 @@ def _best_other(
     db: sqlite3.Connection,
     embedding: bytes,
     index: VectorIndex,
+    near: NDArray[np.int64],
     query: NDArray[np.float32],
     owners: list[int],
 ) -> tuple[float | None, list[int]]:
-    """Return the best similarity among all products but `owners` and their twins, None when there is none; and these.
+    """Return the best similarity among `near` but `owners` and their twins, None when there is none; and the twins.
 
+    `near` are numbers of prototypes.
     A twin has a photo that is the same picture as the query; it is looked for among what is more similar than the best.
     """
-    (ids,), _ = index.search(query[None], _NEAREST + len(owners))
-    numbers, vectors = rows.prototypes(db, ids.tolist(), None, index.dimension)
+    numbers, vectors = rows.prototypes(db, near.tolist(), None, index.dimension)
     similarities = vectors @ query
     twins: list[int] = []
     for place in np.argsort(-similarities):

@@ -22,6 +22,8 @@ from hanse_client.gallery.product import (
     MAX_SKU,
     MAX_TITLE,
     MAX_VALUE,
+    PRICE_DIGITS,
+    PRICE_PLACES,
 )
 
 TOLD: Final = 5
@@ -32,12 +34,12 @@ SHOWN: Final = 40
 
 EXPECTED: Final[Mapping[str, str]] = {
     "sku": f"1 to {MAX_SKU} printable characters, no space at either end, none that is invisible",
-    "title": f"one line of at most {MAX_TITLE} characters",
+    "title": f"at most {MAX_TITLE} characters in one line",
     "price": prices.WORDS,
     "price_min": prices.WORDS,
     "price_max": prices.WORDS,
     "currency": "three capital letters, such as EUR",
-    "category": f"one line of 1 to {MAX_CATEGORY} characters",
+    "category": f"1 to {MAX_CATEGORY} characters in one line",
     "attributes": f"at most {MAX_ATTRIBUTES} names, each with a value",
     "attribute": f"at most {MAX_ATTRIBUTES} of the form NAME:VALUE",
 }
@@ -75,6 +77,12 @@ def _told(fault: Fault) -> str:
             return f"{place}: there is no such field, check how it is spelt"
         case "value_error":  # one of our own, which says what was expected
             reason = str(fault["msg"]).removeprefix("Value error, ")
+        case "decimal_max_places":
+            reason = f"expected at most {PRICE_PLACES} digits after the point"
+        case "decimal_whole_digits":
+            reason = f"expected at most {PRICE_DIGITS - PRICE_PLACES} digits before the point"
+        case "decimal_max_digits":
+            reason = f"expected at most {PRICE_DIGITS} digits in all"
         case _:
             if expected is None:
                 return f"{place}: {fault['msg']}"

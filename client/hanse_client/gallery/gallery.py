@@ -80,6 +80,7 @@ class Gallery:
         self._followed: dict[bytes, Followed] = {}
         self._lock = threading.Lock()
         self._finder = Finder(self._store.path, meanings)
+        self._fresh: dict[bytes, tuple[int, int, Targets]] = {}
 
     @classmethod
     def open(cls, folder: Path, meanings: "Meanings | None" = None) -> Self:
@@ -409,15 +410,22 @@ class Gallery:
         found = calibrate(np.array(genuine), np.array(impostor), targets)
         with self._store.write() as db:
             calibration.store(db, embedding, found, extent)
+        self._fresh.pop(embedding, None)
         return found
 
     def is_stale(self, embedding: bytes, targets: Targets = DEFAULT_TARGETS) -> bool:
         """Return whether the rejection of `embedding` is to be calibrated: for other targets, or for other photos.
 
-        So it is when those that came and went since are more than a tenth of what it was calibrated on.
+        So it is when those that came or went since are more than a tenth of what it was calibrated on.
         """
         with self._store.read() as db:
-            return calibration.stale(db, embedding, targets)
+            now = (*calibration.mark(db), targets)
+            if self._fresh.get(embedding) == now:
+                return False
+            stale = calibration.stale(db, embedding, targets)
+        if not stale:
+            self._fresh[embedding] = now
+        return stale
 
     def __enter__(self) -> Self:
         return self

@@ -8,10 +8,10 @@
 reach. Where the two overlap no threshold keeps both errors small, and one that turns most of a shop's own products away
 is of no use to it. So the threshold is the lesser of two:
 
-- a split-conformal quantile of the impostors, the ⌈(n + 1)(1 − α)⌉-th smallest of n: a new impostor that is exchangeable
-  with them is above it with probability at most α, whatever the distribution [1, section 1; 2, equation 1];
-- just below the ⌊(m + 1)β⌋-th smallest of the m genuine: by the same argument, a new genuine one that is exchangeable
-  with them is not above it with probability at most β.
+- a split-conformal quantile of the impostors, the ⌈(n + 1)(1 − α)⌉-th smallest of n: a new impostor, exchangeable with
+  them, is above it with probability at most α, whatever the distribution [1, section 1; 2, equation 1];
+- just below the ⌊(m + 1)β⌋-th smallest of the m genuine: by the same argument, a new genuine one, exchangeable
+  with them, is turned away with probability at most β.
 
 So β, the `false_reject`, is promised, and α, the `false_accept`, where this leaves room for it. What both shares are on
 the given similarities is measured and told.

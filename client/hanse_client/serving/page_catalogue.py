@@ -24,7 +24,7 @@ from hanse_common.errors import PhotoError, PhotoTooLarge
 from hanse_common.vision.photo import decode
 
 PRODUCTS_A_PAGE = 48
-SIMILAR_SHOWN = 6
+SIMILAR_SHOWN = 5
 MAX_QUERY = 200
 
 

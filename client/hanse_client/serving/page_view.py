@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from hanse_client.duplicates import SAME
 from hanse_client.gallery.gallery import Match
 from hanse_client.gallery.product import Product
 from hanse_client.recognition.answers import Guess
@@ -94,12 +95,12 @@ def bars(guesses: Sequence[Guess]) -> list[Bar]:
 
 
 def views(matches: Sequence[Match], threshold: float) -> list[MatchView]:
-    """Return matches as they are shown."""
+    """Return matches as they are shown: the same picture looks the same, whatever the threshold."""
     return [
         MatchView(
             match.product,
             match.photo.hex(),
-            alikeness(match.similarity, threshold),
+            Alike.SAME if match.nearest >= SAME else alikeness(match.similarity, threshold),
             min(1.0, max(0.0, match.similarity)),
             percent(min(1.0, max(0.0, match.similarity))),
         )

@@ -47,6 +47,14 @@ def faults(model: type[BaseModel], fields: dict[str, Any]) -> str:
         ({"sku": "A\u200b"}, "sku: found 'A\\u200b', expected one line of printable characters"),
         ({"sku": "A", "price": "dear"}, f"price: found 'dear', expected {EXPECTED['price']}"),
         ({"sku": "A", "price": Decimal(-1)}, f"price: found -1, expected {EXPECTED['price']}"),
+        (
+            {"sku": "A", "price": Decimal("1.23456")},
+            "price: found 1.23456, expected at most 4 digits after the point",
+        ),
+        (
+            {"sku": "A", "price": Decimal(10**12)},
+            "price: found 1000000000000, expected at most 12 digits before the point",
+        ),
         ({"sku": "A", "titel": "x"}, "titel: there is no such field, check how it is spelt"),
         (
             {"sku": "A", "attributes": {"size": "x" * 257}},

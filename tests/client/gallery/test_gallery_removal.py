@@ -1,6 +1,7 @@
 """Removal removes: no file of the folder has a byte of what was removed, whatever else is there and whoever reads."""
 
 import random
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from hanse_client.gallery import followed
 from hanse_client.gallery import index as indexes
 from hanse_client.gallery.gallery import Gallery
 from hanse_client.gallery.product import Product
+from hanse_client.gallery.store import PAGE_BYTES
 from hanse_common.errors import GalleryError
 
 
@@ -94,6 +96,33 @@ def test_nothing_of_a_removed_product_is_in_any_file(
         number for number in gone if any(data in found for data in traces(number, jpeg, vectors).values())
     ]
     assert len(gone) > 80
+
+
+def test_what_removal_must_remove_lies_in_no_page_of_a_table(gallery, folder, jpeg, unit, embedding) -> None:
+    """Of rows that move between a table's pages copies may stay behind. SQLite says itself which pages are whose."""
+    database = gallery._store._database
+    try:
+        database.execute("SELECT 1 FROM dbstat").fetchone()
+    except sqlite3.OperationalError:
+        pytest.skip("this SQLite was built without dbstat")
+    vectors = unit(12)
+    for number in range(12):
+        product = Product(
+            sku=f"sku-{number:08}",
+            title=f"title-{number:08}" + "x" * 24 * number,  # words of less than a page, and of more
+            category=f"category-{number:08}",
+            attributes={"name": f"attribute-{number:08}"},
+        )
+        gallery.put(product, [jpeg(number)], {embedding: vectors[number : number + 1]})
+    gallery._store.scrub()
+    data = (folder / "gallery.sqlite").read_bytes()
+    pages: dict[bool, bytes] = {True: b"", False: b""}
+    for number, kind in database.execute("SELECT pageno, pagetype FROM dbstat").fetchall():
+        pages[kind == "overflow"] += data[PAGE_BYTES * (number - 1) : PAGE_BYTES * number]
+    for number in range(12):
+        for name, trace in traces(number, jpeg, vectors).items():
+            assert trace not in pages[False], (number, name)
+    assert traces(3, jpeg, vectors)["vector"] in pages[True] and b"sku-00000003" in pages[False]
 
 
 def test_nothing_of_a_removed_vector_is_in_the_kept_index_or_what_a_crash_left_of_one(

@@ -12,7 +12,7 @@ from tests.client.released import CLASSES, Made
 from hanse_client.config import ClientConfig
 from hanse_client.gallery.gallery import MAX_VIEWS, Gallery
 from hanse_client.gallery.product import Filter, Product
-from hanse_client.gallery.rejection import DEFAULT_THRESHOLD
+from hanse_client.gallery.rejection import DEFAULT_THRESHOLD, Rejection
 from hanse_client.recognition.service import Recognition
 from hanse_common.errors import Busy, ConfigError, GalleryError, RecognizerError
 from hanse_common.vision.photo import decode
@@ -240,7 +240,7 @@ def test_what_is_added_and_removed_by_commands_calibrates_the_threshold_at_the_n
 
 
 def test_the_configuration_says_how_many_photos_may_be_turned_away(config: ClientConfig) -> None:
-    found = []
+    found: list[Rejection] = []
     for share in (0.9, 0.1):
         search = config.search.model_copy(update={"false_reject": share, "false_accept": 0.1})
         with Recognition.open(config.model_copy(update={"search": search})) as recognition:
@@ -252,8 +252,11 @@ def test_the_configuration_says_how_many_photos_may_be_turned_away(config: Clien
             recognition.complete()
             found.append(recognition.status().rejection)
     assert [(one.targets.false_accept, one.targets.false_reject) for one in found] == [(0.1, 0.9), (0.1, 0.1)]
-    assert found[1].threshold < found[0].threshold and found[1].false_reject <= 0.1
-    assert found[0].false_accept <= 0.1 < found[1].false_accept
+    strict, lenient = found
+    assert lenient.threshold < strict.threshold
+    assert lenient.false_reject is not None and lenient.false_reject <= 0.1
+    assert strict.false_accept is not None and lenient.false_accept is not None
+    assert strict.false_accept <= 0.1 < lenient.false_accept
 
 
 def test_products_are_imported_from_a_file(recognition: Recognition, tmp_path: Path) -> None:

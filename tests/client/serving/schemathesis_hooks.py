@@ -13,7 +13,8 @@ RULES = (
     "expected one line",
     "no space at either end",
     "found a name twice",
-    "Decimal input should have no more than",
+    "expected at most 4 digits after the point",
+    "expected at most 16 digits in all",
 )
 """Words by which a request that OpenAPI allows is refused all the same."""
 

@@ -99,9 +99,10 @@ def test_the_guides_blocks_do_what_it_says(
     assert "1002" in similar and "1001" not in similar
     assert "Looked at 1 photo" in counted
 
-    imported, checked, removed = types(blocks["import"])
+    imported, checked, changed, removed = types(blocks["import"])
     assert "1001: show " in checked and "1003: show " in checked
-    assert imported == "Took in 1 product with 1 photo.\n" and removed == "Removed 1003.\n"
+    assert imported == "Took in 1 product with 1 photo.\n" and changed == "Changed 1003; it has 1 photo.\n"
+    assert removed == "Removed 1003.\n"
 
     answers = [json.loads(line) for line in bash(shop, blocks["rest"]).splitlines() if line]
     assert answers[0]["products"] == 2 and len(answers[1]["classes"]) == 3

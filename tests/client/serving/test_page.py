@@ -14,15 +14,17 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from hanse_client.gallery.gallery import Gallery
+from hanse_client.duplicates import SAME
+from hanse_client.gallery.gallery import Gallery, Match
 from hanse_client.gallery.product import Product
 from hanse_client.recognition.batching import Batcher
 from hanse_client.serving import page as pages
 from hanse_client.serving import page_context, page_forms
+from hanse_client.serving.page_catalogue import SIMILAR_SHOWN
 from hanse_client.serving.page_context import MAX_PHOTOS, product_link
 from hanse_client.serving.page_forms import read_product, typed_attributes
 from hanse_client.serving.page_photos import MOST_PHOTOS, Photos
-from hanse_client.serving.page_view import Alike, alikeness, percent
+from hanse_client.serving.page_view import Alike, alikeness, percent, views
 from hanse_common.errors import Busy
 from hanse_common.vision.photo import decode
 from hanse_common.vision.recipe import Recipe
@@ -412,7 +414,7 @@ def test_a_photo_that_went_to_the_wrong_product_leaves_it_again(filled: Shop, vi
         return str(visit.post(f"{where}/reference", sku="A-07").headers["location"])
 
     both, words, other, listed = map(wrong, range(500, 504))
-    assert "Take it back and remove the photo from the product" in visit.get(both).text
+    assert "Take it back and remove the photo" in visit.get(both).text
     assert visit.post(f"{both}/forget", photo="remove").headers["location"] == both
     assert digest_in(both) not in gallery.photos_of("A-07")
     assert gallery.photo(digest_in(both)) is None
@@ -455,6 +457,11 @@ def test_a_photo_of_two_products_is_said_to_be(shop: Shop, visit: Visitor) -> No
     ]
     visit.post("/product/photo-remove", sku="A-02", digest=digest.hex(), to="photo")
     assert shop.recognition.gallery.showing(digest) == [product(1)]
+    visit.post("/product/photo-remove", sku="A-01", digest=digest.hex(), to="photo")
+    assert shop.recognition.gallery.photo(digest) is None
+    answer = visit.get(f"/photo/{digest.hex()}")
+    assert answer.status_code == 200  # it can still be looked at
+    assert "among those of" not in answer.text
 
 
 def test_a_word_of_ones_own_is_said(filled: Shop, visit: Visitor) -> None:
@@ -649,7 +656,9 @@ def test_a_product_is_removed_after_a_question(filled: Shop, visit: Visitor) -> 
 def test_similar_products_are_those_of_the_recognizer(standing: Shop, visit: Visitor) -> None:
     text = visit.get("/product?sku=A-03").text
     shown = re.findall(r'href="/product\?sku=(A-\d\d)"', text)
-    assert shown == [match.product.sku for match in standing.recognition.similar("A-03", k=6).matches]
+    assert shown == [
+        match.product.sku for match in standing.recognition.similar("A-03", k=SIMILAR_SHOWN).matches
+    ]
 
 
 def test_products_are_browsed_page_by_page(shop: Shop, visit: Visitor) -> None:
@@ -787,6 +796,12 @@ def test_words_for_similarity_rise_with_it_and_agree_with_the_threshold() -> Non
         for n in range(-100, 101):
             assert (alikeness(n / 100, threshold) in order[2:]) == (n / 100 > threshold)
     assert alikeness(1.0, 0.7) is Alike.SAME
+
+
+def test_the_same_picture_looks_the_same_whatever_the_threshold() -> None:
+    for nearest, words in ((1.0, Alike.SAME), (SAME, Alike.SAME), (0.9, Alike.LITTLE)):
+        (shown,) = views([Match(product(1), 0.6, b"", 0.6, nearest)], 0.7)
+        assert shown.alike is words
 
 
 def test_attributes_are_read_as_they_are_shown() -> None:

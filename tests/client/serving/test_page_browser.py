@@ -87,8 +87,9 @@ def test_an_owner_at_the_page(browser: Any, shop: Shop, port: int) -> None:
     assert len(shop.recognition.gallery.photos_of("A-07")) == 2
     ada.follow("Your corrections")
     ada.look("shop-corrections")
-    ada.press("Take it back")
+    ada.press("Take it back and remove the photo")
     assert shop.corrections.count() == 0
+    assert len(shop.recognition.gallery.photos_of("A-07")) == 1
     ada.follow("Products")
     ada.look("shop-products")
     ada.page.get_by_role("link", name="Shirt number 9").click()
@@ -164,7 +165,7 @@ def test_without_scripts(browser: Any, shop: Shop, port: int) -> None:
     assert "This looks like a product of yours: Shirt number 5." in ada.text()
     ada.press("It is this one (A-05)")
     assert "You said: this is Shirt number 5." in ada.text()
-    ada.press("Take it back")
+    ada.press("Take back only what I said")
     ada.press("中文")
     assert "这看起来是您的商品：Shirt number 5。" in ada.text()
     assert [each for each in ada.complaints if "422" not in each] == []

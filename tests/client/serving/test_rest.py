@@ -36,6 +36,7 @@ def test_it_says_what_serves(client: httpx.Client, served: Served, stock: Stock)
     assert found["classes"] == ["shirt", "shoe", "bag"] and found["version"] == 1
     assert (found["products"], found["photos"], found["corrections"]) == (2, 2, 0)
     assert found["problem"] is None
+    assert found["rates"].keys() == {"calibrated", "false_accept", "impostor", "false_reject", "genuine"}
     assert client.get("/health").json() == {"ready": True}
     assert client.get("/ready").status_code == 200
 

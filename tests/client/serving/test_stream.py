@@ -13,6 +13,9 @@ import httpx
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from hanse_client.gallery import calibration
+from hanse_client.gallery.rejection import Rejection
+from hanse_client.gallery.store import Store
 from hanse_client.recognition.service import Recognition
 from hanse_client.serving import recognition_pb2 as pb
 from hanse_client.serving import stream
@@ -169,7 +172,24 @@ def test_corrections_and_status_are_those_of_rest(call: Caller, client: httpx.Cl
     assert (status.recognizer.hex(), status.embedding.hex()) == (rest["recognizer"], rest["embedding"])
     assert (list(status.classes), list(status.personal_labels)) == (rest["classes"], rest["personal_labels"])
     assert not status.HasField("rebuild") and not status.HasField("problem")
+    assert not status.rates.HasField("false_accept") and rest["rates"]["false_accept"] is None
     assert (status.products, status.corrections, status.version) == (1, 2, 1)
+
+
+def test_status_tells_how_often_the_threshold_is_wrong(
+    call: Caller, client: httpx.Client, served: Served
+) -> None:
+    embedding = bytes.fromhex(client.get("/v1/status").json()["embedding"])
+    with Store(served.config.gallery_path / "gallery.sqlite") as store, store.write() as db:
+        rejection = Rejection(0.6, 0.25, 8, 40, 0.125)
+        calibration.store(db, embedding, rejection, calibration.extent(db, embedding))
+    status, rest = call("GetStatus", pb.GetStatusRequest()), client.get("/v1/status").json()
+    assert status.threshold == rest["threshold"] == 0.6
+    told = {name: getattr(status.rates, name) for name in rest["rates"]}
+    assert told == rest["rates"]
+    assert told == {
+        "calibrated": True, "false_accept": 0.25, "impostor": 40, "false_reject": 0.125, "genuine": 8,
+    }  # fmt: skip
 
 
 def test_each_call_of_the_proto_file_is_answered(served: Served) -> None:
