@@ -12,7 +12,8 @@ from hanse_common.errors import ConfigError
 def serve(config: ConfigOption = DEFAULT_CONFIG) -> None:
     """Serve the recognizer to the shop's own programs until you stop it: REST, gRPC, and a page for you.
 
-    It takes each recognizer that the league releases, without a pause. The daemon (`run`) may run beside it.
+    It takes each recognizer that the league releases, without a pause, and says so in a line here; or why it can't, and
+    then the one before goes on. The daemon (`run`) may run beside it.
 
     Exit codes: 0 stopped in order, 10 the configuration is wrong or there is no recognizer yet, 15 the recognizer is
     damaged, 30 the gallery can't be used, 31 a port or certificate can't be used.

@@ -194,6 +194,24 @@ def test_a_photo_of_the_gallery_shows_a_product_whatever_the_threshold(
     assert not any(gallery.shows(embedding, one) for one in unit(60, seed=2))
 
 
+def test_a_match_tells_how_near_its_nearest_photo_is(gallery, jpeg, unit, embedding) -> None:
+    vectors = unit(6)
+    for number in range(2):
+        part = slice(3 * number, 3 * number + 3)
+        photos = [jpeg(one) for one in range(3 * number, 3 * number + 3)]
+        gallery.put(Product(sku=f"{number}"), photos, {embedding: vectors[part]})
+    gallery.put(Product(sku="bare", title="red"))
+    (query,) = unit(1, seed=1)
+    [matches] = gallery.search(embedding, query[np.newaxis], 3, text="red")
+    found = {match.product.sku: match for match in matches}
+    for number in range(2):
+        similarities = vectors[3 * number : 3 * number + 3] @ query
+        match = found[f"{number}"]
+        assert match.nearest == pytest.approx(similarities.max(), abs=1e-6)
+        assert match.photo == gallery.photos_of(match.product.sku)[similarities.argmax()]
+    assert (found["bare"].nearest, found["bare"].photo) == (0.0, b"")
+
+
 def test_an_empty_gallery_shows_nothing(gallery, unit, embedding) -> None:
     assert not gallery.shows(embedding, unit(1)[0])
 

@@ -16,6 +16,7 @@ from hanse_client.gallery.product import Product
 from hanse_client.recognition import following
 from hanse_client.recognition.answers import Found
 from hanse_client.recognition.service import Recognition
+from hanse_common.errors import GalleryError
 from hanse_common.vision.photo import decode
 
 from .shop import Shelf, picture, release
@@ -305,6 +306,37 @@ def test_one_that_cannot_be_loaded_leaves_the_old_one_serving(
     release(config, shelf.made[0, 0], 4)
     until("a sound one", serves(recognition, shelf, (0, 0)))
     assert recognition.status().problem is None
+
+
+def test_what_goes_wrong_is_told_once_each_time(
+    config: ClientConfig, following_at_once: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    recognition = following_at_once(config, tell=told.append)
+    looks: list[None] = []
+
+    def full(*_: Any) -> Any:
+        looks.append(None)
+        raise GalleryError("the disk is full")
+
+    for times in (1, 2):
+        before = len(looks)
+        with monkeypatch.context() as patch:
+            patch.setattr(recognition.gallery, "missing", full)
+            until("some looks", lambda before=before: len(looks) > before + 3)
+        until("a look that goes well", lambda: recognition._follower._told is None)
+        assert told == times * ["What changed among your products cannot be followed: the disk is full"]
+
+
+def test_what_personalize_did_is_taken_up_and_told(config: ClientConfig, following_at_once: Open) -> None:
+    told: list[str] = []
+    recognition = following_at_once(config, tell=told.append)
+    before = recognition.status().recognizer
+    config.personal_path.mkdir(parents=True)
+    (config.personal_path / "head.json").write_text("{}")
+    until("the change", lambda: told)
+    assert told == ["What `personalize` did last holds from now on."]
+    assert recognition.status().recognizer == before
 
 
 def test_after_an_interrupted_rebuild_the_earlier_one_serves_until_it_is_done(

@@ -257,8 +257,9 @@ def test_twelve_releases_of_six_embeddings_under_load_and_no_request_fails(
 
 
 def test_the_console_tells_once_of_each_recognizer_that_serves_or_cannot(
-    tmp_path: Path, wait_until: Callable[..., Any]
+    tmp_path: Path, wait_until: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(following, "RETRY_SECONDS", 0.05)
     with running(tmp_path) as served:
         begun = len(served.told)
 
@@ -279,7 +280,7 @@ def test_the_console_tells_once_of_each_recognizer_that_serves_or_cannot(
             assert client.get("/v1/status").json()["problem"]
             client.put("/v1/products/A", json={}).raise_for_status()
             client.post("/v1/products/A/photos", **photo(1)).raise_for_status()
-        time.sleep(0.3)  # some more looks, which say nothing new
+        time.sleep(0.3)  # it is tried some more times, which is nothing new
         release(served.config, Made(tmp_path / "made-4", seed=4, recipe=recipe(1)), 4)
         wait_until("the fourth", lambda: len(told()) > 2)
         second, third, fourth = told()
