@@ -65,7 +65,7 @@ class Search(Section):
 
     text_model: Literal["minilm"] | None = None
     false_accept: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    false_reject: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    false_reject: Annotated[float, Field(gt=0, lt=1)] = 0.1
 
 
 class ClientConfig(Section):

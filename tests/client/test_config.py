@@ -100,7 +100,7 @@ def test_the_samples_figures_are_right(sample: Path) -> None:
         ("  unit: photo", "  unit: shelf", "policy.unit: found 'shelf'"),
         ("upload_slot: 1", "upload_slot: -1", "policy.upload_slot: found -1"),
         ("false_accept: 0.05", "false_accept: 0", "search.false_accept: found 0"),
-        ("false_reject: 0.2", "false_reject: 1", "search.false_reject: found 1"),
+        ("false_reject: 0.1", "false_reject: 1", "search.false_reject: found 1"),
         (
             "accounting: sum",
             "accounting: rdp-1",

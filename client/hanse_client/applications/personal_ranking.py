@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from pydantic import AwareDatetime, Field, TypeAdapter, ValidationError
 
 from hanse_client.applications.similar import mean_vectors
-from hanse_client.gallery.gallery import MAX_RESULTS
+from hanse_client.gallery.bounds import MAX_RESULTS
 from hanse_client.gallery.product import MAX_SKU, Filter, Sku
 from hanse_client.gallery.spelling import composed
 from hanse_common.errors import GalleryError
@@ -80,23 +80,22 @@ class RecentViews:
 
     def rank(self, recognition: "Recognition", matches: "Sequence[Match]", now: datetime) -> "list[Match]":
         """Return `matches` with what interests the shopper most first; in their own order where nothing is known."""
-        embedding = recognition.status().embedding
-        vectors = mean_vectors(recognition.gallery, [match.product.sku for match in matches], embedding)
-        interest = self._interest(recognition, embedding, vectors, now)
+        with recognition.held() as embedding:
+            vectors = mean_vectors(recognition.gallery, [match.product.sku for match in matches], embedding)
+            interest = self._interest(recognition, embedding, vectors, now)
         return [matches[index] for index in np.argsort(-interest, kind="stable")]
 
     def suggest(
         self, recognition: "Recognition", *, k: int = 10, now: datetime, where: Filter | None = None
     ) -> "list[Match]":
         """Return at most `k` products that the shopper did not look at, the most interesting first."""
-        embedding, gallery = recognition.status().embedding, recognition.gallery
-        seen = mean_vectors(gallery, list(self.skus), embedding)
-        seen = seen[seen.any(axis=1)]  # of products that are still there
-        near = (
-            gallery.search(embedding, seen, min(k + len(self._seen), MAX_RESULTS), where) if seen.size else []
-        )
-        found = {match.product.sku: match for matches in near for match in matches}
-        return self.rank(recognition, [found[sku] for sku in found if sku not in self._seen], now)[:k]
+        gallery, most = recognition.gallery, min(k + len(self._seen), MAX_RESULTS)
+        with recognition.held() as embedding:
+            seen = mean_vectors(gallery, list(self.skus), embedding)
+            seen = seen[seen.any(axis=1)]  # of products that are still there
+            near = gallery.search(embedding, seen, most, where) if seen.size else []
+            found = {match.product.sku: match for matches in near for match in matches}
+            return self.rank(recognition, [found[sku] for sku in found if sku not in self._seen], now)[:k]
 
     def to_json(self) -> str:
         """Return what is remembered, and nothing else."""

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from hanse_client.gallery.gallery import MAX_RESULTS
+from hanse_client.gallery.bounds import MAX_RESULTS
 from hanse_client.gallery.product import PRICE_PLACES, Filter, Product
 from hanse_common.errors import GalleryError
 
@@ -47,10 +47,10 @@ def similar_products(
     """
     _require_share("diversity", diversity)
     pool = k if diversity == 0 else min(POOL * k, MAX_RESULTS)
-    found = recognition.similar(sku, where=where, k=pool)
-    vectors = mean_vectors(
-        recognition.gallery, [match.product.sku for match in found.matches], found.embedding
-    )
+    with recognition.held():
+        found = recognition.similar(sku, where=where, k=pool)
+        skus = [match.product.sku for match in found.matches]
+        vectors = mean_vectors(recognition.gallery, skus, found.embedding)
     relevance = np.array([match.similarity for match in found.matches])
     order = most_relevant(relevance, vectors, k, diversity)
     return replace(found, matches=tuple(found.matches[index] for index in order))

@@ -33,7 +33,7 @@ SHOWN: Final = 40
 """Characters of a value that are shown."""
 
 EXPECTED: Final[Mapping[str, str]] = {
-    "sku": f"1 to {MAX_SKU} printable characters, no space at either end, none that is invisible",
+    "sku": f"1 to {MAX_SKU} printable characters, no space at either end, none that is invisible, not . or ..",
     "title": f"at most {MAX_TITLE} characters in one line",
     "price": prices.WORDS,
     "price_min": prices.WORDS,

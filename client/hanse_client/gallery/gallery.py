@@ -25,45 +25,35 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from hanse_client.gallery import calibration, followed, rows
+from hanse_client.gallery.bounds import (
+    MAX_VIEWS,
+    STORED_SIDE,
+    Vectors,
+    require_k,
+    require_photo,
+    require_rows,
+)
 from hanse_client.gallery.finding import Finder
 from hanse_client.gallery.finding import Match as Match
 from hanse_client.gallery.followed import Followed
 from hanse_client.gallery.product import Filter, Product
 from hanse_client.gallery.rejection import DEFAULT_TARGETS, Rejection, Targets, calibrate
 from hanse_client.gallery.store import Store, damaged
-from hanse_common.errors import GalleryError, PhotoError
+from hanse_common.errors import GalleryError
 from hanse_common.vision import photo as photos_
-from hanse_common.vision.photo import PhotoLimits
 
 if TYPE_CHECKING:
     from hanse_client.gallery.meanings import Meanings
 
 log = logging.getLogger(__name__)
 
-MAX_VIEWS: Final = 64
-"""Bound of a product's photos."""
-
-STORED_SIDE: Final = 512
-"""Longest side of a stored photo, in pixels."""
-
-MAX_DIMENSION: Final = 4096
-"""Bound of an embedding's dimension."""
-
-MAX_RESULTS: Final = 1000
-"""Bound of the products that one query asks for."""
-
 MAX_CATEGORIES: Final = 1000
 """Bound of the categories that are listed."""
 
-_STORED = PhotoLimits(max_bytes=1 << 20, max_pixels=STORED_SIDE**2, formats=("JPEG",))
 _PAGE = 1000
-_UNIT_SLACK = 1e-3
-
-Vectors = NDArray[np.float32]
 
 
 class Gallery:
@@ -116,10 +106,10 @@ class Gallery:
 
         Raises `GalleryError` for a photo that is none, more than `MAX_VIEWS`, or vectors that do not fit.
         """
-        digests = [_digest(product, jpeg) for jpeg in photos]
+        digests = [require_photo(product.sku, jpeg) for jpeg in photos]
         given = vectors or {}
         for name, matrix in given.items():
-            _require_rows(name, matrix, len(digests))
+            require_rows(name, matrix, len(digests))
         with self._store.write() as db:
             number = rows.put_product(db, product)
             for digest, jpeg in zip(digests, photos, strict=True):
@@ -286,7 +276,7 @@ class Gallery:
         if not vectors:
             return
         matrix = np.stack(list(vectors.values()))
-        _require_rows(embedding, matrix, len(vectors))
+        require_rows(embedding, matrix, len(vectors))
         with self._store.write() as db:
             number = rows.put_vectors(db, embedding, zip(vectors, matrix, strict=True), matrix.shape[1])
             rows.refresh_prototypes(db, number, rows.products_showing(db, vectors))
@@ -329,8 +319,8 @@ class Gallery:
 
         With `text`, the order follows similarity and title together. Fewer than k come only when fewer match.
         """
-        _require_rows(embedding, queries, len(queries))
-        _require_k(k)
+        require_rows(embedding, queries, len(queries))
+        require_k(k)
         follower = self._follower(embedding)
         words = None if text is None else self._finder.words(text)
         with self._store.read() as db, follower.following(db) as index:
@@ -348,7 +338,7 @@ class Gallery:
 
         Their similarity is 0, their score that of the words, and their photo the product's first, or empty.
         """
-        _require_k(k)
+        require_k(k)
         words = self._finder.words(text)
         with self._store.read() as db:
             return self._finder.search_text(db, words, k, where)
@@ -370,7 +360,7 @@ class Gallery:
         So it is when the most similar product is above the threshold, or a photo of the most similar ones is the same
         picture (`hanse_client.duplicates.SAME`).
         """
-        _require_rows(embedding, query[np.newaxis], 1)
+        require_rows(embedding, query[np.newaxis], 1)
         with self._store.read() as db, self._follower(embedding).following(db) as index:
             rejection = calibration.stored(db, embedding)
             return index is not None and calibration.shown(db, embedding, index, query, rejection)
@@ -384,7 +374,7 @@ class Gallery:
         says what the gallery's own photos tell.
         """
         if impostors is not None:
-            _require_rows(embedding, impostors, len(impostors))
+            require_rows(embedding, impostors, len(impostors))
         follower = self._follower(embedding)
         genuine: list[float] = []
         impostor: list[float] = []
@@ -446,35 +436,3 @@ class Gallery:
             one.close()
         self._finder.close()
         self._store.close()
-
-
-def _digest(product: Product, jpeg: bytes) -> bytes:
-    try:
-        photos_.check(jpeg, _STORED)
-    except PhotoError as error:
-        raise GalleryError(f"Product {product.sku!r}: {error} Prepare photos with Gallery.prepare.") from None
-    if len(jpeg) > _STORED.max_bytes:
-        raise GalleryError(
-            f"Product {product.sku!r}: found a photo of {len(jpeg)} bytes, expected at most {_STORED.max_bytes}. "
-            "Prepare photos with Gallery.prepare."
-        )
-    return photos_.content_digest(jpeg)
-
-
-def _require_k(k: int) -> None:
-    if not 1 <= k <= MAX_RESULTS:
-        raise GalleryError(f"Search: found k = {k}, expected 1 to {MAX_RESULTS}.")
-
-
-def _require_rows(embedding: bytes, vectors: Vectors, count: int) -> None:
-    if len(embedding) != 32:
-        raise GalleryError(f"Embedding: found a name of {len(embedding)} bytes, expected 32.")
-    if vectors.ndim != 2 or vectors.dtype != np.float32 or len(vectors) != count:
-        raise GalleryError(
-            f"Vectors: found {vectors.dtype} of shape {vectors.shape}, expected float32 of ({count}, d)."
-        )
-    if not 1 <= vectors.shape[1] <= MAX_DIMENSION:
-        raise GalleryError(f"Vectors: found {vectors.shape[1]} numbers a row, expected 1 to {MAX_DIMENSION}.")
-    lengths = np.linalg.norm(vectors, axis=1)
-    if not np.all((np.abs(lengths - 1) <= _UNIT_SLACK) | (lengths == 0)):  # nor is NaN either of them
-        raise GalleryError("Vectors: found a row whose length is neither 1 nor 0, expected unit rows.")

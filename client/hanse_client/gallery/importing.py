@@ -40,8 +40,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import ValidationError
 
+from hanse_client.gallery.bounds import MAX_VIEWS
 from hanse_client.gallery.faults import in_words
-from hanse_client.gallery.gallery import MAX_VIEWS, Gallery
+from hanse_client.gallery.gallery import Gallery
 from hanse_client.gallery.prices import read_price
 from hanse_client.gallery.product import Product
 from hanse_client.gallery.spelling import composed

@@ -1,6 +1,6 @@
 """Open set: whether a photo shows any product of the gallery at all, judged by the similarity of the best match.
 
-    rejection = calibrate(genuine, impostor, Targets(false_accept=0.05, false_reject=0.2))
+    rejection = calibrate(genuine, impostor, Targets(false_accept=0.05, false_reject=0.1))
     rejection.known(matches[0].similarity)               # False: "not in the catalog"
     rejection.false_accept, rejection.false_reject       # measured on the two, as shares
 
@@ -44,7 +44,7 @@ class Targets:
     """
 
     false_accept: float = 0.05
-    false_reject: float = 0.2
+    false_reject: float = 0.1
 
     def __post_init__(self) -> None:
         for name, share in (("accepts", self.false_accept), ("rejects", self.false_reject)):

@@ -49,7 +49,12 @@ def printable(text: str) -> str:
 
 
 def identifier(text: str) -> str:
-    """Return `text`. Raises ValueError unless it is one line of printable characters, none of which is invisible."""
+    """Return `text`. Raises ValueError unless it is one line of printable characters, none of which is invisible.
+
+    "." and ".." are refused, too: in an address they stand for folders, and are gone before a server sees them.
+    """
+    if text in {".", ".."}:
+        raise ValueError("expected another name than . or ..")
     if _INVISIBLE.search(text):
         raise ValueError("expected no invisible character")
     return _plain(text, text)

@@ -47,7 +47,7 @@ from hanse_common.errors import GalleryError
 APPLICATION_ID = 0x48616E47
 """Marks a SQLite file as a gallery: the letters HanG."""
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Version of the tables, kept in the file's `user_version`."""
 
 LOCK_SECONDS = 30.0
@@ -59,6 +59,9 @@ PAGE_BYTES = 512
 PAD = PAGE_BYTES - 35
 """Zeros before the content of a blob: the most of a row that lies in a page of its table [3]. All else overflows."""
 
+_REJECTION = """CREATE TABLE rejection (embedding BLOB PRIMARY KEY, threshold REAL NOT NULL, false_accept REAL,
+    genuine INTEGER NOT NULL, impostor INTEGER NOT NULL, false_reject REAL, most_false_accept REAL NOT NULL,
+    most_false_reject REAL NOT NULL, photos INTEGER NOT NULL, newest INTEGER NOT NULL) STRICT, WITHOUT ROWID"""
 _SCHEMA = (
     """CREATE TABLE terms (only INTEGER PRIMARY KEY CHECK (only = 1), revision INTEGER NOT NULL,
     salt BLOB NOT NULL) STRICT""",
@@ -84,9 +87,7 @@ _SCHEMA = (
     UNIQUE (product, embedding)) STRICT""",
     "CREATE INDEX prototype_embedding ON prototype (embedding)",
     "CREATE TABLE removal (number INTEGER PRIMARY KEY AUTOINCREMENT, product INTEGER, prototype INTEGER) STRICT",
-    """CREATE TABLE rejection (embedding BLOB PRIMARY KEY, threshold REAL NOT NULL, false_accept REAL,
-    genuine INTEGER NOT NULL, impostor INTEGER NOT NULL, false_reject REAL, most_false_accept REAL NOT NULL,
-    most_false_reject REAL NOT NULL, photos INTEGER NOT NULL, newest INTEGER NOT NULL) STRICT, WITHOUT ROWID""",
+    _REJECTION,
 )
 
 _CARE = "Stop what uses it, move the folder away, and import the products again; a copy from a backup will do as well."
@@ -142,6 +143,10 @@ class Store:
                 raise GalleryError(
                     f"{self.path}: found another program's database, expected a gallery. {_CARE}"
                 )
+            elif version == 1:  # its thresholds say less of themselves, and are calibrated anew
+                database.execute("DROP TABLE rejection")
+                database.execute(_REJECTION)
+                database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
             elif version != SCHEMA_VERSION:
                 raise GalleryError(
                     f"{self.path}: found a gallery of version {version}, expected {SCHEMA_VERSION}; use the release of "

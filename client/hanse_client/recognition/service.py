@@ -13,8 +13,9 @@ A product's photos are embedded as they are stored, so that vectors that are mad
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -23,7 +24,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hanse_client.config import ClientConfig
-from hanse_client.gallery.gallery import MAX_RESULTS, MAX_VIEWS, Gallery, Match
+from hanse_client.gallery.bounds import MAX_RESULTS, MAX_VIEWS
+from hanse_client.gallery.gallery import Gallery, Match
 from hanse_client.gallery.importing import Imported, import_products
 from hanse_client.gallery.product import Filter, Product
 from hanse_client.queries import QueryLog
@@ -118,6 +120,16 @@ class Recognition:
             rebuild=self._follower.rebuild,
             problem=self._follower.problem,
         )
+
+    @contextmanager
+    def held(self) -> Iterator[bytes]:
+        """Yield the name of the embedding that serves; its vectors stay in the gallery meanwhile, whatever comes.
+
+        Calls in between may answer by one that came later, whose vectors are complete and stay, too. Raises
+        `RecognizerError` where the recognizer has no embedding.
+        """
+        with self._engines.in_use() as (engine, _):
+            yield engine.require_embedding()
 
     # Photos
 

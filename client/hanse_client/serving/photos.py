@@ -19,7 +19,8 @@ from fastapi import Depends
 from PIL.Image import Image
 from starlette.requests import Request
 
-from hanse_client.gallery.gallery import MAX_VIEWS, Gallery
+from hanse_client.gallery.bounds import MAX_VIEWS
+from hanse_client.gallery.gallery import Gallery
 from hanse_client.serving.problems import Refused
 from hanse_common.errors import Busy, PhotoTooLarge
 from hanse_common.vision.photo import LIMITS, PhotoLimits, check, decode

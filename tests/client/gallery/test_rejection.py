@@ -8,6 +8,8 @@ from hanse_client.gallery import calibration
 from hanse_client.gallery.product import Product
 from hanse_client.gallery.rejection import DEFAULT_THRESHOLD, Rejection, Targets, auroc, calibrate
 
+FIFTH = Targets(false_reject=0.2)
+
 
 def test_the_area_under_the_curve_is_that_of_scikit_learn_with_ties_too() -> None:
     chance = np.random.default_rng(0)
@@ -64,18 +66,19 @@ def test_where_the_two_are_apart_the_impostors_set_the_threshold() -> None:
     rejection = calibrate(genuine, impostor)
     assert rejection.threshold == np.sort(impostor)[94]
     assert (rejection.false_accept, rejection.false_reject) == (4 / 99, 0.0)
-    overlapping = calibrate(np.linspace(0.3, 0.9, 49), impostor)
+    overlapping = calibrate(np.linspace(0.3, 0.9, 49), impostor, FIFTH)
     assert overlapping.threshold == pytest.approx(np.linspace(0.3, 0.9, 49)[9])
     assert overlapping.false_reject == 9 / 49 <= overlapping.targets.false_reject
     assert overlapping.false_accept == np.mean(impostor > overlapping.threshold) > 0.2
 
 
 def test_the_default_stands_in_for_the_quantile_of_which_there_are_too_few_photos() -> None:
-    few = calibrate(np.ones(5), np.linspace(0, 1, 18))
-    assert few == Rejection(false_accept=0.5, genuine=5, impostor=18, false_reject=0.0) and not few.calibrated
-    enough = calibrate(np.ones(5), np.zeros(19))
+    few = calibrate(np.ones(5), np.linspace(0, 1, 18), FIFTH)
+    assert (few.threshold, few.false_accept, few.false_reject) == (DEFAULT_THRESHOLD, 0.5, 0.0)
+    assert (few.genuine, few.impostor, few.calibrated) == (5, 18, False)
+    enough = calibrate(np.ones(5), np.zeros(19), FIFTH)
     assert enough.calibrated and enough.threshold == 0.0
-    assert calibrate(np.full(4, 0.3), np.ones(18)).threshold == pytest.approx(0.3)
+    assert calibrate(np.full(4, 0.3), np.ones(18), FIFTH).threshold == pytest.approx(0.3)
     assert calibrate(np.empty(0), np.full(3, 0.2)).threshold == DEFAULT_THRESHOLD
     assert calibrate(np.empty(0), np.empty(0)) == Rejection()
 
@@ -87,11 +90,12 @@ def test_impostors_stand_in_for_genuine_photos_where_there_are_none() -> None:
     for _ in range(300):
         other = np.tanh(chance.normal(0.6, 0.3, 200))
         best = np.maximum(other, np.tanh(chance.normal(0.6, 0.3, 200)))
-        rejection = calibrate(best[:3], other[:100])
+        rejection = calibrate(best[:3], other[:100], FIFTH)
         turned_away.append(np.mean([not rejection.known(one) for one in best[100:]]))
         assert rejection.false_accept == pytest.approx(0.81, abs=0.011)
     assert 0 < np.mean(turned_away) <= 0.2
-    assert calibrate(best[:4], other[:100]).threshold != calibrate(best[:3], other[:100]).threshold
+    few, enough = calibrate(best[:3], other[:100], FIFTH), calibrate(best[:4], other[:100], FIFTH)
+    assert few.threshold != enough.threshold
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, -1.0, float("nan")])
@@ -139,7 +143,7 @@ def test_leaving_a_photo_out_leaves_it_out(gallery, jpeg, unit, embedding) -> No
     vectors = unit(30)
     for number in range(30):
         gallery.put(Product(sku=str(number)), [jpeg(number)], {embedding: vectors[number : number + 1]})
-    found = gallery.calibrate(embedding)
+    found = gallery.calibrate(embedding, None, FIFTH)
     others = np.sort((vectors @ vectors.T - 3 * np.eye(30)).max(axis=1))
     assert (found.genuine, found.impostor, found.false_reject) == (0, 30, None)
     assert found.threshold == pytest.approx(others[5], abs=1e-6)
@@ -238,9 +242,9 @@ def test_a_threshold_is_stale_when_a_tenth_of_its_photos_came_or_went_or_other_s
     put(range(40))
     assert gallery.is_stale(embedding)
     gallery.calibrate(embedding)
-    assert not gallery.is_stale(embedding) and gallery.is_stale(embedding, Targets(false_reject=0.1))
-    gallery.calibrate(embedding, None, Targets(false_reject=0.1))
-    assert gallery.is_stale(embedding) and not gallery.is_stale(embedding, Targets(false_reject=0.1))
+    assert not gallery.is_stale(embedding) and gallery.is_stale(embedding, Targets(false_reject=0.3))
+    gallery.calibrate(embedding, None, Targets(false_reject=0.3))
+    assert gallery.is_stale(embedding) and not gallery.is_stale(embedding, Targets(false_reject=0.3))
     gallery.calibrate(embedding)
     put(range(40, 44))
     assert not gallery.is_stale(embedding)

@@ -111,3 +111,10 @@ def test_nothing_invisible_is_in_what_names_a_product(unseen: str) -> None:
 @given(st.text(max_size=12).filter(str.isprintable).map(str.strip))
 def test_a_text_without_joiners_is_judged_as_python_judges_it(text: str) -> None:
     assert printable(text) == text
+
+
+@pytest.mark.parametrize("folder", [".", ".."])
+def test_what_an_address_takes_for_a_folder_names_no_product(folder: str) -> None:
+    with pytest.raises(ValueError, match=r"another name than \. or \.\."):
+        identifier(folder)
+    assert identifier(f"A{folder}") == f"A{folder}"

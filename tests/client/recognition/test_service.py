@@ -10,7 +10,8 @@ from PIL import Image
 from tests.client.released import CLASSES, Made
 
 from hanse_client.config import ClientConfig
-from hanse_client.gallery.gallery import MAX_VIEWS, Gallery
+from hanse_client.gallery.bounds import MAX_VIEWS
+from hanse_client.gallery.gallery import Gallery
 from hanse_client.gallery.product import Filter, Product
 from hanse_client.gallery.rejection import DEFAULT_THRESHOLD, Rejection
 from hanse_client.recognition.service import Recognition

@@ -5,7 +5,8 @@ import io
 import pytest
 from PIL import Image
 
-from hanse_client.gallery.gallery import MAX_VIEWS, Gallery
+from hanse_client.gallery.bounds import MAX_VIEWS
+from hanse_client.gallery.gallery import Gallery
 from hanse_client.serving import photos
 from hanse_client.serving.photos import Room, decoded, references
 from hanse_client.serving.problems import Refused
