@@ -183,7 +183,7 @@ class Block:
                 trip.replies.put((stream.name, payload, place))
             elif place is not None:
                 self.room.leave(place)
-            del talk, payload  # while the next question is waited for
+            del talk, either, payload  # while the next question is waited for
 
     async def _question(self, line: Line, stream: Stream, trip: Trip, reader: RecordReader) -> memoryview:
         """Ask the merchant the trip's question and return the record that it answers, read in its turn."""

@@ -229,17 +229,17 @@ def _key(experiment: Experiment, holder: str) -> Ed25519PrivateKey:
 def simulated_policy(experiment: Experiment, budget: PrivacyTarget | None = None) -> Policy:
     """Return the policy of the simulated merchants, which allows the experiment's plan, and `budget` in all."""
     settings = experiment.plan
-    budget = budget or settings.privacy
+    budget, unit = budget or settings.privacy, settings.training.unit
     return Policy(
         league=settings.league,
         epsilon=budget.epsilon,
         delta=budget.delta,
-        unit=settings.training.unit,
+        unit=unit,
         minimum_cohort=settings.cohort.min_merchants,
         corrupt_merchants=settings.cohort.max_corrupt,
         max_rounds=settings.training.rounds + settings.training.repeats,
         max_steps=settings.training.work,
-        modes=get_args(Mode),
+        modes=tuple(mode for mode in get_args(Mode) if mode != "trends" or unit == "photo"),
     )
 
 
