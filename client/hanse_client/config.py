@@ -64,8 +64,8 @@ class Search(Section):
     """
 
     text_model: Literal["minilm"] | None = None
-    false_accept: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    false_reject: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    false_accept: Annotated[float, Field(ge=0.002, lt=1)] = 0.05
+    false_reject: Annotated[float, Field(ge=0.002, lt=1)] = 0.1
 
 
 class ClientConfig(Section):

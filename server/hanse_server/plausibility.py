@@ -8,19 +8,20 @@ probability at most `FAILURE` in a round, whatever their photos are; who made a 
 With n survivors, d numbers, clipping norm C, a grid step γ, and failures for which the tails below have L = ln(1/p):
 
 - *Contributions.* In mode `merchant-level` each merchant's is clipped as a whole, then rounded: at most n times
-  the grid's sensitivity. In mode `trends` each merchant cuts each number at what the plan says, m
-  (`hanse_common.counting`), and nothing is rounded: at most n·m·√d, however many queries there are. In the other modes
-  each photo's is clipped, or each product's, so together they are at most as long as C times how many were sampled,
-  which the server isn't told. It holds the league to `ABUNDANCE` times the photos that `expected_batch` speaks of: the
-  number sampled is a sum of independent coins with mean M = ABUNDANCE·expected_batch, thus at most
-  M + L/3 + √(L²/9 + 2ML) (Bernstein). Rounding moves each upload by at most γ√d. So A bounds the length of all
-  contributions, before noise.
+  the grid's sensitivity. In the other modes each photo's is clipped, or each product's, so together they are at most as
+  long as C times how many were sampled, which the server isn't told. It holds the league to `ABUNDANCE` times the
+  photos that `expected_batch` speaks of: the number sampled is a sum of independent coins with mean
+  M = ABUNDANCE·expected_batch, thus at most M + L/3 + √(L²/9 + 2ML) (Bernstein). Rounding moves each upload by at most
+  γ√d. So A bounds the length of all contributions, before noise.
 - *Noise* of n shares is sub-Gaussian with variance V = n·σ²/h in each coordinate, as the discrete Gaussian is [1,
   Corollary 17], and independent of the contributions. Its own squared norm is at most V·(d + 2√(dL) + 2L) [2, Theorem
   2.1; for Gaussian noise 3, Lemma 1], and what it adds along them at most A·√(2VL). Together
 
       bound² = A² + 2A·√(2VL) + V·(d + 2√(dL) + 2L).
 
+- *Mode `trends`.* Each merchant cuts each number at what the plan says, m (`hanse_common.counting`), and nothing is
+  rounded. So it is the largest number that is looked at, in place of the length: at most n·m and the noise of one
+  coordinate, √(2V(L + ln 2d)) for all of them together.
 - *Mode `local`.* An update is T steps of momentum and decay, linear in each step's noisy sum but for `l1`: with the
   responses r_k of that recursion, −Σ r_k·(sum of step k)/expected_batch. Later sums depend on earlier noise, and each
   coordinate is cut to ±update_bound, so nothing cancels for certain: the lengths of all steps' contributions, of each
@@ -97,7 +98,11 @@ def judge(
         total: the residues of their sum, shape (d,).
         survivors: how many uploads are in it, at least 1.
     """
-    norm = unit(plan) * _norm(ring.integers(total))
+    summed = ring.integers(total)
+    if isinstance(plan.training, TrendsTraining):
+        norm = unit(plan) * float(np.abs(summed.astype(np.int64)).max(initial=0))
+    else:
+        norm = unit(plan) * _norm(summed)
     return Verdict(norm, bound(plan, round_, _norm(model), survivors))
 
 
@@ -111,20 +116,23 @@ def unit(plan: Plan) -> float:
 def bound(plan: Plan, round_: int, model_norm: float, survivors: int) -> float:
     """Return the largest norm that the sum of `survivors` honest uploads has, but with probability `FAILURE`.
 
+    In mode `trends` the norm is the largest number's size, else the Euclidean one.
+
     `round_` is counted from 0; `model_norm` is the norm of the model that they start from.
     """
     if isinstance(plan.training, LocalTraining):
         return _ROUNDING * _local_bound(plan, plan.training, round_, model_norm, survivors)
     mechanism, tail = plan.mechanism(1), math.log(_EVENTS / FAILURE)
     grid, dimension = mechanism.grid, plan.dimension
+    variance = survivors * (mechanism.noise.share * grid.step) ** 2
+    if isinstance(plan.training, TrendsTraining):
+        most = survivors * most_of_a_class(plan) * grid.clipping_norm
+        return _ROUNDING * (most + math.sqrt(2 * variance * (tail + math.log(2 * dimension))))
     if isinstance(plan.training, MerchantLevelTraining):
         contributions = survivors * grid.sensitivity * grid.step
-    elif isinstance(plan.training, TrendsTraining):
-        contributions = survivors * most_of_a_class(plan) * grid.clipping_norm * math.sqrt(dimension)
     else:
         sampled = _at_most(ABUNDANCE * plan.training.expected_batch, tail)
         contributions = sampled * grid.clipping_norm + survivors * grid.step * math.sqrt(dimension)
-    variance = survivors * (mechanism.noise.share * grid.step) ** 2
     return _ROUNDING * _with_noise(contributions, variance, dimension, tail)
 
 

@@ -120,6 +120,22 @@ def test_the_worst_honest_sum_is_plausible_and_near_the_bound(make_plan: MakePla
         assert verdict.norm > 0.65 * verdict.bound
 
 
+def test_one_class_alone_cannot_have_what_all_may_have_together(make_plan: MakePlan) -> None:
+    """A poisoner adds no more to a class than all merchants' queries of it may be."""
+    plan, randomness = plan_of(make_plan, "trends"), SeededRandomness(3, "honest")
+    mechanism, merchants = plan.mechanism(1), 6
+    most = round(most_of_a_class(plan) / mechanism.grid.fine_unit)
+    verdicts = []
+    for times in (merchants, merchants + 1):
+        total = np.zeros(plan.dimension, dtype=np.uint32)
+        for merchant in range(merchants):
+            queries = np.zeros(plan.dimension, dtype=np.int64)
+            queries[0] = most + (times - merchants) * most * (merchant == 0)
+            total += ring.residues(mechanism.contribute(queries, plan.limit, randomness))
+        verdicts.append(judge(plan, 0, np.zeros(plan.dimension, np.float32), total, merchants))
+    assert verdicts[0].plausible and not verdicts[1].plausible
+
+
 LOUD: dict[str, Any] = {"expected_batch": 4.0, "noise_multiplier": 20.0}
 
 

@@ -27,6 +27,9 @@ MAX_DIMENSION: Final = 4096
 MAX_RESULTS: Final = 1000
 """Bound of the products that one query asks for."""
 
+MAX_TEXT: Final = 300
+"""Bound of a text that is searched for, in characters; what is longer is cut."""
+
 _STORED = PhotoLimits(max_bytes=1 << 20, max_pixels=STORED_SIDE**2, formats=("JPEG",))
 _UNIT_SLACK = 1e-3
 

@@ -10,13 +10,12 @@ what does not match is left out, and it is asked for more again as long as too f
 enough, all that match are compared after all. So k products come whenever k match.
 
 With a text, products near in picture and products near in words are scored by both:
-(1 − w) · similarity + w · cosine of the words, w = `TEXT_WEIGHT`. Where there is a text model, what was found is put in
-order by the mean of that cosine and the nearness in meaning (`hanse_client.gallery.meanings`) instead.
+(1 − w) · similarity + w · cosine of the words, w = `TEXT_WEIGHT`.
 """
 
 import sqlite3
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -31,7 +30,6 @@ from hanse_client.gallery.product import Filter, Product
 from hanse_client.gallery.store import Store
 
 if TYPE_CHECKING:
-    from hanse_client.gallery.meanings import Meanings
     from hanse_client.gallery.titles import Titles
 
 SCANNED: Final = 2000
@@ -50,6 +48,8 @@ TEXT_WEIGHT: Final = 0.3
 """Weight of the words in a search by picture and words; measured in docs/search-index.md."""
 
 Vectors = NDArray[np.float32]
+Scores = Mapping[int, float]
+"""How near the words of products are to a text, by the products' numbers, best first: cosines over 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,28 +69,18 @@ class Match:
     nearest: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Words:
-    """A text, and the numbers of products with words near to it, best first, with their scores: cosines over 0."""
-
-    text: str
-    scores: dict[int, float]
-
-
 class Finder:
     """Searches in the database `path`. Safe to share between threads.
 
     The products' words are in memory once a text was searched for. They are read by a connection of their own, so that
-    searches by photo wait neither for that nor for one another's words. With `meanings` a text also ranks by what it
-    means.
+    searches by photo wait neither for that nor for one another's words.
     """
 
-    def __init__(self, path: Path, meanings: "Meanings | None" = None) -> None:
+    def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = threading.Lock()
         self._store: Store | None = None
         self._titles: Titles | None = None
-        self._meanings = meanings
 
     def close(self) -> None:
         """Close the connection."""
@@ -98,24 +88,24 @@ class Finder:
             if self._store is not None:
                 self._store.close()
 
-    def words(self, text: str) -> Words:
-        """Return what `search` and `search_text` need of a text, of all products that are there when this is called."""
+    def words(self, text: str) -> Scores:
+        """Return how near the words of products are to a text: of all that are there when this is called."""
         with self._lock:
-            return Words(text, self._followed().scores(text))
+            return self._followed(lambda: False).scores(text)
 
-    def follow(self) -> None:
-        """Read the products' words now, so that the first text does not wait for it."""
+    def follow(self, enough: Callable[[], bool]) -> None:
+        """Read the products' words now, until `enough` says so, so that the first text does not wait for it."""
         with self._lock:
-            self._followed()
+            self._followed(enough)
 
-    def _followed(self) -> "Titles":
+    def _followed(self, enough: Callable[[], bool]) -> "Titles":
         if self._titles is None or self._store is None:
             # scikit-learn takes a second to load, so only a search by words loads it.
             from hanse_client.gallery.titles import Titles
 
             self._titles, self._store = Titles(), Store(self._path)
         more = True
-        while more:
+        while more and not enough():
             with self._store.read() as db:
                 more = self._titles.follow(db)
         return self._titles
@@ -128,7 +118,7 @@ class Finder:
         queries: Vectors,
         k: int,
         where: Filter | None,
-        words: Words | None,
+        words: Scores | None,
     ) -> list[list[Match]]:
         """Return the k best matches of each query (n, d), best first; see `Gallery.search`."""
         wanted = k if words is None else max(ASKED * k, FEWEST)
@@ -142,7 +132,6 @@ class Finder:
                 for query, near in zip(queries, found, strict=True)
             ]
         named = _named(db, words, wanted, where)
-        said = self._by_meaning(db, words, {*named, *(number for near in found for number in near)})
         results = []
         for query, near in zip(queries, found, strict=True):
             others = [number for number in named if number not in near]
@@ -150,35 +139,18 @@ class Finder:
                 near |= _compared(query, *rows.prototypes_of(db, embedding, others, index.dimension))
             near = {**dict.fromkeys(others, 0.0), **near}
             scores = {
-                number: (1 - TEXT_WEIGHT) * similarity + TEXT_WEIGHT * said.get(number, 0.0)
+                number: (1 - TEXT_WEIGHT) * similarity + TEXT_WEIGHT * words.get(number, 0.0)
                 for number, similarity in near.items()
             }
             results.append(_matches(db, embedding, query, near, scores, k))
         return results
 
-    def search_text(self, db: sqlite3.Connection, words: Words, k: int, where: Filter | None) -> list[Match]:
+    def search_text(self, db: sqlite3.Connection, words: Scores, k: int, where: Filter | None) -> list[Match]:
         """Return the k products whose words are nearest, best first; see `Gallery.search_text`."""
-        numbers = _named(db, words, max(ASKED * k, FEWEST) if self._meanings else k, where)
-        said = self._by_meaning(db, words, numbers)
-        numbers = sorted(numbers, key=lambda number: (-said[number], number))[:k]
+        numbers = _named(db, words, k, where)
         products = rows.products(db, numbers)
         first = rows.first_photos(db, numbers)
-        return [Match(products[number], 0.0, first.get(number, b""), said[number]) for number in numbers]
-
-    def _by_meaning(self, db: sqlite3.Connection, words: Words, numbers: Iterable[int]) -> dict[int, float]:
-        """Return the scores of `numbers` by words and meaning; those of the words where there is no text model."""
-        if self._meanings is None:
-            return words.scores
-        from hanse_client.gallery.meanings import described
-        from hanse_client.gallery.titles import MAX_TEXT
-
-        products = rows.products(db, numbers)
-        texts = [described(product) for product in products.values()]
-        nearness = self._meanings.nearness(words.text[:MAX_TEXT], texts).tolist()
-        return {
-            number: (words.scores.get(number, 0.0) + near) / 2
-            for number, near in zip(products, nearness, strict=True)
-        }
+        return [Match(products[number], 0.0, first.get(number, b""), words[number]) for number in numbers]
 
 
 def _nearest(
@@ -245,9 +217,9 @@ def _ordered(scores: dict[int, float]) -> list[tuple[int, float]]:
     return sorted(scores.items(), key=lambda one: (-one[1], one[0]))
 
 
-def _named(db: sqlite3.Connection, words: Words, k: int, where: Filter | None) -> list[int]:
+def _named(db: sqlite3.Connection, words: Scores, k: int, where: Filter | None) -> list[int]:
     """Return the k products that match, and are still there, whose words are nearest, best first."""
-    ordered = iter(words.scores)
+    ordered = iter(words)
     found: list[int] = []
     asked = ASKED * k
     while len(found) < k and (part := list(islice(ordered, asked))):

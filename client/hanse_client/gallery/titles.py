@@ -25,10 +25,8 @@ import scipy.sparse
 from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 
 from hanse_client.gallery import rows
+from hanse_client.gallery.bounds import MAX_TEXT
 from hanse_client.gallery.product import Product
-
-MAX_TEXT: Final = 300
-"""Bound of a text that is searched for, in characters; what is longer is cut."""
 
 CHUNK: Final = 5000
 """Products that are taken in at once: as long as somebody reads, old pages can't be taken out of the database."""

@@ -10,7 +10,7 @@ A metric never judges itself: a photo searches with the one that was learned wit
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,9 @@ See = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 Found = Callable[[NDArray[np.intp], See], NDArray[np.bool_]]
 """Of some queries, by their number, whether the nearest product is their own, all photos being seen that way."""
+
+CHUNK: Final = 512
+"""Rows that are compared with all others at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,8 +158,11 @@ def repeated(embeddings: NDArray[np.float32], products: NDArray[np.int64]) -> ND
     found = np.zeros(len(products), dtype=np.bool_)
     for product in np.unique(products):
         rows = np.flatnonzero(products == product)
-        alike = np.tril(embeddings[rows] @ embeddings[rows].T >= SAME, -1)
-        found[rows] = alike.any(axis=1)
+        for start in range(0, len(rows), CHUNK):
+            part = rows[start : start + CHUNK]
+            earlier = rows[: start + len(part)]
+            alike = np.tril(embeddings[part] @ embeddings[earlier].T >= SAME, start - 1)
+            found[part] = alike.any(axis=1)
     return found
 
 
@@ -172,7 +178,7 @@ def _nearest_is(
     own: NDArray[np.int64],
     of_products: NDArray[np.float32],
     itself: NDArray[np.float32],
-    chunk: int = 512,
+    chunk: int = CHUNK,
 ) -> NDArray[np.bool_]:
     """Return for each of `photos`, (n, d), whether of products with sums `of_products`, (P, d), `own` is the nearest.
 

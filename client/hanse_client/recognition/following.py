@@ -91,10 +91,13 @@ class Follower:
             self._thread.join()
 
     def _follow(self) -> None:
-        self._try(self._gallery.follow_words, "Your products' titles cannot be compared by meaning yet")
+        words_read = False
         while not self._ending.is_set():
             self._try(self._renew, "Another recognizer cannot serve, so the one before goes on")
             self._try(self._tend, "What changed among your products cannot be followed")
+            if not words_read:
+                self._try(self._read_words, "Your products' words cannot be read yet")
+                words_read = True
             if self.problem is None:
                 self._told = None
             self._ending.wait(LOOK_SECONDS)
@@ -107,6 +110,9 @@ class Follower:
         except Exception as error:
             log.exception("Following the recognizer failed; the one that serves goes on.")
             self._say(failed, f"found {type(error).__name__}, which nobody expected; the log says where")
+
+    def _read_words(self) -> None:
+        self._gallery.follow_words(self._ending.is_set)
 
     def _tend(self) -> None:
         """Do for the recognizer that serves what products that came and went ask for."""

@@ -142,7 +142,7 @@ class ThresholdRates(Value):
 
     `false_accept` is the share of `impostor` photos, which show none of the products that they are compared with, that
     are taken for one; `false_reject` is the share of `genuine` photos of products that are turned away. `calibrated` is
-    false as long as there are too few, and the threshold a default.
+    false as long as there are too few, and the threshold a stand-in.
     """
 
     calibrated: bool

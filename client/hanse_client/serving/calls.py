@@ -127,7 +127,7 @@ def put_product(service: Service, request: pb.PutProductRequest) -> pb.PutProduc
     """Add or replace a product, and add photos."""
     product = product_of(request.product)
     images = references(request.photos)
-    with service.changing:
+    with service.recognition.changing:
         return pb.PutProductReply(photos=service.recognition.put(product, images))
 
 

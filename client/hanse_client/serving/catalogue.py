@@ -91,7 +91,7 @@ def router(service: Service) -> APIRouter:
     def put_product(sku: SkuInPath, fields: Annotated[ProductFields, Body()], response: Response) -> Shelved:
         """Add a product, or replace all its fields. Its photos stay."""
         product = fields.product(sku)
-        with service.changing:
+        with service.recognition.changing:
             if service.product(sku) is None:
                 response.status_code = 201
             recognition.put(product)
@@ -100,7 +100,7 @@ def router(service: Service) -> APIRouter:
     @routes.patch("/products/{sku}", responses=problems(404, 408, 409, 413, 422, 503))
     def change_product(sku: SkuInPath, changes: Annotated[ProductChanges, Body()]) -> Shelved:
         """Change the fields that are given, and no others. null takes a field away."""
-        with service.changing:
+        with service.recognition.changing:
             product = changes.applied(require(service, sku))
             recognition.put(product)
             return shelved(require(service, sku))
@@ -123,7 +123,7 @@ def router(service: Service) -> APIRouter:
         """Add a reference photo to a product: it is found by it from now on."""
         require(service, sku)
         image = decoded(photo)
-        with service.changing:
+        with service.recognition.changing:
             (digest,) = recognition.put(require(service, sku), [image])
         return PhotoAdded(photo=digest.hex())
 

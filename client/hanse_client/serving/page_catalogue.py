@@ -134,13 +134,16 @@ class CataloguePages:
             return self._new(request, trouble, form.fields)
         if photo := self._looked_at(request):
             images.insert(0, decode(self._context.kept(bytes.fromhex(photo))))
-        self._recognition.put(product, images)
+        with self._recognition.changing:
+            if self._gallery.get(product.sku) is not None:  # somebody added it meanwhile
+                return self._new(request, "", form.fields, {"sku": "taken"})
+            self._recognition.put(product, images)
         self._currency = product.currency or self._currency
         return RedirectResponse(product_link(product), 303)
 
     def _add_photos(self, request: Request, form: Form) -> Response:
         """Add photos to a product."""
-        product = self._asked_for(request)
+        self._asked_for(request)
         if not form.files:
             return self._product(request, "missing")
         try:
@@ -148,7 +151,9 @@ class CataloguePages:
         except PhotoError as error:
             trouble = "large" if isinstance(error, PhotoTooLarge) else "unreadable"
             return self._product(request, trouble)
-        self._recognition.put(product, images)
+        with self._recognition.changing:
+            product = self._asked_for(request)  # as it is now that the photos are read
+            self._recognition.put(product, images)
         return RedirectResponse(product_link(product), 303)
 
     def _change(
@@ -183,7 +188,9 @@ class CataloguePages:
         product, errors = read_product(fields)
         if product is None:
             return self._change(request, fields, errors)
-        self._recognition.put(product)
+        with self._recognition.changing:
+            self._context.existing(product.sku)
+            self._recognition.put(product)
         return RedirectResponse(product_link(product), 303)
 
     def _remove_photo(self, request: Request, fields: Mapping[str, str]) -> Response:
@@ -207,8 +214,9 @@ class CataloguePages:
 
     def _remove(self, request: Request, fields: Mapping[str, str]) -> Response:
         sku = self._context.existing(fields.get("sku", "")).sku
-        self._recognition.remove(sku)
-        self._corrections.forget(sku)
+        with self._recognition.changing:
+            self._recognition.remove(sku)
+            self._corrections.forget(sku)
         return RedirectResponse("/products", 303)
 
     def _asked_for(self, request: Request) -> Product:

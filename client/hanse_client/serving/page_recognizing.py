@@ -131,8 +131,9 @@ class RecognizingPages:
     def _refer(self, request: Request, fields: Mapping[str, str]) -> Response:
         """Add a photo to those of a product. What was said of it goes on with the photo as it is kept there."""
         digest, image = self._context.shown(request)
-        product = self._context.existing(fields.get("sku", ""))
-        (kept,) = self._recognition.put(product, [image])
+        with self._recognition.changing:
+            product = self._context.existing(fields.get("sku", ""))
+            (kept,) = self._recognition.put(product, [image])
         self._corrections.add(self._context.kept(kept), sku=product.sku)
         if kept != digest:
             self._corrections.remove(digest)

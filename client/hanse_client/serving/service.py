@@ -5,9 +5,8 @@ with Service.open(config) as service:            # loads and warms the recognize
     service.ready = False                        # told by /ready and gRPC's health while it drains
 """
 
-import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Final, Self
@@ -34,8 +33,6 @@ class Service:
     corrections: Corrections
     imports: Imports
     ready: bool = True
-    changing: threading.Lock = field(default_factory=threading.Lock)
-    """Held while a product is read, changed and written back."""
 
     @classmethod
     def open(cls, config: ClientConfig, tell: Tell = lambda line: None) -> Self:
@@ -63,7 +60,7 @@ class Service:
 
     def remove(self, sku: str) -> bool:
         """Remove the product, and what its owner said shows it; return whether there was one."""
-        with self.changing:
+        with self.recognition.changing:
             removed = self.recognition.remove(sku)
             self.corrections.forget(sku)
             return removed

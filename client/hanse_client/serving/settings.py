@@ -42,7 +42,7 @@ class Serve(Section):
     certificate: ConfigPath | None = None
     key: ConfigPath | None = None
     token: bool = True
-    requests: Annotated[int, Field(ge=1, le=256)] = 32
+    requests: Annotated[int, Field(ge=1, le=128)] = 32
     streams: Annotated[int, Field(ge=1, le=64)] = 16
     seconds: Annotated[int, Field(ge=1, le=600)] = 30
     photo_megabytes: Annotated[int, Field(ge=1, le=20)] = 20

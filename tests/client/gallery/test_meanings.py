@@ -3,7 +3,9 @@
 import os
 import shutil
 import socket
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 
 from hanse_client.config import ClientConfig
 from hanse_client.gallery import meanings as module
+from hanse_client.gallery.finding import Match
 from hanse_client.gallery.gallery import Gallery
 from hanse_client.gallery.meanings import Meanings, described
 from hanse_client.gallery.product import Product
@@ -145,3 +148,51 @@ def test_the_configuration_names_it_or_nothing() -> None:
     assert type(field).model_validate({"text_model": "minilm"}).text_model == "minilm"
     with pytest.raises(ValueError, match="minilm"):
         type(field).model_validate({"text_model": "bert"})
+
+
+class Slow(Meanings):
+    """A text model that waits, and finds nothing near."""
+
+    def __init__(self) -> None:
+        super().__init__(Path("none"))
+        self.asked, self.go_on = threading.Event(), threading.Event()
+
+    def nearness(self, text, others):
+        self.asked.set()
+        assert self.go_on.wait(30)
+        return np.zeros(len(others))
+
+
+def test_while_meanings_are_compared_photos_are_searched_and_products_removed(
+    jpeg, unit, embedding, tmp_path: Path
+) -> None:
+    slow, (query,) = Slow(), unit(1)
+    with Gallery.open(tmp_path, slow) as shop, ThreadPoolExecutor(2) as threads:
+        shop.put(Product(sku="one", title="Red cup"), [jpeg(1)], {embedding: query[None]})
+        shop.put(Product(sku="two", title="Blue cup"))
+        by_words = threads.submit(shop.search, embedding, query[None], 2, None, "cup")
+        try:
+            assert slow.asked.wait(30)
+            ((match,),) = threads.submit(shop.search, embedding, query[None], 1).result(timeout=20)
+            with Gallery.open(tmp_path) as other:
+                assert threads.submit(other.remove, "two").result(timeout=20)
+            assert match.product.sku == "one" and not by_words.done()
+        finally:
+            slow.go_on.set()
+        ((first, second),) = by_words.result(timeout=30)
+        assert (first.product.sku, second.product.sku) == ("one", "two")  # as it was when it was asked
+
+
+def test_ranking_takes_the_mean_of_words_and_meaning() -> None:
+    class Fixed(Meanings):
+        def nearness(self, text, others):
+            return np.array([0.2, 0.8])
+
+    found = [
+        Match(Product(sku="a"), 0.9, b"", 0.7 * 0.9 + 0.3 * 0.5),
+        Match(Product(sku="b"), 0.8, b"", 0.7 * 0.8 + 0.3 * 0.5),
+    ]
+    first, second = Fixed(Path("none")).ranked("text", found, 0.3)
+    assert (first.product.sku, second.product.sku) == ("b", "a")
+    assert first.score == pytest.approx(0.7 * 0.8 + 0.3 * 0.65)
+    assert second.score == pytest.approx(0.7 * 0.9 + 0.3 * 0.35)

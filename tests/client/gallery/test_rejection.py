@@ -73,9 +73,11 @@ def test_where_the_two_are_apart_the_impostors_set_the_threshold() -> None:
 
 
 def test_the_default_stands_in_for_the_quantile_of_which_there_are_too_few_photos() -> None:
-    few = calibrate(np.ones(5), np.linspace(0, 1, 18), FIFTH)
-    assert (few.threshold, few.false_accept, few.false_reject) == (DEFAULT_THRESHOLD, 0.5, 0.0)
+    few = calibrate(np.ones(5), np.linspace(0, 0.4, 18), FIFTH)
+    assert (few.threshold, few.false_accept, few.false_reject) == (DEFAULT_THRESHOLD, 0.0, 0.0)
     assert (few.genuine, few.impostor, few.calibrated) == (5, 18, False)
+    strict = calibrate(np.ones(99), np.linspace(0, 0.9, 60), Targets(false_accept=0.002))
+    assert (strict.threshold, strict.false_accept, strict.calibrated) == (0.9, 0.0, False)
     enough = calibrate(np.ones(5), np.zeros(19), FIFTH)
     assert enough.calibrated and enough.threshold == 0.0
     assert calibrate(np.full(4, 0.3), np.ones(18), FIFTH).threshold == pytest.approx(0.3)
