@@ -32,6 +32,9 @@ MAX_TOP: Final = 1024
 MAX_PAGE: Final = 1000
 """How many products a list has at most."""
 
+MAX_PAGE_BYTES: Final = 3 << 20
+"""A page of products ends before it has more bytes: gRPC's clients take 4 MiB unless told otherwise."""
+
 
 def classify(service: Service, request: pb.ClassifyRequest) -> pb.Classification:
     """Say what is on a photo."""
@@ -119,8 +122,15 @@ def list_products(service: Service, request: pb.ListProductsRequest) -> pb.Produ
     """List products by SKU."""
     limit, after = number(request, "limit", 100, MAX_PAGE), valid(ListQuery, after=request.after).after
     found = service.recognition.gallery.products(conditions(request.where), after, limit + 1)
-    following = found[limit - 1].sku if len(found) > limit else None
-    return pb.ProductPage(products=map(product_message, found[:limit]), next=following)
+    listed: list[pb.Product] = []
+    left = MAX_PAGE_BYTES
+    for message in map(product_message, found[:limit]):
+        left -= message.ByteSize()
+        if listed and left < 0:
+            break
+        listed.append(message)
+    following = listed[-1].sku if len(listed) < len(found) else None
+    return pb.ProductPage(products=listed, next=following)
 
 
 def put_product(service: Service, request: pb.PutProductRequest) -> pb.PutProductReply:

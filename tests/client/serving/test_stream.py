@@ -17,8 +17,8 @@ from hanse_client.gallery import calibration
 from hanse_client.gallery.rejection import Rejection
 from hanse_client.gallery.store import Store
 from hanse_client.recognition.service import Recognition
+from hanse_client.serving import calls, stream
 from hanse_client.serving import recognition_pb2 as pb
-from hanse_client.serving import stream
 from hanse_client.serving.recognition_pb2_grpc import RecognitionStub
 
 from .conftest import WAIT, Served, picture, running
@@ -133,6 +133,21 @@ def test_products_are_shown_listed_and_suggested_as_rest_does(
     assert len(found.matches) == 2
     odd = call("Suggest", pb.SuggestRequest(viewed=["S-3"], where=pb.Filter(category="odd")))
     assert [match.product.sku for match in odd.matches] == ["S-1"]
+
+
+def test_a_page_of_large_products_ends_where_a_client_would_refuse_it(
+    call: Caller, stock: Stock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stock(5)
+    every = call("ListProducts", pb.ListProductsRequest())
+    size = max(product.ByteSize() for product in every.products)
+    for most, pages in ((2 * size, 3), (1, 5)):
+        monkeypatch.setattr(calls, "MAX_PAGE_BYTES", most)
+        found = [call("ListProducts", pb.ListProductsRequest())]
+        while found[-1].HasField("next"):
+            found.append(call("ListProducts", pb.ListProductsRequest(after=found[-1].next)))
+        assert [each for answer in found for each in answer.products] == list(every.products)
+        assert len(found) == pages
 
 
 def test_similar_products_differ_and_conditions_hold_as_with_rest(
