@@ -13,8 +13,10 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
+from hanse_client.duplicates import SAME
 from hanse_client.gallery.gallery import Gallery
 from hanse_client.gallery.product import Product
+from hanse_client.gallery.rejection import Rejection
 from hanse_client.personal.corrections import MAX_CORRECTIONS, Correction
 from hanse_client.recognition.answers import Found
 from hanse_client.serving.page_context import PageContext, act, code_for, digest_of
@@ -27,6 +29,8 @@ CLASSES_SHOWN = 5
 MATCHES_SHOWN = 6
 CORRECTIONS_SHOWN = 100
 SUGGESTIONS = 500
+OFTEN = 0.25
+"""From this share of false accepts on, the page does not say that a photo looks like a product of the shop's."""
 
 
 class RecognizingPages:
@@ -103,6 +107,7 @@ class RecognizingPages:
             searched=found is not None,
             matches=views(found.matches, found.threshold) if found else [],
             known=bool(found and found.known),
+            doubtful=bool(found and _doubtful(found, status.rejection)),
             said=said,
             said_product=self._gallery.get(said.sku) if said and said.sku else None,
             reference=bool(said and any(each.sku == said.sku for each in showing)),
@@ -170,3 +175,9 @@ class RecognizingPages:
     def _labels(self, classes: Collection[str]) -> list[str]:
         """Return what a photo can be said to show: the owner's own words, then the league's classes."""
         return list(dict.fromkeys((*self._corrections.labels(), *classes)))[:SUGGESTIONS]
+
+
+def _doubtful(found: Found, rejection: Rejection) -> bool:
+    """Return whether other things than the shop's products are often as similar as what was found."""
+    often = rejection.false_accept is not None and rejection.false_accept > OFTEN
+    return often and not any(match.nearest >= SAME for match in found.matches)

@@ -17,6 +17,7 @@ from PIL import Image
 from hanse_client.duplicates import SAME
 from hanse_client.gallery.gallery import Gallery, Match
 from hanse_client.gallery.product import Product
+from hanse_client.gallery.rejection import Rejection
 from hanse_client.recognition.batching import Batcher
 from hanse_client.serving import page as pages
 from hanse_client.serving import page_context, page_forms
@@ -24,6 +25,7 @@ from hanse_client.serving.page_catalogue import SIMILAR_SHOWN
 from hanse_client.serving.page_context import MAX_PHOTOS, product_link
 from hanse_client.serving.page_forms import read_product, typed_attributes
 from hanse_client.serving.page_photos import MOST_PHOTOS, Photos
+from hanse_client.serving.page_recognizing import OFTEN
 from hanse_client.serving.page_view import Alike, alikeness, percent, views
 from hanse_common.errors import Busy
 from hanse_common.vision.photo import decode
@@ -206,6 +208,18 @@ def test_a_photo_of_a_product_is_found(standing: Shop, visit: Visitor) -> None:
         answer = visit.get(f"/picture/{digest}")
         assert answer.headers["content-type"] == "image/jpeg"
         Image.open(io.BytesIO(answer.content)).verify()
+
+
+def test_where_other_things_are_often_taken_for_products_nothing_is_claimed(
+    standing: Shop, visit: Visitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    often = Rejection(threshold=-1.0, false_accept=OFTEN + 0.01, genuine=50, impostor=50)
+    monkeypatch.setattr(Gallery, "rejection", lambda self, embedding: often)
+    best = standing.recognition.search(picture(150), k=1).matches[0].product.title
+    text = visit.get(visit.show(picture(150))).text
+    assert f"Most like it of your products: <bdi>{best}</bdi>." in text
+    assert "look as much alike" in html.unescape(text) and "This looks like a product of yours" not in text
+    assert "This looks like a product of yours" in visit.get(visit.show(picture(3))).text  # the same picture
 
 
 def test_what_is_not_in_the_catalog_is_said(standing: Shop, visit: Visitor) -> None:
