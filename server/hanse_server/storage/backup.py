@@ -43,7 +43,7 @@ MAX_TABLE_BYTES = 1 << 30
 CHUNK_BYTES = 1 << 20
 SKIPPED_ATTEMPTS = 100_000
 MAX_ATTEMPT = (1 << 31) - 1
-TRIES = 20
+TRIES = 200
 
 
 def write_backup(state: State, path: Path) -> int:
@@ -148,7 +148,8 @@ def _restored(state: State, path: Path, tar: tarfile.TarFile) -> int:
 
 def _moment(state: State, opened: ExitStack) -> tuple[Rows, dict[str, BinaryIO]]:
     """Return all records at one moment, and the open files of what a training may replace after it."""
-    for last in range(TRIES - 1, -1, -1):
+    before: Rows | None = None
+    for _ in range(TRIES):
         with state.database.reading() as session:
             tables: Rows = {
                 table.name: [
@@ -167,8 +168,9 @@ def _moment(state: State, opened: ExitStack) -> tuple[Rows, dict[str, BinaryIO]]
                 opened.enter_context(now.pop_all())
                 return tables, files
         except StorageError:
-            if not last:  # else the training replaced something just now
+            if tables == before:  # else the training replaced something just now
                 raise
+            before = tables
     raise StorageError(f"{state.folder}: changes too fast for a backup; try again.")
 
 

@@ -17,6 +17,7 @@ from hanse_common.errors import StorageError
 from hanse_server.audit import verify
 from hanse_server.storage import Progress, State, backup
 from hanse_server.storage.backup import SKIPPED_ATTEMPTS, read_backup, write_backup
+from hanse_server.storage.objects import Objects
 from hanse_server.storage.schema import AttemptRecord, CheckpointRecord, Record, RoundRecord
 
 Make = Callable[..., Any]
@@ -123,6 +124,22 @@ def test_only_its_owner_may_read_a_backup_and_none_is_replaced(
     assert path.read_bytes() == before
     with pytest.raises(StorageError, match="cannot be written"):
         write_backup(state, tmp_path / "missing" / "backup.tar")
+
+
+def test_a_checkpoint_that_is_gone_is_named_and_not_waited_for(
+    state: State, fill: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(state)
+    with state.database.reading() as session:
+        digest = session.scalars(select(CheckpointRecord.object)).first()
+    assert digest is not None
+    (tmp_path / "state" / "objects" / digest[:2] / digest).unlink()
+    looks: list[str] = []
+    opened = Objects.open
+    monkeypatch.setattr(Objects, "open", lambda self, digest: looks.append(digest) or opened(self, digest))
+    with pytest.raises(StorageError, match=r"cannot be read \(No such file or directory\); restore it"):
+        write_backup(state, tmp_path / "backup.tar")
+    assert looks.count(digest) == 2, "once more, in case that a training had just replaced it"
 
 
 def test_a_damaged_state_is_not_backed_up_and_leaves_no_file(
