@@ -167,6 +167,7 @@ def test_two_weeks_are_counted_once_each_by_the_shops_that_allow_it(make_league:
     assert all(league.ledger(name).spent().epsilon == pytest.approx(before.epsilon()) for name in COUNTING)
 
     after = signed(league, mondays[1])
+    told = league.text("server")
     league.log("server").unlink()
     server = league.start_server()
     league.until("the sum", lambda: league.events("round"))
@@ -186,7 +187,7 @@ def test_two_weeks_are_counted_once_each_by_the_shops_that_allow_it(make_league:
     assert sneaker.value == pytest.approx(true[1]["Sneaker"] / true[0]["Sneaker"] - 1, abs=0.5)
     assert growth["Dress"] is None
 
-    assert f"{REFUSING} does not take part in this block (policy)." in league.text("server")
+    assert f"{REFUSING} does not take part in this block (policy)." in told + league.text("server")
     refusals = league.text(REFUSING).count("Not taking part now (policy): mode: found 'trends'")
     assert refusals == 3, "it is asked once a block, and never again in it"
     assert "Looking through your photos" not in league.text(REFUSING)
