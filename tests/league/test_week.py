@@ -43,7 +43,7 @@ from hanse_server.development_keys import sign_directory
 from hanse_simulations import datasets
 from hanse_simulations.processes import command
 
-ROUNDS_A_DAY, ROUNDS = 6, 150
+ROUNDS_A_DAY, ROUNDS = 6, 135
 REPEATS = 30
 KILLED_NIGHTS = (2, 4, 6)
 FOUNDERS = ("alder", "birch", "cedar", "damson")
