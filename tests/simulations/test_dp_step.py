@@ -69,6 +69,7 @@ def test_a_step_counts_the_photos_it_used(name: str, way: str) -> None:
         assert counts == [round(0.1 * case.photos)] * 3
 
 
+@pytest.mark.slow
 def test_a_case_measured_in_a_process_of_its_own() -> None:
     figures = dp_step._child("cnn", dp_step.WAYS, 1, tiny=True)
     assert set(figures["over_plain"]) == set(dp_step.WAYS)

@@ -23,6 +23,7 @@ def sim(*words: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
 
 
+@pytest.mark.slow
 def test_the_written_file_is_used(write_experiment: Write, tmp_path: Path) -> None:
     done = sim("new-algorithm", tmp_path / "mine.py")
     assert done.returncode == 0, done.stderr

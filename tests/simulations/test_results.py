@@ -50,6 +50,7 @@ def figures(folder: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_a_result_folder_is_complete_and_runs_again(
     write_experiment: Write,
     tmp_path: Path,

@@ -9,6 +9,7 @@ from hanse_client.gallery.index import VectorIndex
 from hanse_simulations.benchmarks import serve
 
 
+@pytest.mark.slow
 def test_the_benchmark_says_what_it_measured(capsys: pytest.CaptureFixture[str]) -> None:
     before = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
     figures = serve.run(quick=False, tiny=True)

@@ -92,6 +92,7 @@ def test_what_is_done_is_not_done_again(
         sweep.run_sweep(experiment, folder, cache)
 
 
+@pytest.mark.slow
 def test_the_command_draws_league_and_yardstick_in_one_figure(
     write_experiment: Write, tmp_path: Path
 ) -> None:
