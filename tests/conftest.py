@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import settings
 
 # Tests run side by side, one process a core; torch's threads would only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -45,6 +46,10 @@ TRAINING: dict[str, Any] = {
     "update_bound": 8.0,
     "noise_multiplier": 2.0,
 }
+
+# No test is right or wrong by how long it takes: machines are busy.
+settings.register_profile("hanse", deadline=None)
+settings.load_profile("hanse")
 
 
 @pytest.fixture(scope="session")
