@@ -74,7 +74,7 @@ def test_one_point_alone_is_drawn() -> None:
 def test_an_axis_holds_all_intervals(triples: Sequence[Sequence[float]]) -> None:
     points = [Point(x, value, low, high) for x, (low, value, high) in enumerate(triples)]
     axis = around(points, percent=True)
-    assert 0 <= axis.low <= min(point.low for point in points)
+    assert 0 <= axis.low <= min(point.low for point in points) + 1e-9
     assert max(point.high for point in points) <= axis.high + 1e-9 <= 1 + 2e-9
     chart = charts.band(points, axis, "label", "round")
     assert "nan" not in chart
