@@ -43,7 +43,7 @@ from hanse_server.development_keys import sign_directory
 from hanse_simulations import datasets
 from hanse_simulations.processes import command
 
-ROUNDS_A_DAY, ROUNDS = 6, 135
+ROUNDS_A_DAY, ROUNDS = 6, 160
 REPEATS = 30
 KILLED_NIGHTS = (2, 4, 6)
 FOUNDERS = ("alder", "birch", "cedar", "damson")
@@ -52,8 +52,8 @@ WAIT = 240.0
 DAEMON_GROWTH, NODE_GROWTH = 10e6, 10e6
 """Bytes by which a process may be larger on the last day than on the second."""
 
-THREADS, DESCRIPTORS = 3, 4
-"""How many more of each there may be: gRPC keeps a pool of threads, and a stream is open or not."""
+THREADS, DESCRIPTORS = 3, 6
+"""How many more of each there may be: gRPC keeps a pool of threads, and an open stream has five descriptors."""
 
 KILOBYTE = 1 << 10
 BOUNDS = {
