@@ -28,12 +28,12 @@ from hanse_client.approvals import Approvals, Standing
 from hanse_client.charges import Charge
 from hanse_client.config import ClientConfig
 from hanse_client.control import FOR_GOOD, Control, State, Status
+from hanse_client.explanation import about
 from hanse_client.journal import Journal
 from hanse_client.keys import load_identity, load_node
 from hanse_client.node_keeper import NodeKeeper
 from hanse_client.page_keeper import PageKeeper
 from hanse_client.participant import Participant, accepted_plan, printable
-from hanse_client.policy import about
 from hanse_client.preparation import Preparation, Ready
 from hanse_client.shop import Shop
 from hanse_client.stream import Limits, serve_block

@@ -22,8 +22,9 @@ from pathlib import Path
 from rich.table import Table
 
 from hanse_client.charges import PARAMETERS, Event, Spent
+from hanse_client.explanation import SUSPICION, posterior_bound, upward
 from hanse_client.ledger import Ledger
-from hanse_client.policy import SUSPICION, Policy, posterior_bound, upward
+from hanse_client.policy import Policy
 from hanse_common.errors import ConfigError
 from hanse_common.files import write_atomically
 from hanse_common.vision.photo import shown

@@ -32,11 +32,11 @@ from hanse_client.approvals import Approvals, Standing
 from hanse_client.charges import Budget, Charge, Spent
 from hanse_client.config import ClientConfig
 from hanse_client.control import FOR_GOOD, Control, State, Status
+from hanse_client.explanation import SUSPICION, about, posterior_bound, upward
 from hanse_client.journal import Journal
 from hanse_client.ledger import Ledger
 from hanse_client.markers import Markers
 from hanse_client.page_access import Gate, address, deed, read_token
-from hanse_client.policy import SUSPICION, about, posterior_bound, upward
 from hanse_client.receipt import Receipt
 from hanse_client.releases import Releases
 from hanse_common import commands

@@ -29,8 +29,8 @@ from pydantic import Field, ValidationError, field_validator
 
 from hanse_client import templates
 from hanse_client.charges import Account, Budget, Event, Spent
+from hanse_client.explanation import SUSPICION, posterior_bound, upward
 from hanse_client.ledger import Ledger, genesis
-from hanse_client.policy import SUSPICION, posterior_bound, upward
 from hanse_common.errors import ConfigError, WireError
 from hanse_common.files import read_bounded
 from hanse_common.modes import Unit

@@ -28,9 +28,9 @@ from hanse_client import templates
 from hanse_client.catalog import is_clutter
 from hanse_client.config import ClientConfig
 from hanse_client.enrolment import Answers, enrol
+from hanse_client.explanation import SUSPICION, posterior_bound, upward
 from hanse_client.keys import MAX_PASSPHRASE_BYTES
 from hanse_client.page_access import Gate, deed
-from hanse_client.policy import SUSPICION, posterior_bound, upward
 from hanse_common import signing
 from hanse_common.config import load
 from hanse_common.credentials import load_node_key, node_point

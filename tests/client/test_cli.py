@@ -24,8 +24,8 @@ from PIL import Image
 from hanse_client import cli, ledger_view
 from hanse_client.charges import Budget, Charge
 from hanse_client.config import ClientConfig
+from hanse_client.explanation import posterior_bound
 from hanse_client.ledger import Ledger
-from hanse_client.policy import posterior_bound
 from hanse_common import signing, wire
 from hanse_common.config import load
 from hanse_common.modes import DistributedTraining

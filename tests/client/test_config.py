@@ -11,7 +11,7 @@ from pydantic_core import PydanticUndefined
 
 from hanse_client.config import ClientConfig
 from hanse_client.enrolment import annotated_config
-from hanse_client.policy import posterior_bound
+from hanse_client.explanation import posterior_bound
 from hanse_common.config import load
 from hanse_common.errors import ConfigError
 

@@ -24,12 +24,12 @@ from hanse_client.approvals import Approvals, Standing
 from hanse_client.charges import Charge
 from hanse_client.config import ClientConfig
 from hanse_client.control import Control, State, Status
+from hanse_client.explanation import posterior_bound
 from hanse_client.journal import Journal
 from hanse_client.ledger import Ledger
 from hanse_client.markers import Markers
 from hanse_client.page import ENTRIES_A_PAGE, MAX_FORM_BYTES, build, told
 from hanse_client.page_access import TOKEN_FILE, address, entrance, new_token, opener, read_token
-from hanse_client.policy import posterior_bound
 from hanse_client.wizard import Wizard
 from hanse_client.wizard import build as build_wizard
 from hanse_common import signing, wire

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from hanse_client.charges import Budget
-from hanse_client.policy import Policy, posterior_bound
+from hanse_client.explanation import posterior_bound
+from hanse_client.policy import Policy
 from hanse_common.config import load
 from hanse_common.errors import ConfigError, PlanRefused
 from hanse_common.modes import (

@@ -18,8 +18,8 @@ import yaml
 from hanse_client import cli, receipt
 from hanse_client.charges import Budget, Charge, Spent
 from hanse_client.config import LeagueSettings
+from hanse_client.explanation import posterior_bound
 from hanse_client.ledger import Ledger, genesis
-from hanse_client.policy import posterior_bound
 from hanse_client.receipt import BYTES_A_NUMBER, DayLine, Receipt, differences, page, read
 from hanse_common.errors import ConfigError, LedgerError, WireError
 from hanse_common.privacy.mechanism import Mechanism

@@ -17,9 +17,9 @@ import pytest
 from hanse_client import keys
 from hanse_client import wizard as wizards
 from hanse_client.config import ClientConfig
+from hanse_client.explanation import posterior_bound
 from hanse_client.keys import PASSPHRASE_FILE, load_identity, load_node
 from hanse_client.page_access import entrance, new_token
-from hanse_client.policy import posterior_bound
 from hanse_client.wizard import MAX_CARD_BYTES, MAX_FORM_BYTES, Folder, Wizard, bound, build, look, number
 from hanse_common import signing
 from hanse_common.config import load

@@ -11,8 +11,8 @@ from hanse_client.approvals import Approvals, Standing
 from hanse_client.charges import Charge
 from hanse_client.cli.options import DEFAULT_CONFIG, ConfigOption, say
 from hanse_client.config import ClientConfig
+from hanse_client.explanation import upward
 from hanse_client.ledger import Ledger
-from hanse_client.policy import upward
 from hanse_common import wire
 from hanse_common.commands import out
 from hanse_common.config import load

@@ -16,7 +16,6 @@ better than the nearest photo or the mean of the nearest similarities (docs/sear
 """
 
 import io
-import logging
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,7 +26,7 @@ from typing import TYPE_CHECKING, Final, Self
 import numpy as np
 from PIL import Image
 
-from hanse_client.gallery import calibration, followed, rows
+from hanse_client.gallery import followed, rows
 from hanse_client.gallery.bounds import (
     MAX_TEXT,
     MAX_VIEWS,
@@ -40,16 +39,14 @@ from hanse_client.gallery.bounds import (
 from hanse_client.gallery.finding import ASKED, FEWEST, TEXT_WEIGHT, Finder
 from hanse_client.gallery.finding import Match as Match
 from hanse_client.gallery.followed import Followed
+from hanse_client.gallery.open_set import OpenSet
 from hanse_client.gallery.product import Filter, Product
-from hanse_client.gallery.rejection import DEFAULT_TARGETS, Rejection, Targets, calibrate
 from hanse_client.gallery.store import Store, damaged
 from hanse_common.errors import GalleryError
 from hanse_common.vision import photo as photos_
 
 if TYPE_CHECKING:
     from hanse_client.gallery.meanings import Meanings
-
-log = logging.getLogger(__name__)
 
 MAX_CATEGORIES: Final = 1000
 """Bound of the categories that are listed."""
@@ -62,7 +59,7 @@ class Gallery:
 
     Every method raises `GalleryError` when the database is damaged, locked or full. Vectors are float32 rows of length
     one, or all zeros where an embedding sees nothing; an embedding is named by 32 bytes. With `meanings`, texts that
-    are searched for are also compared by meaning.
+    are searched for are also compared by meaning. `open_set` says whether a photo shows any product at all.
     """
 
     def __init__(self, folder: Path, meanings: "Meanings | None" = None) -> None:
@@ -72,7 +69,7 @@ class Gallery:
         self._lock = threading.Lock()
         self._finder = Finder(self._store.path)
         self._meanings = meanings
-        self._fresh: dict[bytes, tuple[int, int, Targets]] = {}
+        self.open_set = OpenSet(self._store, self._follower)
 
     @classmethod
     def open(cls, folder: Path, meanings: "Meanings | None" = None) -> Self:
@@ -359,76 +356,6 @@ class Gallery:
     def follow_words(self, enough: Callable[[], bool] = lambda: False) -> None:
         """Read the products' words now, until `enough` says so, so that the first text does not wait for it."""
         self._finder.follow(enough)
-
-    # Open set.
-
-    def rejection(self, embedding: bytes) -> Rejection:
-        """Return the rejection of `embedding` that was calibrated last, or the default."""
-        with self._store.read() as db:
-            return calibration.stored(db, embedding)
-
-    def shows(self, embedding: bytes, query: Vectors) -> bool:
-        """Return whether a photo with the vector `query` (d,) shows any product of the gallery.
-
-        So it is when the most similar product is above the threshold, or a photo of the most similar ones is the same
-        picture (`hanse_client.duplicates.SAME`).
-        """
-        require_rows(embedding, query[np.newaxis], 1)
-        with self._store.read() as db, self._follower(embedding).following(db) as index:
-            rejection = calibration.stored(db, embedding)
-            return index is not None and calibration.shown(db, embedding, index, query, rejection)
-
-    def calibrate(
-        self, embedding: bytes, impostors: Vectors | None = None, targets: Targets = DEFAULT_TARGETS
-    ) -> Rejection:
-        """Calibrate the rejection of `embedding`, keep it, and return it.
-
-        `impostors` (m, d) are vectors of photos that show nothing of the gallery; `hanse_client.gallery.calibration`
-        says what the gallery's own photos tell.
-        """
-        if impostors is not None:
-            require_rows(embedding, impostors, len(impostors))
-        follower = self._follower(embedding)
-        genuine: list[float] = []
-        impostor: list[float] = []
-        twins: set[int] = set()
-        with self._store.read() as db:
-            extent, pieces = calibration.extent(db, embedding), calibration.sampled(db, embedding)
-        for piece in pieces:
-            with self._store.read() as db, follower.following(db) as index:
-                if index is not None:
-                    own = calibration.of_own(db, embedding, index, piece)
-                    genuine += own.genuine
-                    impostor += own.impostor
-                    twins |= own.twins
-        if impostors is not None:
-            with self._store.read() as db, follower.following(db) as index:
-                if index is not None:
-                    impostor += calibration.of_others(db, embedding, index, impostors)
-        if twins:
-            log.warning(
-                "%d products look the same as another under a SKU of its own: hanse-client products check names them.",
-                len(twins),
-            )
-        found = calibrate(np.array(genuine), np.array(impostor), targets)
-        with self._store.write() as db:
-            calibration.store(db, embedding, found, extent)
-        self._fresh.pop(embedding, None)
-        return found
-
-    def is_stale(self, embedding: bytes, targets: Targets = DEFAULT_TARGETS) -> bool:
-        """Return whether the rejection of `embedding` is to be calibrated: for other targets, or for other photos.
-
-        So it is when those that came or went since are more than a tenth of what it was calibrated on.
-        """
-        with self._store.read() as db:
-            now = (*calibration.mark(db), targets)
-            if self._fresh.get(embedding) == now:
-                return False
-            stale = calibration.stale(db, embedding, targets)
-        if not stale:
-            self._fresh[embedding] = now
-        return stale
 
     def __enter__(self) -> Self:
         return self

@@ -137,7 +137,7 @@ class Follower:
             try:
                 ready = self._embed(engine)
                 if ready:
-                    self._gallery.calibrate(engine.embedding, None, targets(self._config))
+                    self._gallery.open_set.calibrate(engine.embedding, None, targets(self._config))
             except BaseException:
                 self._engines.announce(None)
                 raise
@@ -205,8 +205,8 @@ def targets(config: ClientConfig) -> Targets:
 
 def calibrate_when_stale(gallery: Gallery, engine: "Engine", config: ClientConfig) -> None:
     """Calibrate the threshold of `engine` when the gallery's photos, or what the shop wants, changed enough since."""
-    if gallery.is_stale(engine.embedding, targets(config)):
-        gallery.calibrate(engine.embedding, None, targets(config))
+    if gallery.open_set.is_stale(engine.embedding, targets(config)):
+        gallery.open_set.calibrate(engine.embedding, None, targets(config))
 
 
 def embed_missing(

@@ -119,7 +119,7 @@ class Recognition:
             personal_labels=engine.personal_labels,
             products=self.gallery.count(),
             photos=self.gallery.count_photos(),
-            rejection=self.gallery.rejection(engine.embedding),
+            rejection=self.gallery.open_set.rejection(engine.embedding),
             rebuild=self._follower.rebuild,
             problem=self._follower.problem,
         )
@@ -174,7 +174,9 @@ class Recognition:
                 if text is None:
                     raise GalleryError("Search: found neither a photo nor a text, expected one of them.")
                 named = self.gallery.search_text(text, k, where)
-                return Found(tuple(named), None, self.gallery.rejection(embedding).threshold, embedding)
+                return Found(
+                    tuple(named), None, self.gallery.open_set.rejection(embedding).threshold, embedding
+                )
             seen = self._counted(engine, image)
             return self._found(engine, seen.embedding, text, where, k)
 
@@ -233,7 +235,7 @@ class Recognition:
             mean /= max(float(np.linalg.norm(mean)), 1e-12)
             (matches,) = self.gallery.search(engine.embedding, mean, min(k + 1, MAX_RESULTS), where)
             others = [match for match in matches if match.product.sku != product.sku][:k]
-            threshold = self.gallery.rejection(engine.embedding).threshold
+            threshold = self.gallery.open_set.rejection(engine.embedding).threshold
             return Found(tuple(others), None, threshold, engine.embedding)
 
     # Products
@@ -316,9 +318,9 @@ class Recognition:
         return self._answer(engine, vector, matches)
 
     def _answer(self, engine: "Engine", vector: NDArray[np.float32], matches: Sequence[Match]) -> Found:
-        rejection = self.gallery.rejection(engine.embedding)
+        rejection = self.gallery.open_set.rejection(engine.embedding)
         # What a filter leaves out, or a text puts behind, is looked up only where it can change the answer.
-        known = any(rejection.known(match.similarity) for match in matches) or self.gallery.shows(
+        known = any(rejection.known(match.similarity) for match in matches) or self.gallery.open_set.shows(
             engine.embedding, vector
         )
         return Found(tuple(matches), known, rejection.threshold, engine.embedding)

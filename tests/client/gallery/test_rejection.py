@@ -128,16 +128,16 @@ def test_the_gallery_calibrates_on_its_own_photos_and_remembers(
     gallery, folder, jpeg, unit, embedding
 ) -> None:
     filled(gallery, jpeg, embedding)
-    assert gallery.rejection(embedding) == Rejection()
-    found = gallery.calibrate(embedding, unit(200, seed=3))
+    assert gallery.open_set.rejection(embedding) == Rejection()
+    found = gallery.open_set.calibrate(embedding, unit(200, seed=3))
     assert (found.genuine, found.impostor) == (120, 120 + 200)
     assert found.false_reject < 0.1 and found.false_accept <= 0.05
     strangers = gallery.search(embedding, unit(500, seed=4), 1)
     assert np.mean([found.known(matches[0].similarity) for matches in strangers]) < 0.1
     with type(gallery).open(folder) as again:
-        assert again.rejection(embedding) == found
+        assert again.open_set.rejection(embedding) == found
     gallery.forget(embedding)
-    assert gallery.rejection(embedding).threshold == DEFAULT_THRESHOLD
+    assert gallery.open_set.rejection(embedding).threshold == DEFAULT_THRESHOLD
 
 
 def test_leaving_a_photo_out_leaves_it_out(gallery, jpeg, unit, embedding) -> None:
@@ -145,7 +145,7 @@ def test_leaving_a_photo_out_leaves_it_out(gallery, jpeg, unit, embedding) -> No
     vectors = unit(30)
     for number in range(30):
         gallery.put(Product(sku=str(number)), [jpeg(number)], {embedding: vectors[number : number + 1]})
-    found = gallery.calibrate(embedding, None, FIFTH)
+    found = gallery.open_set.calibrate(embedding, None, FIFTH)
     others = np.sort((vectors @ vectors.T - 3 * np.eye(30)).max(axis=1))
     assert (found.genuine, found.impostor, found.false_reject) == (0, 30, None)
     assert found.threshold == pytest.approx(others[5], abs=1e-6)
@@ -168,15 +168,15 @@ def alike(gallery, jpeg, embedding, products: int = 40, views: int = 6):
 
 def test_products_that_look_alike_are_not_turned_away(gallery, jpeg, embedding) -> None:
     others = alike(gallery, jpeg, embedding)
-    found = gallery.calibrate(embedding)
+    found = gallery.open_set.calibrate(embedding)
     similarities = np.array([match.similarity for [match] in gallery.search(embedding, others, 1)])
     turned_away = np.mean([not found.known(one) for one in similarities])
     assert 0.05 < turned_away < 0.3 and found.false_reject == pytest.approx(turned_away, abs=0.1)
     assert found.false_accept > 0.05
-    strict = gallery.calibrate(embedding, None, Targets(false_reject=0.99))
+    strict = gallery.open_set.calibrate(embedding, None, Targets(false_reject=0.99))
     assert strict.false_accept <= 0.05 and strict.false_reject > 0.4
-    assert gallery.rejection(embedding) == strict
-    lenient = gallery.calibrate(embedding, None, Targets(false_reject=0.01))
+    assert gallery.open_set.rejection(embedding) == strict
+    lenient = gallery.open_set.calibrate(embedding, None, Targets(false_reject=0.01))
     assert lenient.threshold < found.threshold < strict.threshold and lenient.false_reject <= 0.01
 
 
@@ -196,8 +196,8 @@ def test_a_photo_of_the_gallery_shows_a_product_whatever_the_threshold(
     assert max(best) < 0.95
     copies = vectors + 0.01 * unit(60, seed=1)
     copies = (copies / np.linalg.norm(copies, axis=1, keepdims=True)).astype(np.float32)
-    assert all(gallery.shows(embedding, one) for one in (*vectors, *copies))
-    assert not any(gallery.shows(embedding, one) for one in unit(60, seed=2))
+    assert all(gallery.open_set.shows(embedding, one) for one in (*vectors, *copies))
+    assert not any(gallery.open_set.shows(embedding, one) for one in unit(60, seed=2))
 
 
 def test_a_match_tells_how_near_its_nearest_photo_is(gallery, jpeg, unit, embedding) -> None:
@@ -219,7 +219,7 @@ def test_a_match_tells_how_near_its_nearest_photo_is(gallery, jpeg, unit, embedd
 
 
 def test_an_empty_gallery_shows_nothing(gallery, unit, embedding) -> None:
-    assert not gallery.shows(embedding, unit(1)[0])
+    assert not gallery.open_set.shows(embedding, unit(1)[0])
 
 
 def test_one_picture_twice_at_a_product_tells_nothing_of_other_photos_of_it(
@@ -229,41 +229,42 @@ def test_one_picture_twice_at_a_product_tells_nothing_of_other_photos_of_it(
     for number in range(30):
         photos = [jpeg(number), jpeg(100 + number)]
         gallery.put(Product(sku=str(number)), photos, {embedding: vectors[[number, number]]})
-    assert gallery.calibrate(embedding).genuine == 0
+    assert gallery.open_set.calibrate(embedding).genuine == 0
 
 
 def test_a_threshold_is_stale_when_a_tenth_of_its_photos_came_or_went_or_other_shares_are_wanted(
     gallery, jpeg, unit, embedding
 ) -> None:
-    assert not gallery.is_stale(embedding)
+    assert not gallery.open_set.is_stale(embedding)
 
     def put(numbers) -> None:
         for number in numbers:
             gallery.put(Product(sku=f"{number}"), [jpeg(number)], {embedding: unit(1, seed=number)})
 
     put(range(40))
-    assert gallery.is_stale(embedding)
-    gallery.calibrate(embedding)
-    assert not gallery.is_stale(embedding) and gallery.is_stale(embedding, Targets(false_reject=0.3))
-    gallery.calibrate(embedding, None, Targets(false_reject=0.3))
-    assert gallery.is_stale(embedding) and not gallery.is_stale(embedding, Targets(false_reject=0.3))
-    gallery.calibrate(embedding)
+    assert gallery.open_set.is_stale(embedding)
+    gallery.open_set.calibrate(embedding)
+    more = Targets(false_reject=0.3)
+    assert not gallery.open_set.is_stale(embedding) and gallery.open_set.is_stale(embedding, more)
+    gallery.open_set.calibrate(embedding, None, more)
+    assert gallery.open_set.is_stale(embedding) and not gallery.open_set.is_stale(embedding, more)
+    gallery.open_set.calibrate(embedding)
     put(range(40, 44))
-    assert not gallery.is_stale(embedding)
+    assert not gallery.open_set.is_stale(embedding)
     put([44])
-    assert gallery.is_stale(embedding)
-    gallery.calibrate(embedding)
+    assert gallery.open_set.is_stale(embedding)
+    gallery.open_set.calibrate(embedding)
     for number in (0, 1):
         gallery.remove(str(number))
     put([45, 46])
-    assert not gallery.is_stale(embedding)
+    assert not gallery.open_set.is_stale(embedding)
     gallery.remove("2")  # as many as before, and five others
-    assert gallery.is_stale(embedding)
-    gallery.calibrate(embedding)
+    assert gallery.open_set.is_stale(embedding)
+    gallery.open_set.calibrate(embedding)
     for number in range(3, 47):
         gallery.remove(str(number))
-    assert gallery.is_stale(embedding) and gallery.calibrate(embedding) == Rejection()
-    assert not gallery.is_stale(embedding)
+    assert gallery.open_set.is_stale(embedding) and gallery.open_set.calibrate(embedding) == Rejection()
+    assert not gallery.open_set.is_stale(embedding)
 
 
 def test_products_under_two_skus_do_not_make_the_threshold_strict(
@@ -273,14 +274,14 @@ def test_products_under_two_skus_do_not_make_the_threshold_strict(
     vectors = unit(60)
     for number in range(60):
         gallery.put(Product(sku=f"{number:02}"), [jpeg(number)], {embedding: vectors[number : number + 1]})
-    alone = gallery.calibrate(embedding)
+    alone = gallery.open_set.calibrate(embedding)
     assert "look the same" not in caplog.text
     copies = vectors + 0.004 * unit(60, seed=1)
     copies = (copies / np.linalg.norm(copies, axis=1, keepdims=True)).astype(np.float32)
     for number in range(60):
         photo = {embedding: copies[number : number + 1]}
         gallery.put(Product(sku=f"{number:02} again"), [jpeg(100 + number)], photo)
-    found = gallery.calibrate(embedding)
+    found = gallery.open_set.calibrate(embedding)
     assert (alone.impostor, found.impostor) == (60, 120)
     assert found.threshold == pytest.approx(alone.threshold, abs=0.02)
     assert "120 products look the same as another under a SKU of its own" in caplog.text
@@ -310,15 +311,15 @@ def test_one_photo_of_two_products_makes_them_twins(gallery, jpeg, unit, embeddi
     for number in range(30):
         gallery.put(Product(sku=f"{number:02}"), [jpeg(number)], {embedding: unit(1, seed=number)})
     gallery.put(Product(sku="again"), [jpeg(7)], {embedding: unit(1, seed=7)})
-    assert gallery.calibrate(embedding).impostor == 30
+    assert gallery.open_set.calibrate(embedding).impostor == 30
     assert "2 products look the same" in caplog.text
 
 
 def test_products_that_are_all_one_leave_nothing_to_calibrate_on(gallery, jpeg, unit, embedding) -> None:
     for number in range(30):
         gallery.put(Product(sku=f"{number:02}"), [jpeg(number)], {embedding: unit(1)})
-    assert gallery.calibrate(embedding) == Rejection()
+    assert gallery.open_set.calibrate(embedding) == Rejection()
 
 
 def test_an_empty_gallery_keeps_the_default(gallery, embedding) -> None:
-    assert gallery.calibrate(embedding) == Rejection()
+    assert gallery.open_set.calibrate(embedding) == Rejection()

@@ -167,7 +167,7 @@ def test_a_request_ends_on_the_recognizer_it_began_with(
     filled(recognition, 20)
     gallery, engines, batcher = recognition.gallery, recognition._engines, recognition._batcher
     old, first = recognition.status().embedding, engines.serving
-    submit, calibrate = batcher.submit, gallery.calibrate
+    submit, calibrate = batcher.submit, gallery.open_set.calibrate
     begun = threading.Semaphore(0)
 
     def slow(engine: Any, image: Any, **how: Any) -> Any:
@@ -192,7 +192,7 @@ def test_a_request_ends_on_the_recognizer_it_began_with(
                 assert begun.acquire(timeout=WAIT)
         return calibrate(embedding, *rest)
 
-    gallery.calibrate = just_before_the_switch  # type: ignore[method-assign, assignment]
+    gallery.open_set.calibrate = just_before_the_switch  # type: ignore[method-assign, assignment]
     release(config, shelf.made[1, 0], 2)
     until("the switch", lambda: engines.serving is not first)
     for request in requests:
@@ -212,7 +212,7 @@ def test_what_is_put_while_another_comes_is_found_as_soon_as_it_serves(
     recognition = following_at_once(config)
     filled(recognition, 20)
     gallery, engines = recognition.gallery, recognition._engines
-    calibrate, switch = gallery.calibrate, engines.switch
+    calibrate, switch = gallery.open_set.calibrate, engines.switch
     coming = bytes.fromhex(shelf.made[1, 0].digest)
     found: list[str] = []
 
@@ -225,7 +225,7 @@ def test_what_is_put_while_another_comes_is_found_as_soon_as_it_serves(
         switch(engine)
         found.extend(match.product.sku for match in recognition.search(picture(777), k=1).matches)
 
-    gallery.calibrate = put_now  # type: ignore[method-assign, assignment]
+    gallery.open_set.calibrate = put_now  # type: ignore[method-assign, assignment]
     engines.switch = search_now  # type: ignore[method-assign]
     release(config, shelf.made[1, 0], 2)
     until("the switch", lambda: found)
@@ -377,10 +377,10 @@ def test_photos_that_another_process_added_are_embedded_and_the_threshold_is_cal
     embedding = recognition.status().embedding
     until("the vectors", lambda: recognition.gallery.count_vectors(embedding) == 40)
     assert recognition.search(picture(33), k=1).matches[0].product.sku == "p33"
-    until("a threshold", lambda: recognition.gallery.rejection(embedding).calibrated)
-    first = recognition.gallery.rejection(embedding).impostor
+    until("a threshold", lambda: recognition.gallery.open_set.rejection(embedding).calibrated)
+    first = recognition.gallery.open_set.rejection(embedding).impostor
     filled(recognition, 60)
-    until("another", lambda: recognition.gallery.rejection(embedding).impostor > first)
+    until("another", lambda: recognition.gallery.open_set.rejection(embedding).impostor > first)
 
 
 def test_closing_in_the_middle_of_a_rebuild_ends_it(

@@ -171,7 +171,7 @@ def test_many_threads_get_what_one_gets(recognition: Recognition) -> None:
 def test_a_threshold_that_is_calibrated_decides_what_is_known(recognition: Recognition) -> None:
     for number in range(40):
         recognition.put(Product(sku=f"p{number}"), [view(number, 0), view(number, 1)])
-    rejection = recognition.gallery.calibrate(recognition.status().embedding)
+    rejection = recognition.gallery.open_set.calibrate(recognition.status().embedding)
     assert rejection.calibrated and recognition.status().threshold == rejection.threshold
     found = [recognition.search(picture(seed)) for seed in (*range(40), *range(1000, 1100))]
     assert all(one.threshold == rejection.threshold for one in found)
@@ -204,7 +204,7 @@ def test_the_shops_own_photos_are_known_whatever_the_threshold(recognition: Reco
     recognition.search(picture(1))
     with recognition.gallery._store.write() as db:
         db.execute("UPDATE rejection SET threshold = 0.999")
-    assert recognition.gallery.rejection(embedding).threshold == 0.999
+    assert recognition.gallery.open_set.rejection(embedding).threshold == 0.999
     for number in range(20):
         found = recognition.search(picture(number), k=1)
         assert found.matches[0].similarity < 0.999 and found.known
@@ -224,20 +224,20 @@ def test_what_is_added_and_removed_by_commands_calibrates_the_threshold_at_the_n
     embedding = recognition.status().embedding
     fill()
     first = searched()
-    rejection = recognition.gallery.rejection(embedding)
+    rejection = recognition.gallery.open_set.rejection(embedding)
     assert rejection.calibrated and rejection.threshold == first != DEFAULT_THRESHOLD
     recognition.put(Product(sku="p30"), [picture(30)])
-    assert searched() == first and recognition.gallery.rejection(embedding) == rejection
+    assert searched() == first and recognition.gallery.open_set.rejection(embedding) == rejection
     for number in range(15):
         recognition.remove(f"p{number}")
     searched()
-    assert recognition.gallery.rejection(embedding).impostor == 31
+    assert recognition.gallery.open_set.rejection(embedding).impostor == 31
     for number in range(31):
         recognition.remove(f"p{number}")
     assert searched() == DEFAULT_THRESHOLD
     fill()
     recognition.complete()
-    assert recognition.gallery.rejection(embedding) == rejection
+    assert recognition.gallery.open_set.rejection(embedding) == rejection
 
 
 def test_the_configuration_says_how_many_photos_may_be_turned_away(config: ClientConfig) -> None:
@@ -273,7 +273,7 @@ def test_products_are_imported_from_a_file(recognition: Recognition, tmp_path: P
     assert done.photos == 30 and done.problem_count == 1 and heard[-1][0] == heard[-1][1]
     status = recognition.status()
     assert recognition.gallery.missing(status.embedding, 1) == []
-    assert recognition.gallery.rejection(status.embedding).calibrated
+    assert recognition.gallery.open_set.rejection(status.embedding).calibrated
     assert recognition.search(picture(17)).matches[0].product.sku == "i17"
 
 

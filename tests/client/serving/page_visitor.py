@@ -102,7 +102,7 @@ class Shop:
         """Put products with one photo each, number 0 on; the threshold goes by them."""
         for number in range(count):
             self.recognition.put(product(number), [picture(number)])
-        self.recognition.gallery.calibrate(self.recognition.status().embedding)
+        self.recognition.gallery.open_set.calibrate(self.recognition.status().embedding)
 
 
 def make_recognizer(folder: Path, recipe: Recipe = RECIPE) -> None:

@@ -16,6 +16,7 @@ from PIL import Image
 
 from hanse_client.duplicates import SAME
 from hanse_client.gallery.gallery import Gallery, Match
+from hanse_client.gallery.open_set import OpenSet
 from hanse_client.gallery.product import Product
 from hanse_client.gallery.rejection import Rejection
 from hanse_client.recognition.batching import Batcher
@@ -214,7 +215,7 @@ def test_where_other_things_are_often_taken_for_products_nothing_is_claimed(
     standing: Shop, visit: Visitor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     often = Rejection(threshold=-1.0, false_accept=OFTEN + 0.01, genuine=50, impostor=50)
-    monkeypatch.setattr(Gallery, "rejection", lambda self, embedding: often)
+    monkeypatch.setattr(OpenSet, "rejection", lambda self, embedding: often)
     best = standing.recognition.search(picture(150), k=1).matches[0].product.title
     text = visit.get(visit.show(picture(150))).text
     assert f"Most like it of your products: <bdi>{best}</bdi>." in text
