@@ -9,13 +9,17 @@ Where a filter lets only few products through, all of these are compared. Else t
 what does not match is left out, and it is asked for more again as long as too few are left; if the index can't tell of
 enough, all that match are compared after all. So k products come whenever k match.
 
+A reference photo that is the same picture as the query (`hanse_client.duplicates.SAME`) stands for its product alone,
+not as one of several: else the mean of another product's photos is nearer at times. That is looked for among the
+`SEEN` nearest.
+
 With a text, products near in picture and products near in words are scored by both:
-(1 − w) · similarity + w · cosine of the words, w = `TEXT_WEIGHT`.
+(1 − w) · looks + w · cosine of the words, w = `TEXT_WEIGHT`.
 """
 
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -24,6 +28,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from hanse_client.duplicates import SAME
 from hanse_client.gallery import rows
 from hanse_client.gallery.index import VectorIndex
 from hanse_client.gallery.product import Filter, Product
@@ -37,6 +42,9 @@ SCANNED: Final = 2000
 
 FEWEST: Final = 40
 """Products that are compared exactly at least, however few are wanted."""
+
+SEEN: Final = 10
+"""Products whose photos are compared with the query at least, however few are wanted."""
 
 ASKED: Final = 4
 """How many times as many as are wanted the index is asked for, at first and each time again."""
@@ -57,9 +65,8 @@ class Match:
     """A product that was found. `similarity` is a cosine in [−1, 1]: of the query with the product's prototype.
 
     `photo` is the SHA-256 of the reference photo nearest to the query, empty for a product without any, and `nearest`
-    is that photo's similarity. `score` is what the order of a search follows: the similarity, or the similarity mixed
-    with that of the words. Products that are chosen to differ, and suggestions, keep the similarity as their score, and
-    come in an order of their own.
+    is that photo's similarity. `score` is what the order of a search follows: `looks`, or these mixed with the words.
+    Products that are chosen to differ, and suggestions, keep their score, and come in an order of their own.
     """
 
     product: Product
@@ -67,6 +74,15 @@ class Match:
     photo: bytes
     score: float
     nearest: float = 0.0
+
+    @property
+    def looks(self) -> float:
+        """How much it looks like the query: the similarity, or `nearest` where that is the same picture."""
+        return _looks(self.similarity, self.nearest)
+
+
+def _looks(similarity: float, nearest: float) -> float:
+    return max(similarity, nearest) if nearest >= SAME else similarity
 
 
 class Finder:
@@ -121,14 +137,14 @@ class Finder:
         words: Scores | None,
     ) -> list[list[Match]]:
         """Return the k best matches of each query (n, d), best first; see `Gallery.search`."""
-        wanted = k if words is None else max(ASKED * k, FEWEST)
+        wanted = max(k, SEEN) if words is None else max(ASKED * k, FEWEST)
         if index is None:
             found: list[dict[int, float]] = [{} for _ in queries]
         else:
             found = _nearest(db, embedding, index, queries, wanted, where)
         if words is None:
             return [
-                _matches(db, embedding, query, near, near, k)
+                _matches(db, embedding, query, near, near, 1.0, k)
                 for query, near in zip(queries, found, strict=True)
             ]
         named = _named(db, words, wanted, where)
@@ -142,7 +158,7 @@ class Finder:
                 number: (1 - TEXT_WEIGHT) * similarity + TEXT_WEIGHT * words.get(number, 0.0)
                 for number, similarity in near.items()
             }
-            results.append(_matches(db, embedding, query, near, scores, k))
+            results.append(_matches(db, embedding, query, near, scores, 1 - TEXT_WEIGHT, k))
         return results
 
     def search_text(self, db: sqlite3.Connection, words: Scores, k: int, where: Filter | None) -> list[Match]:
@@ -235,17 +251,22 @@ def _matches(
     query: Vectors,
     similarities: dict[int, float],
     scores: dict[int, float],
+    weight: float,
     k: int,
 ) -> list[Match]:
-    best = _ordered(scores)[:k]
-    products = rows.products(db, [number for number, _ in best])
+    """Return the k best by their scores, in which the similarity has `weight`."""
+    seen = dict(_ordered(scores)[: max(k, SEEN)])
     nearest: dict[int, tuple[float, bytes]] = {}
-    for number, digest, vector in rows.views(db, embedding, products):
+    for number, digest, vector in rows.views(db, embedding, seen):
         similarity = float(vector @ query)
         if number not in nearest or similarity > nearest[number][0]:
             nearest[number] = similarity, digest
-    without = rows.first_photos(db, _without(products, nearest))
-    photos = without | {number: digest for number, (_, digest) in nearest.items()}
+    for number, (similarity, _) in nearest.items():
+        seen[number] += weight * (_looks(similarities[number], similarity) - similarities[number])
+    best = _ordered(seen)[:k]
+    products = rows.products(db, [number for number, _ in best])
+    photos = rows.first_photos(db, [number for number in products if number not in nearest])
+    photos |= {number: digest for number, (_, digest) in nearest.items()}
     return [
         Match(
             products[number],
@@ -256,7 +277,3 @@ def _matches(
         )
         for number, score in best
     ]
-
-
-def _without(numbers: Iterable[int], found: dict[int, tuple[float, bytes]]) -> list[int]:
-    return [number for number in numbers if number not in found]

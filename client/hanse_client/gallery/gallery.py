@@ -12,7 +12,8 @@ transaction that answers. So nothing that was removed is ever found, in whicheve
 race or a file costs time, never a wrong answer.
 
 A product is compared by its prototype, the mean of its photos' vectors scaled to length one: on real photos this finds
-better than the nearest photo or the mean of the nearest similarities (docs/search-index.md).
+better than the nearest photo or the mean of the nearest similarities (docs/search-index.md). A photo that is the very
+picture of the query counts for itself.
 """
 
 import io

@@ -83,7 +83,7 @@ class Meanings:
         near = self.nearness(text, [described(match.product) for match in matches]).tolist()
         scored = []
         for match, meaning in zip(matches, near, strict=True):
-            looks = (1 - weight) * match.similarity
+            looks = (1 - weight) * match.looks
             words = (match.score - looks) / weight
             scored.append(replace(match, score=looks + weight * (words + meaning) / 2))
         return sorted(scored, key=lambda match: -match.score)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hanse_client.duplicates import SAME
 from hanse_client.gallery import finding, followed
 from hanse_client.gallery import index as indexes
 from hanse_client.gallery.bounds import MAX_VIEWS
@@ -69,6 +70,31 @@ def test_products_come_by_the_mean_of_their_photos_and_name_the_nearest_one(
             views = gallery.photos_of(match.product.sku)
             assert match.photo == views[int(np.argmax(shelf[int(match.product.sku)] @ query))]
             assert photo.content_digest(gallery.photo(match.photo)) == match.photo
+
+
+@pytest.mark.parametrize("scanned", [0, 2000])
+@pytest.mark.parametrize("where", [None, Filter(category="shoes")])
+def test_the_very_picture_of_a_product_is_that_product_however_near_the_mean_of_another(
+    gallery, jpeg, unit, embedding, monkeypatch, scanned, where
+) -> None:
+    monkeypatch.setattr(finding, "SCANNED", scanned)
+    first, second, other = np.eye(unit(1).shape[1], dtype=np.float32)[:3]
+    close = 0.9 * first + 0.19**0.5 * other
+    seen = np.stack([first, second]), np.stack([close])
+    for number, vectors in enumerate(seen):
+        photos = [jpeg(10 * number + place) for place in range(len(vectors))]
+        gallery.put(Product(sku=str(number), title="a shoe", category="shoes"), photos, {embedding: vectors})
+    copied, visited = 0.995 * first + 0.0099**0.5 * second, 0.95 * first + 0.0975**0.5 * other
+    for query, expected in ((first, "0"), (copied, "0"), (visited, "1")):
+        queries = query.astype(np.float32)[np.newaxis]
+        for text in (None, "shoe"):
+            (alone,), (best, rest) = (gallery.search(embedding, queries, k, where, text)[0] for k in (1, 2))
+            assert alone == best and best.product.sku == expected
+            # Both have the same words.
+            weight = 1.0 if text is None else 1 - finding.TEXT_WEIGHT
+            assert best.score - rest.score == pytest.approx(weight * (best.looks - rest.looks), abs=1e-6)
+            if expected == "0":
+                assert best.similarity < rest.similarity and best.looks == best.nearest >= SAME
 
 
 @pytest.mark.parametrize("scanned", [0, 2000])
