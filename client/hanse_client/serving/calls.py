@@ -82,11 +82,14 @@ def correct(service: Service, request: pb.CorrectRequest) -> pb.Correction:
     shows = request.WhichOneof("shows")
     if shows is None:
         raise Refused(422, "invalid", "label, sku: expected one of them.")
-    if shows == "sku":
-        said = {"sku": require(service, request.sku).sku}
+    if shows == "label":
+        label = valid(CorrectionQuery, label=request.label).label
+        made = service.corrections.add(Gallery.prepare(decoded(request.photo)), label=label)
     else:
-        said = {"label": valid(CorrectionQuery, label=request.label).label}
-    made = service.corrections.add(Gallery.prepare(decoded(request.photo)), **said)
+        require(service, request.sku)
+        jpeg = Gallery.prepare(decoded(request.photo))
+        with service.recognition.changing:
+            made = service.corrections.add(jpeg, sku=require(service, request.sku).sku)
     return pb.Correction(number=made.number, photo=made.photo)
 
 

@@ -123,8 +123,10 @@ class RecognizingPages:
 
     def _is_product(self, request: Request, fields: Mapping[str, str]) -> Response:
         """Write down that a photo shows a product of the catalog."""
-        digest, product = self._context.digest_kept(request), self._context.existing(fields.get("sku", ""))
-        self._corrections.add(self._context.kept(digest), sku=product.sku)
+        digest = self._context.digest_kept(request)
+        with self._recognition.changing:
+            product = self._context.existing(fields.get("sku", ""))
+            self._corrections.add(self._context.kept(digest), sku=product.sku)
         return RedirectResponse(f"/photo/{digest.hex()}", 303)
 
     def _is_label(self, request: Request, fields: Mapping[str, str]) -> Response:
@@ -139,7 +141,7 @@ class RecognizingPages:
         with self._recognition.changing:
             product = self._context.existing(fields.get("sku", ""))
             (kept,) = self._recognition.put(product, [image])
-        self._corrections.add(self._context.kept(kept), sku=product.sku)
+            self._corrections.add(self._context.kept(kept), sku=product.sku)
         if kept != digest:
             self._corrections.remove(digest)
         return RedirectResponse(f"/photo/{kept.hex()}", 303)

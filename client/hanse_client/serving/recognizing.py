@@ -101,7 +101,9 @@ def router(service: Service) -> APIRouter:
     def correct_product(sku: SkuInPath, photo: Photo) -> Corrected:
         """Say that a photo shows this product, where the recognizer found another or none."""
         require(service, sku)
-        return Corrected.of(corrections.add(Gallery.prepare(decoded(photo)), sku=sku))
+        jpeg = Gallery.prepare(decoded(photo))
+        with service.recognition.changing:
+            return Corrected.of(corrections.add(jpeg, sku=require(service, sku).sku))
 
     @routes.get("/corrections", responses=problems(422))
     def list_corrections(query: Annotated[CorrectionsQuery, Query()]) -> CorrectionPage:

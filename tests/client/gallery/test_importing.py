@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hanse_client.gallery import importing
 from hanse_client.gallery.gallery import Gallery
 from hanse_client.gallery.importing import BATCH, MAX_PROBLEMS, import_products
 from hanse_client.gallery.product import Filter, Product
@@ -240,6 +241,24 @@ def test_a_file_changes_nothing_that_it_does_not_name(gallery: Gallery, table, e
     for line in ("a,,,,,", ",".join("a" + " " * 5)):
         import_products(gallery, table("sku,title,price,currency,category,size", line), embed)
         assert gallery.get("a") == there
+
+
+def test_a_file_leaves_what_another_changed_between_its_rows(
+    gallery: Gallery, table, embed, monkeypatch
+) -> None:
+    monkeypatch.setattr(importing, "BATCH", 1)
+    changed: list[int] = []
+
+    def another(done: int, total: int) -> None:
+        if gallery.get("a") is not None and not changed:
+            changed.append(done)
+            gallery.put(Product(sku="a", title="Shoe", price=Decimal(7)))
+
+    source = table("sku,title,size", "a,Shoe,", "b,,", "a,,42")
+    import_products(gallery, source, embed, progress=another)
+    assert changed and gallery.get("a") == Product(
+        sku="a", title="Shoe", price=Decimal(7), attributes={"size": "42"}
+    )
 
 
 def test_a_photo_is_called_as_the_file_calls_it(gallery: Gallery, table, embed) -> None:

@@ -1,5 +1,6 @@
 """Search by words: in languages with and without spaces, with slips, kept up with what changes."""
 
+import sqlite3
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -113,6 +114,25 @@ def test_products_are_taken_in_some_at_a_time(named: Gallery, monkeypatch: pytes
         named.put(Product(sku=f"k{number}", title="Kiosk"))
     named.remove("k3")
     assert [match.product.sku for match in named.search_text("kiosk", 9)] == ["k0", "k1", "k2", "k4"]
+
+
+def test_words_are_read_ahead_until_that_is_enough(named: Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(titles, "CHUNK", 2)
+    read: list[int] = []
+    follow = Titles.follow
+
+    def counted(self: Titles, db: sqlite3.Connection) -> bool:
+        read.append(1)
+        return follow(self, db)
+
+    monkeypatch.setattr(Titles, "follow", counted)
+    named.follow_words(lambda: len(read) == 1)
+    assert len(read) == 1, "who closes the service need not wait for all of them"
+    for sku, title in TITLES.items():
+        assert named.search_text(title, 1)[0].product.sku == sku
+    read.clear()
+    named.follow_words()
+    assert len(read) == 1, "what was read is read once"
 
 
 def test_a_product_that_went_while_its_words_were_compared_is_not_found(

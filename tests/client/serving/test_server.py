@@ -99,6 +99,7 @@ def test_a_certificate_that_cannot_be_used_is_told(tmp_path: Path, keys: Develop
         ({"grpc_port": 8766}, "expected another port"),
         ({"names": ["Shelf.LAN"]}, "names"),
         ({"port": 80}, "port"),
+        ({"requests": 129}, r"serve\.requests: .*129"),
     ],
 )
 def test_an_unsafe_section_is_refused(tmp_path: Path, serve: dict[str, Any], said: str) -> None:

@@ -1,0 +1,146 @@
+"""Whoever changes a product waits for others who do, and then looks at what they left: on the page, by REST and gRPC.
+
+Else a product comes back that was removed meanwhile, one takes another's number, or a field is as it was before.
+"""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests import browser
+
+from hanse_client.serving import app, calls
+from hanse_client.serving import recognition_pb2 as pb
+from hanse_client.serving.imports import Imports
+from hanse_client.serving.problems import Refused
+from hanse_client.serving.service import Service
+
+from .page_visitor import PORT, Shop, Visitor, a_shop, make_recognizer, picture, png, product
+
+IMAGE = {"content": png(picture(700)), "headers": {"content-type": "image/png"}}
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Iterator[Shop]:
+    make_recognizer(tmp_path)
+    with a_shop(tmp_path) as shop:
+        shop.fill(2)
+        yield shop
+
+
+@pytest.fixture
+def visit(shop: Shop) -> Visitor:
+    visitor = Visitor(shop.app())
+    visitor.get(shop.address())
+    return visitor
+
+
+@pytest.fixture
+def service(shop: Shop, tmp_path: Path) -> Iterator[Service]:
+    imports = Imports(tmp_path / "imports", shop.recognition)
+    yield Service(shop.config, shop.recognition, shop.corrections, imports)
+    imports.close()
+
+
+@pytest.fixture
+def rest(service: Service) -> browser.Visitor:
+    return browser.Visitor(app.build(service, None), f"http://127.0.0.1:{PORT}")
+
+
+def after(shop: Shop, change: Callable[[], object], wait: Callable[[], Any]) -> Any:
+    """Return what `wait` returns, which was asked first, and has to wait until `change` is done."""
+    with ThreadPoolExecutor(1) as pool:
+        with shop.recognition.changing:
+            waiting: Future[Any] = pool.submit(wait)
+            with pytest.raises(TimeoutError):
+                waiting.result(0.5)
+            change()
+        return waiting.result(60)
+
+
+def test_a_number_that_another_took_meanwhile_is_taken(shop: Shop, visit: Visitor) -> None:
+    theirs = product(7, title="Theirs")
+    answer = after(
+        shop,
+        lambda: shop.recognition.put(theirs),
+        lambda: visit.send("/product/new", [], "photos", sku=theirs.sku, title="Mine"),
+    )
+    assert answer.status_code == 422 and "There is a product with this number already." in answer.text
+    assert shop.recognition.gallery.get(theirs.sku) == theirs
+
+
+def test_a_product_that_was_removed_meanwhile_does_not_come_back(
+    shop: Shop, visit: Visitor, service: Service, rest: browser.Visitor
+) -> None:
+    shown = visit.show(picture(600))
+
+    def refused(call: Callable[[], object]) -> int:
+        try:
+            call()
+        except Refused as error:
+            return error.status_code
+        return 200
+
+    ways: list[Callable[[], int]] = [
+        lambda: visit.post("/product/change", sku="A-01", title="New").status_code,
+        lambda: visit.send("/product/photos?sku=A-01", [png(picture(601))], "photos").status_code,
+        lambda: visit.post(f"{shown}/product", sku="A-01").status_code,
+        lambda: visit.post(f"{shown}/reference", sku="A-01").status_code,
+        lambda: rest.ask("PATCH", "/v1/products/A-01", json={"title": "New"}).status_code,
+        lambda: rest.ask("POST", "/v1/products/A-01/photos", **IMAGE).status_code,
+        lambda: rest.ask("POST", "/v1/products/A-01/corrections", **IMAGE).status_code,
+        lambda: refused(
+            lambda: calls.correct(service, pb.CorrectRequest(photo=png(picture(602)), sku="A-01"))
+        ),
+    ]
+    for way in ways:
+        shop.recognition.put(product(1), [picture(1)])
+        assert after(shop, lambda: shop.recognition.remove("A-01"), way) == 404
+        assert shop.recognition.gallery.get("A-01") is None
+        assert shop.corrections.count() == 0, "nothing is said of a product that is gone"
+
+
+def test_what_another_changed_meanwhile_stays(shop: Shop, visit: Visitor, rest: browser.Visitor) -> None:
+    shown = visit.show(picture(600))
+    ways: list[Callable[[], int]] = [
+        lambda: visit.send("/product/photos?sku=A-01", [png(picture(601))], "photos").status_code,
+        lambda: visit.post(f"{shown}/reference", sku="A-01").status_code,
+        lambda: rest.ask("PATCH", "/v1/products/A-01", json={"category": "Hats"}).status_code,
+        lambda: rest.ask("POST", "/v1/products/A-01/photos", **IMAGE).status_code,
+    ]
+    for number, way in enumerate(ways):
+        theirs = product(1, title=f"Change {number}", category="Hats")
+        assert after(shop, lambda theirs=theirs: shop.recognition.put(theirs), way) in (200, 201, 303)
+        assert shop.recognition.gallery.get("A-01") == theirs
+
+
+def test_what_was_said_of_a_product_meanwhile_goes_with_it(
+    shop: Shop, visit: Visitor, service: Service, rest: browser.Visitor
+) -> None:
+    jpeg = shop.recognition.gallery.prepare(picture(600))
+    ways: list[Callable[[], object]] = [
+        lambda: visit.post("/product/remove", sku="A-01"),
+        lambda: rest.ask("DELETE", "/v1/products/A-01"),
+        lambda: calls.remove_product(service, pb.RemoveProductRequest(sku="A-01")),
+    ]
+    for way in ways:
+        shop.recognition.put(product(1), [picture(1)])
+        after(shop, lambda: shop.corrections.add(jpeg, sku="A-01"), way)
+        assert shop.recognition.gallery.get("A-01") is None and shop.corrections.count() == 0
+
+
+def test_who_replaces_a_product_waits_for_who_changes_it(
+    shop: Shop, service: Service, rest: browser.Visitor
+) -> None:
+    mine = product(1, title="Mine")
+    message = pb.PutProductRequest(product=pb.Product(sku=mine.sku, title="Mine"))
+    ways: list[Callable[[], object]] = [
+        lambda: rest.ask("PUT", "/v1/products/A-01", json={"title": "Mine"}),
+        lambda: calls.put_product(service, message),
+    ]
+    for way in ways:
+        after(shop, lambda: shop.recognition.put(product(1, title="Theirs")), way)
+        found = shop.recognition.gallery.get("A-01")
+        assert found is not None and found.title == "Mine" and found.category is None
