@@ -258,7 +258,7 @@ def _matches(
     seen = dict(_ordered(scores)[: max(k, SEEN)])
     nearest: dict[int, tuple[float, bytes]] = {}
     for number, digest, vector in rows.views(db, embedding, seen):
-        similarity = float(vector @ query)
+        similarity = float(np.clip(vector @ query, -1.0, 1.0))
         if number not in nearest or similarity > nearest[number][0]:
             nearest[number] = similarity, digest
     for number, (similarity, _) in nearest.items():

@@ -41,7 +41,7 @@ class Certainty(StrEnum):
 
 @dataclass(frozen=True)
 class MatchView:
-    """A match as it is shown: `photo` names its picture, `share` is its similarity in [0, 1], for a bar."""
+    """A match as it is shown: `photo` names its picture, `share` is how much it looks like it in [0, 1], for a bar."""
 
     product: Product
     photo: str
@@ -96,16 +96,12 @@ def bars(guesses: Sequence[Guess]) -> list[Bar]:
 
 def views(matches: Sequence[Match], threshold: float) -> list[MatchView]:
     """Return matches as they are shown: the same picture looks the same, whatever the threshold."""
-    return [
-        MatchView(
-            match.product,
-            match.photo.hex(),
-            Alike.SAME if match.nearest >= SAME else alikeness(match.similarity, threshold),
-            min(1.0, max(0.0, match.similarity)),
-            percent(min(1.0, max(0.0, match.similarity))),
-        )
-        for match in matches
-    ]
+    shown = []
+    for match in matches:
+        alike = Alike.SAME if match.nearest >= SAME else alikeness(match.similarity, threshold)
+        share = min(1.0, max(0.0, match.looks))
+        shown.append(MatchView(match.product, match.photo.hex(), alike, share, percent(share)))
+    return shown
 
 
 def price(product: Product) -> str:

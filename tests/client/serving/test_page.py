@@ -814,9 +814,9 @@ def test_words_for_similarity_rise_with_it_and_agree_with_the_threshold() -> Non
 
 
 def test_the_same_picture_looks_the_same_whatever_the_threshold() -> None:
-    for nearest, words in ((1.0, Alike.SAME), (SAME, Alike.SAME), (0.9, Alike.LITTLE)):
+    for nearest, words, share in ((1.0, Alike.SAME, 1.0), (SAME, Alike.SAME, SAME), (0.9, Alike.LITTLE, 0.6)):
         (shown,) = views([Match(product(1), 0.6, b"", 0.6, nearest)], 0.7)
-        assert shown.alike is words
+        assert (shown.alike, shown.share) == (words, share)
 
 
 def test_attributes_are_read_as_they_are_shown() -> None:
