@@ -259,7 +259,7 @@ STEPS = st.lists(
 EMBEDDINGS = (bytes(32), bytes([1]) * 32)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=STEPS, small=st.booleans(), first=st.integers(0, 1))
 def test_whatever_is_done_the_gallery_is_what_a_plain_dict_is(
     tmp_path_factory, jpeg, unit, steps, small: bool, first: int
@@ -318,15 +318,17 @@ def test_whatever_is_done_the_gallery_is_what_a_plain_dict_is(
                 embedding = EMBEDDINGS[place]
                 (matches,) = gallery.search(embedding, known[embedding][query : query + 1], k)
                 gallery.settle()
-                wanted = {}
+                wanted, looks = {}, {}
                 for sku, views in shown.items():
                     if rows := [view for view in views if view in seen[embedding]]:
                         mean = known[embedding][rows].mean(axis=0, dtype=np.float64)
                         wanted[str(sku)] = float(mean @ known[embedding][query] / np.linalg.norm(mean))
-                best = sorted(wanted.values(), reverse=True)[:k]
-                assert [match.similarity for match in matches] == pytest.approx(best, abs=1e-5)
+                        looks[str(sku)] = 1.0 if query in rows else wanted[str(sku)]
+                best = sorted(looks.values(), reverse=True)[:k]
+                assert [match.score for match in matches] == pytest.approx(best, abs=1e-5)
                 for match in matches:
                     assert match.similarity == pytest.approx(wanted[match.product.sku], abs=1e-5)
+                    assert match.looks == pytest.approx(looks[match.product.sku], abs=1e-5)
             seen = {embedding: numbers & photos() for embedding, numbers in seen.items()}
             assert gallery.count() == len(shown)
             assert gallery.count_photos() == len(photos())
