@@ -139,7 +139,7 @@ def look(
     boxes = grid.boxes(image.width, image.height)
     answers = recognition.search_all([image.crop(box) for box in boxes], where=where, k=1)
     return [
-        Cell(box, found.matches[0] if found.matches else None, bool(found.known))
+        Cell(box, found.matches[0] if found.matches else None, found.knows_first)
         for box, found in zip(boxes, answers, strict=True)
     ]
 

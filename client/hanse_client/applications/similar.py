@@ -51,7 +51,7 @@ def similar_products(
         found = recognition.similar(sku, where=where, k=pool)
         skus = [match.product.sku for match in found.matches]
         vectors = mean_vectors(recognition.gallery, skus, found.embedding)
-    relevance = np.array([match.similarity for match in found.matches])
+    relevance = np.array([match.looks for match in found.matches])
     order = most_relevant(relevance, vectors, k, diversity)
     return replace(found, matches=tuple(found.matches[index] for index in order))
 

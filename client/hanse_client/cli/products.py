@@ -109,7 +109,7 @@ def add(
     Exit codes: 0 added, 21 to 23 a photo can't be used, 30 there is such a product already, or a value is wrong.
     """
     product = _valid(Product, **_changed({"sku": sku}, fields))
-    with _shelf(config, photo) as (gallery, put):
+    with _shelf(config, photo) as (gallery, put), gallery.changing:
         if gallery.get(sku) is not None:
             raise GalleryError(
                 f"Product {sku!r}: there is one already; change it with hanse-client products update."
@@ -134,7 +134,7 @@ def update(
 
     Exit codes: 0 changed, 21 to 23 a photo can't be used, 30 there is no such product, or a value is wrong.
     """
-    with _shelf(config, photo) as (gallery, put):
+    with _shelf(config, photo) as (gallery, put), gallery.changing:
         product = _valid(Product, **_changed(dict(_known(gallery, sku)), fields))
         put(product)
         there = gallery.photos_of(sku)
@@ -173,9 +173,12 @@ def remove(
         Gallery.open(settings.gallery_path) as gallery,
         Corrections(settings.corrections_path) as corrections,
     ):
-        removed = {sku: gallery.remove(sku) for sku in dict.fromkeys(composed(sku, MAX_SKU) for sku in skus)}
-        for sku in removed:
-            corrections.forget(sku)
+        removed = {}
+        for sku in dict.fromkeys(composed(sku, MAX_SKU) for sku in skus):
+            with gallery.changing:
+                # The product goes last: a removal that did not end can be asked for once more.
+                corrections.forget(sku)
+                removed[sku] = gallery.remove(sku)
     if as_json:
         typer.echo(json.dumps({"removed": removed}))
     else:

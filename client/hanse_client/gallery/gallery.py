@@ -37,6 +37,7 @@ from hanse_client.gallery.bounds import (
     require_photo,
     require_rows,
 )
+from hanse_client.gallery.changing import Changing
 from hanse_client.gallery.finding import ASKED, FEWEST, TEXT_WEIGHT, Finder
 from hanse_client.gallery.finding import Match as Match
 from hanse_client.gallery.followed import Followed
@@ -55,12 +56,17 @@ MAX_CATEGORIES: Final = 1000
 _PAGE = 1000
 
 
+class PhotoRotted(GalleryError):
+    """One photo's file is not what was written: the rest of the gallery is as good as before."""
+
+
 class Gallery:
     """A gallery in a folder. Safe to share between threads; several processes may have one folder open.
 
     Every method raises `GalleryError` when the database is damaged, locked or full. Vectors are float32 rows of length
     one, or all zeros where an embedding sees nothing; an embedding is named by 32 bytes. With `meanings`, texts that
-    are searched for are also compared by meaning. `open_set` says whether a photo shows any product at all.
+    are searched for are also compared by meaning. `open_set` says whether a photo shows any product at all;
+    `changing` is held by whoever reads a product, changes it and writes it back.
     """
 
     def __init__(self, folder: Path, meanings: "Meanings | None" = None) -> None:
@@ -71,6 +77,7 @@ class Gallery:
         self._finder = Finder(self._store.path)
         self._meanings = meanings
         self.open_set = OpenSet(self._store, self._follower)
+        self.changing = Changing(folder / "changing.lock")
 
     @classmethod
     def open(cls, folder: Path, meanings: "Meanings | None" = None) -> Self:
@@ -201,11 +208,11 @@ class Gallery:
             return [found[number] for number in sorted(numbers)]
 
     def photo(self, digest: bytes) -> bytes | None:
-        """Return the JPEG file with this SHA-256, or None when there is none."""
+        """Return the JPEG file with this SHA-256, or None when there is none. Raises `PhotoRotted`."""
         with self._store.read() as db:
             jpeg = rows.photo(db, digest)
         if jpeg is not None and photos_.content_digest(jpeg) != digest:
-            raise damaged(f"photo {digest.hex()} is not what was written")
+            raise PhotoRotted(str(damaged(f"photo {digest.hex()} is not what was written")))
         return jpeg
 
     def products(self, where: Filter | None = None, after: str = "", limit: int = 100) -> list[Product]:

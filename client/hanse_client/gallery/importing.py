@@ -126,9 +126,21 @@ class Imported:
 
 
 @dataclass(frozen=True, slots=True)
+class _Columns:
+    """The fields of one row: those that a product has, its attributes, and the paths of its photos."""
+
+    fields: dict[str, str]
+    attributes: dict[str, str]
+    photos: list[str]
+
+
+@dataclass(frozen=True, slots=True)
 class _Row:
+    """A row that can be used: what it says, and its photos as stored, each once."""
+
     line: int
-    product: Product
+    sku: str
+    columns: _Columns
     photos: tuple[bytes, ...]
 
 
@@ -148,43 +160,76 @@ def import_products(
     done = Imported()
     waiting: list[_Row] = []
     taken: set[str] = set()
-    known: dict[str, Product] = {}  # since the last time that rows were put: others may change products, too
-    for row in _rows(gallery, source, limits, done, progress, known):
-        stored = set(gallery.photos_of(row.product.sku))
-        new = tuple(jpeg for jpeg in row.photos if photo.content_digest(jpeg) not in stored)
-        if new or gallery.get(row.product.sku) != row.product:
-            waiting.append(_Row(row.line, row.product, new))
+    for row, product in _rows(gallery, source, limits, done, progress):
+        # What is there already is passed over, but not what a row that waits changes.
+        if (
+            _new(gallery, row)
+            or gallery.get(row.sku) != product
+            or any(one.sku == row.sku for one in waiting)
+        ):
+            waiting.append(row)
         if sum(len(one.photos) for one in waiting) >= BATCH or len(waiting) >= BATCH:
             taken |= _put(gallery, source, waiting, embed, done)
             waiting = []
-            known.clear()
     taken |= _put(gallery, source, waiting, embed, done)
     done.products = len(taken)
+    done.problems.sort(key=lambda problem: problem.line)
     return done
 
 
 def _put(gallery: Gallery, source: Path, waiting: list[_Row], embed: Embed, done: Imported) -> set[str]:
     """Embed the photos of `waiting` at once, as stored, store each row, and return the SKUs of what was stored."""
     taken: set[str] = set()
-    images = [photo.decode(jpeg) for row in waiting for jpeg in row.photos]
-    vectors = embed(images) if images else {}
-    start = 0
+    photos = list(dict.fromkeys(jpeg for row in waiting for jpeg in _new(gallery, row)))
+    vectors = embed([photo.decode(jpeg) for jpeg in photos]) if photos else {}
+    places = {jpeg: place for place, jpeg in enumerate(photos)}
     for row in waiting:
-        end = start + len(row.photos)
-        has = len(gallery.photos_of(row.product.sku))
-        if has + len(row.photos) > MAX_VIEWS:
-            done.leave_out_row(
-                row.line,
-                f"{source}:{row.line}: product {row.product.sku!r} would have {has} + {len(row.photos)} photos, "
-                f"expected at most {MAX_VIEWS}. Name those that show something new.",
-            )
-        else:
-            given = {name: matrix[start:end] for name, matrix in vectors.items()}
-            gallery.put(row.product, row.photos, given if row.photos else None)
-            taken.add(row.product.sku)
-            done.photos += len(row.photos)
-        start = end
+        with gallery.changing:
+            if _put_row(gallery, source, row, places, vectors, done):
+                taken.add(row.sku)
     return taken
+
+
+def _put_row(
+    gallery: Gallery,
+    source: Path,
+    row: _Row,
+    places: Mapping[bytes, int],
+    vectors: Mapping[bytes, NDArray[np.float32]],
+    done: Imported,
+) -> bool:
+    """Store one row in what the product is by now, and return whether that changed anything.
+
+    `places` says which row of the `vectors` a photo has. One that came into no `places`, as it was there before, and
+    was removed meanwhile, is not put back.
+    """
+    before = gallery.get(row.sku)
+    try:
+        product = _product(row.columns, before)
+    except ValueError as error:
+        done.leave_out_row(row.line, f"{source}:{row.line}: {error}")
+        return False
+    new = [jpeg for jpeg in _new(gallery, row) if jpeg in places]
+    has = len(gallery.photos_of(row.sku))
+    if has + len(new) > MAX_VIEWS:
+        done.leave_out_row(
+            row.line,
+            f"{source}:{row.line}: product {row.sku!r} would have {has} + {len(new)} photos, expected at most "
+            f"{MAX_VIEWS}. Name those that show something new.",
+        )
+        return False
+    if not new and product == before:
+        return False
+    chosen = [places[jpeg] for jpeg in new]
+    gallery.put(product, new, {name: matrix[chosen] for name, matrix in vectors.items()} if new else None)
+    done.photos += len(new)
+    return True
+
+
+def _new(gallery: Gallery, row: _Row) -> list[bytes]:
+    """Return the photos of the row that its product has not."""
+    stored = set(gallery.photos_of(row.sku))
+    return [jpeg for jpeg in row.photos if photo.content_digest(jpeg) not in stored]
 
 
 def _rows(
@@ -193,21 +238,16 @@ def _rows(
     limits: PhotoLimits,
     done: Imported,
     progress: Callable[[int, int], None] | None,
-    known: dict[str, Product],
-) -> Iterator[_Row]:
-    """Yield the rows that can be used: photos as stored, and the product as the gallery and the rows so far have it.
-
-    What rows made of products goes into `known`, and is read from there.
-    """
+) -> Iterator[tuple[_Row, Product]]:
+    """Yield the rows that can be used, each with what it would make of the product as it is now."""
     folder = Path(os.path.realpath(source.parent))
     for line, columns in _records(source, done, progress):
         done.rows += 1
         try:
-            product = _product(columns, gallery, known)
+            product = _product(columns, gallery.get(columns.fields.get("sku", "")))
         except ValueError as error:
             done.leave_out_row(line, f"{source}:{line}: {error}")
             continue
-        known[product.sku] = product
         photos = []
         for name in columns.photos:
             try:
@@ -215,16 +255,7 @@ def _rows(
             except ValueError as error:
                 left = f"{source}:{line}: {error} Product {product.sku!r} was taken in without this photo."
                 done.leave_out_photo(line, left)
-        yield _Row(line, product, tuple(dict.fromkeys(photos)))
-
-
-@dataclass(frozen=True, slots=True)
-class _Columns:
-    """The fields of one row: those that a product has, its attributes, and the paths of its photos."""
-
-    fields: dict[str, str]
-    attributes: dict[str, str]
-    photos: list[str]
+        yield _Row(line, product.sku, columns, tuple(dict.fromkeys(photos))), product
 
 
 def _records(
@@ -312,11 +343,10 @@ def _columns(names: list[str], row: list[str]) -> _Columns:
     return found
 
 
-def _product(columns: _Columns, gallery: Gallery, known: dict[str, Product]) -> Product:
-    """Return the product of a row: what it says, and for the rest what earlier rows said, or what the gallery has."""
+def _product(columns: _Columns, before: Product | None) -> Product:
+    """Return the product of a row: what it says, and for the rest what it was `before`. Raises `ValueError`."""
     given: dict[str, object] = dict(columns.fields)
-    sku = columns.fields.get("sku")
-    if sku is None:
+    if "sku" not in given:
         raise ValueError("sku is empty, expected a value. Fill it in or delete the row.")
     if "price" in given:
         try:
@@ -325,10 +355,9 @@ def _product(columns: _Columns, gallery: Gallery, known: dict[str, Product]) -> 
             raise ValueError(f"price: {error}.") from None
     if "currency" in given:
         given["currency"] = columns.fields["currency"].upper()
-    earlier = known.get(sku) or gallery.get(sku)
-    if earlier is not None:
-        given = {name: getattr(earlier, name) for name in _FIELDS} | given
-    given["attributes"] = (earlier.attributes if earlier else {}) | columns.attributes
+    if before is not None:
+        given = {name: getattr(before, name) for name in _FIELDS} | given
+    given["attributes"] = (before.attributes if before else {}) | columns.attributes
     try:
         return Product.model_validate(given)
     except ValidationError as error:

@@ -212,8 +212,15 @@ class Corrections:
 
         Return how many there were.
         """
-        product = composed(sku, MAX_SKU)
-        return sum(self.remove(one.photo) for one in self.list(limit=self.count() + 1) if one.sku == product)
+        with self._transaction() as db:
+            found = db.execute(
+                "SELECT digest FROM correction AS last WHERE sku = ? AND number = "
+                "(SELECT max(number) FROM correction WHERE digest = last.digest)",
+                (composed(sku, MAX_SKU),),
+            ).fetchall()
+            db.executemany("DELETE FROM correction WHERE digest = ?", found)
+            db.executemany("DELETE FROM photo WHERE digest = ?", found)
+            return len(found)
 
     def clear(self) -> int:
         """Remove everything, and return how many photos there were."""

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hanse_client.duplicates import SAME
+
 if TYPE_CHECKING:
     from hanse_client.gallery.gallery import Match
     from hanse_client.gallery.rejection import Rejection
@@ -59,6 +61,11 @@ class Found:
     known: bool | None
     threshold: float
     embedding: bytes
+
+    @property
+    def knows_first(self) -> bool:
+        """Whether the photo shows the first of the products: a filter may have left out the one that it shows."""
+        return any(match.looks > self.threshold or match.nearest >= SAME for match in self.matches[:1])
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hanse_client.config import ClientConfig
-from hanse_client.gallery.gallery import Gallery
+from hanse_client.gallery.gallery import Gallery, PhotoRotted
 from hanse_client.gallery.rejection import Targets
 from hanse_client.recognition.answers import Rebuild
 from hanse_client.recognition.batching import Batcher
@@ -236,13 +236,13 @@ def embed_missing(
         progress(min(gallery.count_vectors(engine.embedding), total), total)
         images, digests = [], []
         for digest in todo:
-            data = gallery.photo(digest)
-            if data is None:  # removed meanwhile
-                continue
             try:
+                data = gallery.photo(digest)
+                if data is None:  # removed meanwhile
+                    continue
                 images.append(decode(data))
                 digests.append(digest)
-            except PhotoError as error:
+            except (PhotoError, PhotoRotted) as error:
                 log.warning("A reference photo, SHA-256 %s, cannot be read any more: %s", digest.hex(), error)
                 damaged.add(digest)
         seen = batcher.see_all(engine, images)

@@ -13,7 +13,6 @@ A product's photos are embedded as they are stored, so that vectors that are mad
 """
 
 import logging
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -58,7 +57,7 @@ class Recognition:
 
     def __init__(self, config: ClientConfig, gallery: Gallery, *, follow: bool, tell: Tell) -> None:
         self.gallery = gallery
-        self.changing = threading.Lock()
+        self.changing = gallery.changing
         """Held while a product is read, changed and written back."""
         self._config = config
         # What a shop's own commands look at is not what shoppers search for.

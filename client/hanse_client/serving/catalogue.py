@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from hanse_client.gallery.faults import EXPECTED
+from hanse_client.gallery.gallery import Gallery
 from hanse_client.gallery.product import MAX_SKU, Product, Sku
 from hanse_client.serving.answers import ImportProgress, PhotoAdded, ProductPage, Shelved
 from hanse_client.serving.openapi import NO_CONTENT, problems
@@ -122,7 +123,7 @@ def router(service: Service) -> APIRouter:
     def add_photo(sku: SkuInPath, photo: Photo) -> PhotoAdded:
         """Add a reference photo to a product: it is found by it from now on."""
         require(service, sku)
-        image = decoded(photo)
+        image = Gallery.reduced(decoded(photo))  # who waits keeps nobody from decoding
         with service.recognition.changing:
             (digest,) = recognition.put(require(service, sku), [image])
         return PhotoAdded(photo=digest.hex())

@@ -181,20 +181,19 @@ class Imports:
         try:
             asked = ImportedProduct.model_validate_json(line)
             product = asked.product()
-            images = references(asked.photos)
         except ValidationError as error:
             return faults_in_words(error.errors(include_url=False))
-        except Refused as refusal:
-            return str(refusal.detail)
-        except HanseError as error:
-            return in_words(error)
         for _ in range(TRIES):
             try:
-                self._recognition.put(product, images)
+                images = references(asked.photos)
+                with self._recognition.changing:
+                    self._recognition.put(product, images)
                 return ""
             except Busy as busy:
                 if self._ending.wait(busy.retry_after):
                     break
+            except Refused as refusal:
+                return str(refusal.detail)
             except HanseError as error:
                 return in_words(error)
         return "The recognizer had too much to do. Send this line again later."

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from urllib.parse import quote
 
 from pydantic import ValidationError
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
@@ -213,10 +214,13 @@ class CataloguePages:
         )
 
     def _remove(self, request: Request, fields: Mapping[str, str]) -> Response:
-        sku = self._context.existing(fields.get("sku", "")).sku
+        sku = fields.get("sku", "")
         with self._recognition.changing:
-            self._recognition.remove(sku)
+            # The product goes last, and need not be there: a removal that did not end can be asked for once more.
             self._corrections.forget(sku)
+            removed = self._recognition.remove(sku)
+        if not removed:
+            raise HTTPException(404)
         return RedirectResponse("/products", 303)
 
     def _asked_for(self, request: Request) -> Product:

@@ -69,7 +69,8 @@ DETAILS: Final[Mapping[str, str]] = {
 }
 """What is said where no more is known than the code."""
 
-_FOLDERS: Final = re.compile(r"(?<![\w./])/(?:[^/\s:'\"](?:[^/\n:'\"]*[^/\s:'\"])?/)+")
+_FOLDERS: Final = re.compile(r"(?<![\w./])/(?:(?!\s)(?:[^/\n:'\"]|(?<=\w)[:'\"](?=\w))+(?<!\s)/)+")
+"""The folders of a path: what quotes a path, and the colon behind it, are no part of them, but one within a name is."""
 
 _CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 415: "wrong_content_type"}
 

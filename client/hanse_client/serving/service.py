@@ -59,11 +59,13 @@ class Service:
         self.corrections.close()
 
     def remove(self, sku: str) -> bool:
-        """Remove the product, and what its owner said shows it; return whether there was one."""
+        """Remove the product, and what its owner said shows it; return whether there was one.
+
+        The product goes last: a removal that did not end can then be asked for once more.
+        """
         with self.recognition.changing:
-            removed = self.recognition.remove(sku)
             self.corrections.forget(sku)
-            return removed
+            return self.recognition.remove(sku)
 
     def suggest(self, viewed: Sequence[str], k: int, where: Filter | None) -> list[Match]:
         """Return at most `k` products like those of the SKUs `viewed`, the latest first, without these."""

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hanse_client.applications.inventory import SUFFIXES, WHOLE, Grid, look, photos_in, take_inventory
+from hanse_client.gallery.product import Filter
 from hanse_client.recognition.service import Recognition
 from hanse_common.errors import ConfigError
 from hanse_common.vision.photo import LIMITS
@@ -109,6 +110,15 @@ def test_cells_tell_the_nearest_product_and_whether_it_is_known(
     first, empty = cells
     assert first.known and first.nearest is not None and first.nearest.product.sku == "P-09"
     assert not empty.known and empty.nearest is not None
+
+
+def test_a_product_that_a_filter_left_out_is_not_counted_as_another(
+    recognition: Recognition, pictures: Pictures
+) -> None:
+    picture, kind = pictures[9]
+    for where, known in ((Filter(category=kind), True), (Filter(category="Bag"), kind == "Bag")):
+        (cell,) = look(recognition, picture, where=where)
+        assert cell.known is known and cell.nearest is not None
 
 
 @given(st.integers(1, 64), st.integers(1, 64), st.integers(64, 999), st.integers(64, 999))

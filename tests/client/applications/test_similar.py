@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from PIL import Image
 from sklearn.metrics.pairwise import cosine_similarity
 
 from hanse_client.applications.similar import mean_vectors, most_relevant, price_band, similar_products
@@ -74,6 +75,24 @@ def test_without_diversity_it_is_the_search_and_with_it_the_products_differ(reco
     assert [found[0] for found in mixed] == [found[0] for found in nearest]
     before, after = (np.mean([spread(recognition, found) for found in each]) for each in (nearest, mixed))
     assert after < before - 0.05
+
+
+def test_a_product_that_shows_the_very_picture_comes_first_however_its_other_photos_look(
+    recognition: Recognition, pictures: list[tuple[Image.Image, str]]
+) -> None:
+    gallery = recognition.gallery
+    looked_at = pictures[70][0]
+    others = [Image.blend(looked_at, pictures[71][0], 0.75)]
+    try:
+        recognition.put(Product(sku="alone"), [looked_at])
+        recognition.put(Product(sku="among others"), [looked_at, *others])
+        found = similar_products(recognition, "alone", k=6, diversity=0).matches
+        assert found[0].product.sku == "among others" and found[0].similarity < found[1].similarity
+        scores = [match.score for match in found]
+        assert scores == sorted(scores, reverse=True)
+    finally:
+        gallery.remove("alone")
+        gallery.remove("among others")
 
 
 def test_a_band_keeps_to_prices_and_category(recognition: Recognition) -> None:

@@ -1,6 +1,7 @@
 """Bulk import: every format that is read, what is bounded, and that one bad row stops nothing."""
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from pathlib import Path
 
@@ -214,13 +215,14 @@ def test_an_import_that_stopped_goes_on_without_doing_again_what_is_done(
     assert gallery.count() == BATCH
     seen: list[tuple[int, int]] = []
     done = import_products(gallery, source, embed, progress=lambda read, size: seen.append((read, size)))
-    assert embed.batches == [BATCH, BATCH]
+    pictures = [6, 6]  # one that several products show is embedded once
+    assert embed.batches == pictures
     assert (done.rows, done.products, done.photos) == (2 * BATCH, BATCH, BATCH)
     assert gallery.count() == 2 * BATCH
     assert seen == sorted(seen)
     assert seen[-1] == (source.stat().st_size, source.stat().st_size)
     assert import_products(gallery, source, embed).products == 0
-    assert embed.batches == [BATCH, BATCH]
+    assert embed.batches == pictures
 
 
 def test_what_changed_in_the_file_changes_in_the_gallery(gallery: Gallery, table, embed) -> None:
@@ -241,6 +243,39 @@ def test_a_file_changes_nothing_that_it_does_not_name(gallery: Gallery, table, e
     for line in ("a,,,,,", ",".join("a" + " " * 5)):
         import_products(gallery, table("sku,title,price,currency,category,size", line), embed)
         assert gallery.get("a") == there
+
+
+def test_rows_that_change_a_field_and_change_it_back_leave_it_as_it_was(
+    gallery: Gallery, table, embed
+) -> None:
+    gallery.put(Product(sku="a", title="X"))
+    source = table("sku,title", "a,Y", "a,X")
+    for _ in range(2):
+        import_products(gallery, source, embed)
+        assert gallery.get("a") == Product(sku="a", title="X")
+
+
+def test_photos_that_two_rows_name_count_once(gallery: Gallery, table, embed, monkeypatch) -> None:
+    monkeypatch.setattr(importing, "MAX_VIEWS", 3)
+    rows = ["a,t,photos/0.png,photos/1.png", "a,u,photos/1.png,photos/0.png"]
+    done = import_products(gallery, table("sku,title,photo,photo2", *rows), embed)
+    assert not done.problems and (done.products, done.photos) == (1, 2)
+    assert gallery.get("a") == Product(sku="a", title="u") and embed.batches == [2]
+
+
+def test_an_import_waits_for_who_changes_a_product_and_keeps_what_the_file_does_not_name(
+    gallery: Gallery, folder, table, embed
+) -> None:
+    gallery.put(Product(sku="a", title="Shoe", price=Decimal(1)))
+    with Gallery.open(folder) as other, ThreadPoolExecutor(1) as pool:
+        with other.changing:  # as another process has it
+            waiting = pool.submit(import_products, gallery, table("sku,size", "a,42"), embed)
+            with pytest.raises(TimeoutError):
+                waiting.result(0.3)
+            other.put(Product(sku="a", title="Boot", price=Decimal(7)))
+        waiting.result(60)
+    wanted = Product(sku="a", title="Boot", price=Decimal(7), attributes={"size": "42"})
+    assert gallery.get("a") == wanted
 
 
 def test_a_file_leaves_what_another_changed_between_its_rows(

@@ -16,7 +16,7 @@ from hanse_client.gallery.product import Filter, Product
 from hanse_client.gallery.rejection import DEFAULT_THRESHOLD, Rejection
 from hanse_client.recognition.service import Recognition
 from hanse_common.errors import Busy, ConfigError, GalleryError, RecognizerError
-from hanse_common.vision.photo import decode
+from hanse_common.vision.photo import content_digest, decode
 from hanse_common.vision.recipe import Recipe
 from hanse_common.vision.recipe_features import Preprocessing
 from hanse_common.vision.recipe_model import SmallCnn
@@ -141,6 +141,21 @@ def test_a_reference_photo_that_is_damaged_does_not_stop_the_rest(
     jpeg = Gallery.prepare(picture(1))
     recognition.gallery.put(Product(sku="half"), [jpeg[: len(jpeg) // 2]])
     recognition.gallery.put(Product(sku="whole"), [Gallery.prepare(picture(2))])
+    assert [match.product.sku for match in recognition.search(picture(2)).matches] == ["whole"]
+    assert "cannot be read any more" in caplog.text
+
+
+def test_a_reference_photo_that_is_not_what_was_written_does_not_stop_the_rest(
+    recognition: Recognition, caplog: pytest.LogCaptureFixture
+) -> None:
+    jpeg = Gallery.prepare(picture(1))
+    recognition.gallery.put(Product(sku="rotted"), [jpeg])
+    recognition.gallery.put(Product(sku="whole"), [Gallery.prepare(picture(2))])
+    with recognition.gallery._store.write() as db:
+        number, stored = db.execute("SELECT id, jpeg FROM photo ORDER BY id LIMIT 1").fetchone()
+        db.execute("UPDATE photo SET jpeg = ? WHERE id = ?", (stored[:-40] + bytes(40), number))
+    with pytest.raises(GalleryError, match="not what was written"):
+        recognition.gallery.photo(content_digest(jpeg))
     assert [match.product.sku for match in recognition.search(picture(2)).matches] == ["whole"]
     assert "cannot be read any more" in caplog.text
 
