@@ -22,7 +22,8 @@ comes after these never lies in a table's page, but in overflow pages, which are
 What is searched by equality is in an index only as a salted hash. A SKU, a price and a currency may stay behind in
 unused space. What the file system or a drive keeps of overwritten blocks is beyond any program.
 
-Durable when a transaction returns (`synchronous = FULL`).
+Durable when a transaction returns (`synchronous = FULL`). Who reads waits for no one who writes: there is a connection
+for each, and readers see the state before a write until it is committed.
 
 [1] sqlite.org/fasterthanfs.html
 [2] sqlite.org/pragma.html#pragma_secure_delete
@@ -100,24 +101,26 @@ class Store:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock = threading.RLock()
+        self._reading, self._writing = threading.RLock(), threading.RLock()
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             path.touch(mode=0o600)
         except OSError as error:
             raise GalleryError(f"{path}: cannot be made ({error.strerror}); check the folder.") from None
-        self._database = sqlite3.connect(
-            path, timeout=LOCK_SECONDS, isolation_level=None, check_same_thread=False
-        )
+        self._reader, self._writer = self._connected(), self._connected()
         try:
             with self._in_words():
                 self._open()
         except GalleryError:
-            self._database.close()
+            self._reader.close()
+            self._writer.close()
             raise
 
+    def _connected(self) -> sqlite3.Connection:
+        return sqlite3.connect(self.path, timeout=LOCK_SECONDS, isolation_level=None, check_same_thread=False)
+
     def _open(self) -> None:
-        database = self._database
+        database = self._writer
         for setting in (
             "synchronous = FULL",
             "secure_delete = ON",
@@ -155,7 +158,10 @@ class Store:
             (self._salt,) = database.execute("SELECT salt FROM terms").fetchone()
         # A crash may have left the journal full of what is removed; whoever reads it now empties it sooner or later.
         self._checkpoint()
-        database.create_function("token", 2, self._token, deterministic=True)
+        self._reader.execute("PRAGMA temp_store = MEMORY")
+        self._reader.execute("PRAGMA query_only = ON")
+        for each in (self._reader, self._writer):
+            each.create_function("token", 2, self._token, deterministic=True)
 
     def _token(self, name: str, value: str) -> int:
         """Return a number that stands for a name with a value, in this gallery; an empty name is the category."""
@@ -168,20 +174,19 @@ class Store:
 
     @contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
-        """Yield the database at one moment: nothing changes in it meanwhile. May be nested in any transaction."""
-        with self._transaction("BEGIN") as database:
+        """Yield the database at one moment: nothing changes in it meanwhile. May be nested in another of its thread."""
+        with self._reading, self._transaction(self._reader, "BEGIN") as database:
             yield database
 
     @contextmanager
     def write(self) -> Iterator[sqlite3.Connection]:
         """Yield the database for changes that come about together, durably, at the end; or not at all, on an error."""
-        with self._transaction("BEGIN IMMEDIATE") as database:
+        with self._writing, self._transaction(self._writer, "BEGIN IMMEDIATE") as database:
             yield database
 
     @contextmanager
-    def _transaction(self, begin: str) -> Iterator[sqlite3.Connection]:
-        database = self._database
-        with self._lock, self._in_words():
+    def _transaction(self, database: sqlite3.Connection, begin: str) -> Iterator[sqlite3.Connection]:
+        with self._in_words():
             if database.in_transaction:
                 yield database
                 return
@@ -201,9 +206,9 @@ class Store:
             raise GalleryError(f"{self.path}: {_in_words(error)}") from None
 
     def scrub(self) -> None:
-        """Empty the journal, so that the file holds just what is in the tables.
+        """Empty the journal, so that the file holds just what is in the tables. Who reads just then goes on.
 
-        Raises `GalleryError` when another process reads an older state for longer than `LOCK_SECONDS`.
+        Raises `GalleryError` when somebody reads an older state for longer than `LOCK_SECONDS`.
         """
         until = time.monotonic() + LOCK_SECONDS
         while self._journal_is_in_use():
@@ -214,11 +219,11 @@ class Store:
 
     def _journal_is_in_use(self) -> bool:
         """Try to empty the journal, without waiting; return whether somebody hindered it."""
-        with self._lock, self._in_words():
+        with self._writing, self._in_words():
             return self._checkpoint()
 
     def _checkpoint(self) -> bool:
-        database = self._database
+        database = self._writer
         database.execute("PRAGMA busy_timeout = 0")  # others of this process would wait, too
         try:
             busy, _, _ = database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
@@ -245,8 +250,9 @@ class Store:
 
     def close(self) -> None:
         """Close the database."""
-        with self._lock:
-            self._database.close()
+        with self._reading, self._writing:
+            self._reader.close()
+            self._writer.close()
 
 
 def damaged(what: str) -> GalleryError:

@@ -3,6 +3,7 @@
 import io
 import sqlite3
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 
 import numpy as np
@@ -391,6 +392,37 @@ def test_threads_share_one_gallery(gallery, jpeg, unit, embedding) -> None:
     assert {product.sku for product in gallery.products()} == {str(number) for number in range(0, 40, 2)}
 
 
+def test_a_search_waits_for_no_one_who_writes(gallery, shelf, embedding) -> None:
+    query = shelf[3, :1]
+    with ThreadPoolExecutor(1) as pool, gallery._store.write() as db:
+        db.execute("DELETE FROM product WHERE sku = '03'")
+        ((found,),) = pool.submit(gallery.search, embedding, query, 1).result(30)
+        assert found.product.sku == "03", "it is there until the write is whole"
+    ((found,),) = gallery.search(embedding, query, 1)
+    assert found.product.sku != "03"
+
+
+def test_a_removal_ends_however_many_search(gallery, shelf, embedding) -> None:
+    ended = threading.Event()
+
+    def search() -> int:
+        count = 0
+        while not ended.is_set():
+            gallery.search(embedding, shelf[:4, 0], 5)
+            count += 1
+        return count
+
+    with ThreadPoolExecutor(4) as pool:
+        searching = [pool.submit(search) for _ in range(4)]
+        try:
+            for number in range(20):
+                assert gallery.remove(f"{number:02}")
+        finally:
+            ended.set()
+        assert all(each.result(30) for each in searching)
+    assert gallery.count() == 10
+
+
 def test_the_folder_is_the_owners_alone(gallery, folder, shelf) -> None:
     assert folder.stat().st_mode & 0o077 == 0
     assert all(path.stat().st_mode & 0o077 == 0 for path in folder.iterdir())
@@ -486,13 +518,13 @@ def test_a_search_looks_up_what_it_needs_however_much_there_is(gallery, jpeg, un
             count[0] += 1
             return 0
 
-        gallery._store._database.set_progress_handler(step, 10)
+        gallery._store._reader.set_progress_handler(step, 10)
         gallery.search(embedding, vectors[:1], 5)
         gallery.search(embedding, vectors[:1], 5, Filter(category="few"))
-        gallery._store._database.set_progress_handler(None, 0)
+        gallery._store._reader.set_progress_handler(None, 0)
         return count[0]
 
-    gallery._store._database.execute("PRAGMA synchronous = OFF")
+    gallery._store._writer.execute("PRAGMA synchronous = OFF")
     for number in range(600):
         product = Product(sku=str(number), category="few" if number < 20 else "many")
         gallery.put(product, [jpeg(number)], {embedding: vectors[number : number + 1]})

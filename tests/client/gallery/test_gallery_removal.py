@@ -61,7 +61,7 @@ def test_nothing_of_a_removed_product_is_in_any_file(
     count, chance = 160, random.Random(seed)
     vectors, there, gone = unit(count, seed=seed), set(), set()
     with Gallery.open(folder) as gallery, Gallery.open(folder) as other:
-        gallery._store._database.execute("PRAGMA synchronous = OFF")
+        gallery._store._writer.execute("PRAGMA synchronous = OFF")
         for number in range(count):
             put(gallery, number, jpeg, vectors, embedding)
             there.add(number)
@@ -100,7 +100,7 @@ def test_nothing_of_a_removed_product_is_in_any_file(
 
 def test_what_removal_must_remove_lies_in_no_page_of_a_table(gallery, folder, jpeg, unit, embedding) -> None:
     """Of rows that move between a table's pages copies may stay behind. SQLite says itself which pages are whose."""
-    database = gallery._store._database
+    database = gallery._store._writer
     try:
         database.execute("SELECT 1 FROM dbstat").fetchone()
     except sqlite3.OperationalError:
@@ -273,7 +273,7 @@ def test_whatever_is_done_the_gallery_is_what_a_plain_dict_is(
         patch.setattr(indexes, "EXACT_NUMBERS", 32 if small else 1 << 23)
         galleries = [Gallery.open(folder), Gallery.open(folder)]
         for one in galleries:
-            one._store._database.execute("PRAGMA synchronous = OFF")
+            one._store._writer.execute("PRAGMA synchronous = OFF")
         digests = [indexes.hashlib.sha256(jpeg(number)).digest() for number in range(8)]
 
         def photos() -> set[int]:
