@@ -24,14 +24,14 @@ _POLL_SECONDS: Final = 0.01
 
 
 class Changing:
-    """A lock among the threads of this process and others that have the file `path`, made when missing (mode 0600).
+    """A lock among the threads of this process and of others that open the same `folder`; no file is made.
 
     It is not reentrant, and is let go when a process ends, however it does. Entering raises `GalleryError` after
-    `WAIT_SECONDS`.
+    `WAIT_SECONDS`, and where the folder cannot be locked.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self._threads = threading.Lock()
         self._descriptor = -1
 
@@ -47,30 +47,38 @@ class Changing:
 
     def _locked(self, until: float) -> int:
         try:
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            descriptor = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                while not _taken(descriptor):
+                    if time.monotonic() > until:
+                        raise self._in_use()
+                    time.sleep(_POLL_SECONDS)
+            except BaseException:
+                os.close(descriptor)
+                raise
         except OSError as error:
             raise GalleryError(
-                f"{self._path}: cannot be made ({error.strerror}); check the folder."
+                f"{self._folder}: cannot be locked ({error.strerror}); put it on a local disk, where the user who runs "
+                "hanse-client may read it."
             ) from None
-        try:
-            while True:
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    return descriptor
-                except BlockingIOError:
-                    if time.monotonic() > until:
-                        raise self._in_use() from None
-                    time.sleep(_POLL_SECONDS)
-        except BaseException:
-            os.close(descriptor)
-            raise
+        return descriptor
 
     def __exit__(self, *raised: object) -> None:
-        os.close(self._descriptor)
-        self._threads.release()
+        try:
+            os.close(self._descriptor)
+        finally:
+            self._threads.release()
 
     def _in_use(self) -> GalleryError:
         return GalleryError(
-            f"{self._path}: somebody else has changed products for {WAIT_SECONDS:g} s and goes on; try again later, or "
-            "stop it. Nothing was changed."
+            f"{self._folder}: somebody else has changed products for {WAIT_SECONDS:g} s and goes on; try again later, "
+            "or stop it."
         )
+
+
+def _taken(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

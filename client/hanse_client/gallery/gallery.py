@@ -77,7 +77,7 @@ class Gallery:
         self._finder = Finder(self._store.path)
         self._meanings = meanings
         self.open_set = OpenSet(self._store, self._follower)
-        self.changing = Changing(folder / "changing.lock")
+        self.changing = Changing(folder)
 
     @classmethod
     def open(cls, folder: Path, meanings: "Meanings | None" = None) -> Self:
@@ -181,7 +181,7 @@ class Gallery:
             followed.unlink_kept(self._folder, embedding)
         except OSError as error:
             raise GalleryError(
-                f"{error.filename}: the kept index cannot be deleted ({error.strerror}), so nothing was removed. "
+                f"{error.filename}: the kept index cannot be deleted ({error.strerror}), so no product was removed. "
                 "Delete it, then try again."
             ) from None
 

@@ -29,7 +29,7 @@ the digest of its stored form, is not embedded again.
 import csv
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -180,36 +180,23 @@ def import_products(
 def _put(gallery: Gallery, source: Path, waiting: list[_Row], embed: Embed, done: Imported) -> set[str]:
     """Embed the photos of `waiting` at once, as stored, store each row, and return the SKUs of what was stored."""
     taken: set[str] = set()
-    photos = list(dict.fromkeys(jpeg for row in waiting for jpeg in _new(gallery, row)))
-    vectors = embed([photo.decode(jpeg) for jpeg in photos]) if photos else {}
-    places = {jpeg: place for place, jpeg in enumerate(photos)}
+    seen = _Seen(embed, [jpeg for row in waiting for jpeg in _new(gallery, row)])
     for row in waiting:
         with gallery.changing:
-            if _put_row(gallery, source, row, places, vectors, done):
+            if _put_row(gallery, source, row, seen, done):
                 taken.add(row.sku)
     return taken
 
 
-def _put_row(
-    gallery: Gallery,
-    source: Path,
-    row: _Row,
-    places: Mapping[bytes, int],
-    vectors: Mapping[bytes, NDArray[np.float32]],
-    done: Imported,
-) -> bool:
-    """Store one row in what the product is by now, and return whether that changed anything.
-
-    `places` says which row of the `vectors` a photo has. One that came into no `places`, as it was there before, and
-    was removed meanwhile, is not put back.
-    """
+def _put_row(gallery: Gallery, source: Path, row: _Row, seen: "_Seen", done: Imported) -> bool:
+    """Store one row in what the product is by now, and return whether that changed anything."""
     before = gallery.get(row.sku)
     try:
         product = _product(row.columns, before)
     except ValueError as error:
         done.leave_out_row(row.line, f"{source}:{row.line}: {error}")
         return False
-    new = [jpeg for jpeg in _new(gallery, row) if jpeg in places]
+    new = _new(gallery, row)
     has = len(gallery.photos_of(row.sku))
     if has + len(new) > MAX_VIEWS:
         done.leave_out_row(
@@ -220,10 +207,28 @@ def _put_row(
         return False
     if not new and product == before:
         return False
-    chosen = [places[jpeg] for jpeg in new]
-    gallery.put(product, new, {name: matrix[chosen] for name, matrix in vectors.items()} if new else None)
+    gallery.put(product, new, seen.vectors(new) if new else None)
     done.photos += len(new)
     return True
+
+
+class _Seen:
+    """What photos look like, each of which is embedded once."""
+
+    def __init__(self, embed: Embed, photos: Iterable[bytes]) -> None:
+        self._embed = embed
+        self._places = {jpeg: place for place, jpeg in enumerate(dict.fromkeys(photos))}
+        self._vectors = self._embedded(list(self._places))
+
+    def vectors(self, photos: list[bytes]) -> Mapping[bytes, NDArray[np.float32]]:
+        """Return unit rows (len(photos), d) for each embedding. A photo that its product had until now comes late."""
+        if any(jpeg not in self._places for jpeg in photos):
+            return self._embedded(photos)
+        chosen = [self._places[jpeg] for jpeg in photos]
+        return {name: matrix[chosen] for name, matrix in self._vectors.items()}
+
+    def _embedded(self, photos: list[bytes]) -> Mapping[bytes, NDArray[np.float32]]:
+        return self._embed([photo.decode(jpeg) for jpeg in photos]) if photos else {}
 
 
 def _new(gallery: Gallery, row: _Row) -> list[bytes]:

@@ -131,21 +131,21 @@ class Store:
         database.execute(f"PRAGMA page_size = {PAGE_BYTES}")  # of a database that is made now
         if database.execute("PRAGMA journal_mode = WAL").fetchone() != ("wal",):
             raise GalleryError(f"{self.path}: cannot keep a journal beside it; put it on a local disk.")
-        with self.write():
-            (kind,) = database.execute("PRAGMA application_id").fetchone()
-            (version,) = database.execute("PRAGMA user_version").fetchone()
-            (tables,) = database.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-            if (kind, version, tables) == (0, 0, 0):
-                for statement in _SCHEMA:
-                    database.execute(statement)
-                database.execute("INSERT INTO terms VALUES (1, 0, ?)", (secrets.token_bytes(16),))
-                database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-                database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-            elif kind != APPLICATION_ID:
+        if self._kind() == (0, 0, 0):
+            with self.write():
+                if self._kind() == (0, 0, 0):  # nobody else made it meanwhile
+                    for statement in _SCHEMA:
+                        database.execute(statement)
+                    database.execute("INSERT INTO terms VALUES (1, 0, ?)", (secrets.token_bytes(16),))
+                    database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+                    database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        with self._transaction(database, "BEGIN"):  # who opens it waits for no one who writes
+            kind, version, _ = self._kind()
+            if kind != APPLICATION_ID:
                 raise GalleryError(
                     f"{self.path}: found another program's database, expected a gallery. {_CARE}"
                 )
-            elif version != SCHEMA_VERSION:
+            if version != SCHEMA_VERSION:
                 raise GalleryError(
                     f"{self.path}: found a gallery of version {version}, expected {SCHEMA_VERSION}; use the release of "
                     "hanse-client that made it, or move the folder away and import the products again."
@@ -162,6 +162,14 @@ class Store:
         self._reader.execute("PRAGMA query_only = ON")
         for each in (self._reader, self._writer):
             each.create_function("token", 2, self._token, deterministic=True)
+
+    def _kind(self) -> tuple[int, int, int]:
+        """Return whose database it is, its version, and how many tables and indexes it has."""
+        with self._transaction(self._writer, "BEGIN") as database:
+            (kind,) = database.execute("PRAGMA application_id").fetchone()
+            (version,) = database.execute("PRAGMA user_version").fetchone()
+            (tables,) = database.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+        return kind, version, tables
 
     def _token(self, name: str, value: str) -> int:
         """Return a number that stands for a name with a value, in this gallery; an empty name is the category."""
@@ -233,8 +241,9 @@ class Store:
 
     def _still_read(self) -> GalleryError:
         return GalleryError(
-            f"{self.path}: the product is removed, but another process still reads the journal that holds its old "
-            "pages. Let it end and remove the product once more, which then empties the journal."
+            f"{self.path}: what was removed is not found any more, but somebody still reads the journal that holds its "
+            "old pages, another process or a long search. Let it end and remove the same once more, which then empties "
+            "the journal."
         )
 
     def __enter__(self) -> Self:

@@ -212,11 +212,14 @@ class Corrections:
 
         Return how many there were.
         """
+        product = composed(sku, MAX_SKU)
+        if not product.isprintable():
+            return 0  # as no SKU is: nor could SQLite be asked for half a letter
         with self._transaction() as db:
             found = db.execute(
                 "SELECT digest FROM correction AS last WHERE sku = ? AND number = "
                 "(SELECT max(number) FROM correction WHERE digest = last.digest)",
-                (composed(sku, MAX_SKU),),
+                (product,),
             ).fetchall()
             db.executemany("DELETE FROM correction WHERE digest = ?", found)
             db.executemany("DELETE FROM photo WHERE digest = ?", found)

@@ -142,8 +142,8 @@ class RecognizingPages:
             product = self._context.existing(fields.get("sku", ""))
             (kept,) = self._recognition.put(product, [image])
             self._corrections.add(self._context.kept(kept), sku=product.sku)
-        if kept != digest:
-            self._corrections.remove(digest)
+            if kept != digest:
+                self._corrections.remove(digest)
         return RedirectResponse(f"/photo/{kept.hex()}", 303)
 
     def _forget(self, request: Request, fields: Mapping[str, str]) -> Response:
@@ -153,10 +153,11 @@ class RecognizingPages:
         """
         digest = self._context.digest_kept(request)
         self._photos.keep(self._context.kept(digest))
-        said = self._corrections.of(digest)
-        if said and said.sku and fields.get("photo") == "remove":
-            self._recognition.remove_photo(said.sku, digest)
-        self._corrections.remove(digest)
+        with self._recognition.changing:
+            said = self._corrections.of(digest)
+            if said and said.sku and fields.get("photo") == "remove":
+                self._recognition.remove_photo(said.sku, digest)
+            self._corrections.remove(digest)
         back = "/corrections" if fields.get("to") == "corrections" else f"/photo/{digest.hex()}"
         return RedirectResponse(back, 303)
 

@@ -392,12 +392,18 @@ def test_threads_share_one_gallery(gallery, jpeg, unit, embedding) -> None:
     assert {product.sku for product in gallery.products()} == {str(number) for number in range(0, 40, 2)}
 
 
-def test_a_search_waits_for_no_one_who_writes(gallery, shelf, embedding) -> None:
+def test_a_search_waits_for_no_one_who_writes(gallery, folder, shelf, embedding) -> None:
     query = shelf[3, :1]
     with ThreadPoolExecutor(1) as pool, gallery._store.write() as db:
         db.execute("DELETE FROM product WHERE sku = '03'")
         ((found,),) = pool.submit(gallery.search, embedding, query, 1).result(30)
         assert found.product.sku == "03", "it is there until the write is whole"
+
+        def opened() -> int:
+            with Gallery.open(folder) as another:
+                return another.count()
+
+        assert pool.submit(opened).result(10) == 30
     ((found,),) = gallery.search(embedding, query, 1)
     assert found.product.sku != "03"
 

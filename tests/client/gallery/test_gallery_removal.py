@@ -344,7 +344,7 @@ def test_what_cannot_be_deleted_stops_the_removal_and_says_so(folder, jpeg, unit
         put(gallery, 1, jpeg, unit(2), embedding)
         (folder / f"{embedding.hex()}.index").mkdir()
         with pytest.raises(
-            GalleryError, match=r"\.index: the kept index cannot be deleted .* so nothing was removed"
+            GalleryError, match=r"\.index: the kept index cannot be deleted .* so no product was removed"
         ):
             gallery.remove("sku-00000001")
         assert gallery.get("sku-00000001")

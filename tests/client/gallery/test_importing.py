@@ -278,6 +278,22 @@ def test_an_import_waits_for_who_changes_a_product_and_keeps_what_the_file_does_
     assert gallery.get("a") == wanted
 
 
+def test_a_product_that_was_removed_meanwhile_comes_with_its_photos_or_not_at_all(
+    gallery: Gallery, table, embed
+) -> None:
+    import_products(gallery, table("sku,title,photo", "a,old,photos/0.png"), embed)
+
+    def removing(images):
+        gallery.remove("a")
+        return embed(images)
+
+    done = import_products(
+        gallery, table("sku,title,photo", "a,new,photos/0.png", "b,,photos/1.png"), removing
+    )
+    assert gallery.get("a") == Product(sku="a", title="new") and len(gallery.photos_of("a")) == 1
+    assert (done.products, done.photos) == (2, 2) and gallery.missing(embed.name, 9) == []
+
+
 def test_a_file_leaves_what_another_changed_between_its_rows(
     gallery: Gallery, table, embed, monkeypatch
 ) -> None:

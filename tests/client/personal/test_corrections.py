@@ -278,6 +278,11 @@ def test_a_product_is_one_however_its_sku_is_spelt(corrections: Corrections) -> 
             corrections.add(jpeg(1), sku=sku)
 
 
+def test_what_no_product_can_be_called_is_forgotten_of_nothing(corrections: Corrections) -> None:
+    for sku in ("\udcff", "", "a\nb", "x" * 9999):
+        assert corrections.forget(sku) == 0
+
+
 def test_a_label_has_the_joiners_that_its_script_needs(corrections: Corrections) -> None:
     word = "\u06a9\u0641\u0634\u200c\u0647\u0627"
     assert corrections.add(jpeg(1), label=word).label == word

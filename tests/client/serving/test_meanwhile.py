@@ -142,6 +142,22 @@ def test_what_was_said_of_a_product_meanwhile_goes_with_it(
         assert shop.recognition.gallery.get("A-01") is None and shop.corrections.count() == 0
 
 
+def test_what_is_taken_back_waits_for_what_is_said(shop: Shop, visit: Visitor) -> None:
+    where = visit.show(picture(600))
+    visit.post(f"{where}/product", sku="A-01")
+    kept = visit.post(f"{where}/reference", sku="A-01").headers["location"]
+    digest = bytes.fromhex(kept.removeprefix("/photo/"))
+    jpeg = shop.recognition.gallery.photo(digest)
+    assert jpeg is not None
+    after(
+        shop,
+        lambda: shop.corrections.add(jpeg, sku="A-00"),
+        lambda: visit.post(f"{kept}/forget", photo="remove"),
+    )
+    assert digest in shop.recognition.gallery.photos_of("A-01"), "by the last word it shows another product"
+    assert shop.corrections.count() == 0
+
+
 def test_who_replaces_a_product_waits_for_who_changes_it(
     shop: Shop, service: Service, rest: browser.Visitor
 ) -> None:
@@ -233,15 +249,15 @@ def test_a_removal_that_did_not_end_is_asked_for_once_more(
 
 def test_a_change_that_others_keep_waiting_gives_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(changing, "WAIT_SECONDS", 0.1)
-    one, other = Changing(tmp_path / "lock"), Changing(tmp_path / "lock")
+    one, other = Changing(tmp_path), Changing(tmp_path)
     with one:
         for waiting in (one, other):  # another thread of this process, and another process
             with pytest.raises(GalleryError, match="somebody else has changed products"), waiting:
                 raise AssertionError("two at once")
     with other:
         pass
-    assert (tmp_path / "lock").stat().st_mode & 0o777 == 0o600
-    with pytest.raises(GalleryError, match="cannot be made"), Changing(tmp_path / "none" / "lock"):
+    assert list(tmp_path.iterdir()) == [], "no file that somebody else may own"
+    with pytest.raises(GalleryError, match="cannot be locked"), Changing(tmp_path / "none"):
         raise AssertionError("without a folder")
 
 
