@@ -189,10 +189,9 @@ def _put(gallery: Gallery, source: Path, waiting: list[_Row], embed: Embed, done
 
 
 def _put_row(gallery: Gallery, source: Path, row: _Row, seen: "_Seen", done: Imported) -> bool:
-    """Store one row in what the product is by now, and return whether that changed anything."""
-    before = gallery.get(row.sku)
+    """Store one row in what the product is by now, and return whether it could be."""
     try:
-        product = _product(row.columns, before)
+        product = _product(row.columns, gallery.get(row.sku))
     except ValueError as error:
         done.leave_out_row(row.line, f"{source}:{row.line}: {error}")
         return False
@@ -204,8 +203,6 @@ def _put_row(gallery: Gallery, source: Path, row: _Row, seen: "_Seen", done: Imp
             f"{source}:{row.line}: product {row.sku!r} would have {has} + {len(new)} photos, expected at most "
             f"{MAX_VIEWS}. Name those that show something new.",
         )
-        return False
-    if not new and product == before:
         return False
     gallery.put(product, new, seen.vectors(new) if new else None)
     done.photos += len(new)
